@@ -1,0 +1,21 @@
+"""Errors that users see: each says what was wrong, what was found, what was wanted and what to do."""
+
+
+class ElasticError(Exception):
+    """Base class of every error raised on purpose by elastic_jax, train and eval."""
+
+
+class ConfigError(ElasticError, ValueError):
+    """A configuration value or field that is unknown, contradictory or not supported."""
+
+
+class ShapeError(ElasticError, ValueError):
+    """An array whose shape or length does not fit the call."""
+
+
+class CheckpointError(ElasticError, ValueError):
+    """A checkpoint that cannot be read or written safely."""
+
+
+class DataError(ElasticError, ValueError):
+    """A data record that is malformed or unusable."""

@@ -1,0 +1,81 @@
+"""Where the tokens of a batch are: positions, sequences and lengths of padded or packed rows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+
+from elastic_jax.errors import ShapeError
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Layout:
+    """Token metadata of a batch of rows; row b holds M sequences (M = 1 unless packed)."""
+
+    positions_BT: jax.Array
+    """Position inside the token's own sequence."""
+    sequence_BT: jax.Array
+    """Index 0 ... M-1 of the token's sequence; M for padding."""
+    lengths_BM: jax.Array
+    """Tokens in each sequence."""
+    lengths: jax.Array | None
+    """As given: tokens of each right-padded row."""
+    segment_ids: jax.Array | None
+    """As given: 1, 2, ... per packed sequence, 0 for padding."""
+
+    @property
+    def packed(self) -> bool:
+        return self.segment_ids is not None
+
+    @property
+    def seq_len_BT(self) -> jax.Array:
+        """Length of the sequence that each token belongs to."""
+        return per_token(self.lengths_BM, self)
+
+
+def make_layout(
+    shape: tuple[int, int],
+    *,
+    lengths: jax.Array | None = None,
+    segment_ids: jax.Array | None = None,
+    num_segments: int | None = None,
+    block_size: int = 128,
+) -> Layout:
+    """Layout of `[B, T]` tokens, right-padded by `lengths` or packed by `segment_ids` (not both).
+
+    `num_segments` bounds the sequences of a packed row; by default one per block of `block_size` tokens, the most
+    that can fit since every sequence starts a block.
+    """
+    if lengths is not None and segment_ids is not None:
+        raise ShapeError("lengths and segment_ids were both given. Use lengths for padded rows, segment_ids for packed.")
+    B, T = shape
+    index_T = jnp.arange(T, dtype=jnp.int32)
+    if segment_ids is None:
+        lengths_B = jnp.full((B,), T, jnp.int32) if lengths is None else jnp.asarray(lengths, jnp.int32)
+        _check_shape("lengths", lengths_B, (B,))
+        positions = jnp.broadcast_to(index_T, (B, T))
+        sequence = jnp.where(positions < lengths_B[:, None], 0, 1)
+        return Layout(positions, sequence, lengths_B[:, None], None if lengths is None else lengths_B, None)
+    segments = jnp.asarray(segment_ids, jnp.int32)
+    _check_shape("segment_ids", segments, (B, T))
+    M = num_segments or -(-T // block_size)
+    previous = jnp.pad(segments, ((0, 0), (1, 0)))[:, :-1]
+    starts = jnp.where((segments != previous) & (segments > 0), index_T, 0)
+    positions = jnp.where(segments > 0, index_T - jax.lax.cummax(starts, axis=1), 0)
+    sequence = jnp.where(segments > 0, segments - 1, M)
+    lengths_BM = (sequence[:, None, :] == jnp.arange(M)[None, :, None]).sum(-1, dtype=jnp.int32)
+    return Layout(positions, sequence, lengths_BM, None, segments)
+
+
+def per_token(values_BM: jax.Array, layout: Layout) -> jax.Array:
+    """Spreads one value per sequence over its tokens; 0 for padding."""
+    padded = jnp.pad(values_BM, ((0, 0), (0, 1)))
+    return jnp.take_along_axis(padded, layout.sequence_BT, axis=1, mode="clip")
+
+
+def _check_shape(name: str, array: jax.Array, want: tuple[int, ...]) -> None:
+    if array.shape != want:
+        raise ShapeError(f"{name} has shape {array.shape}; want {want} to fit the tokens.")

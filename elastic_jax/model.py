@@ -1,0 +1,249 @@
+"""The decoder: one NNX model for the Llama, Mistral and Qwen families, with a router in every layer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from elastic_jax.attention import Attention, LayerContext, LayerRecord, per_row
+from elastic_jax.config import ModelConfig
+from elastic_jax.errors import CheckpointError, ShapeError
+from elastic_jax.layers import GatedMLP, Linear, RMSNorm
+from elastic_jax.layout import make_layout
+from elastic_jax.rope import rope_table
+from elastic_jax.router import AttentionRouter, SampledGates, pooling_weights
+from elastic_jax.routing import HeadMode, Routing, modes_from
+
+Gates = Routing | jax.Array | str | SampledGates | None
+
+
+class Output(NamedTuple):
+    """Logits float32 `[B, T, V]` and the routing that produced them."""
+
+    logits: jax.Array
+    routing: Routing
+
+
+class Hidden(NamedTuple):
+    """Result of the decoder stack, before the vocabulary head.
+
+    `z` (1.0 = full) and the router `logits` are `[L, B, K]` and `[L, B, K, 2]`, with a sequence axis M after B for
+    packed rows. `layers` `[L + 1, B, T, D]` holds the input of each layer and, last, the normed output. `kv` holds
+    rotated keys and values, each `[L, B, T, K, H]`.
+    """
+
+    hidden_BTD: jax.Array
+    logits: jax.Array
+    z: jax.Array
+    layers: jax.Array | None
+    kv: tuple[jax.Array, jax.Array] | None
+
+    @property
+    def routing(self) -> Routing:
+        mode = jnp.where(self.z > 0, HeadMode.FULL, HeadMode.SPARSE).astype(jnp.int8)
+        return Routing(mode, self.logits)
+
+
+class Embedding(nnx.Module):
+    """Token embedding table `[V, D]`."""
+
+    def __init__(self, vocab: int, width: int, *, std: float, dtype: jnp.dtype, rngs: nnx.Rngs):
+        self.embedding = nnx.Param((std * jax.random.normal(rngs.params(), (vocab, width))).astype(dtype))
+
+    def __call__(self, input_ids_BT: jax.Array) -> jax.Array:
+        return jnp.take(self.embedding[...], input_ids_BT, axis=0, mode="clip")
+
+
+class DecoderLayer(nnx.Module):
+    """Pre-norm attention and MLP with residual connections, and the layer's router."""
+
+    def __init__(self, config: ModelConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+        width, eps = config.hidden_size, config.rms_norm_eps
+        self.input_norm = RMSNorm(width, eps=eps, dtype=dtype)
+        self.attn = Attention(config, dtype=dtype, rngs=rngs)
+        self.post_attn_norm = RMSNorm(width, eps=eps, dtype=dtype)
+        self.mlp = GatedMLP(width, config.intermediate_size, std=config.initializer_range, dtype=dtype, rngs=rngs)
+        self.router = AttentionRouter(config.head_dim, config.router, std=config.initializer_range, rngs=rngs)
+
+    def __call__(
+        self, x_BTD: jax.Array, context: LayerContext, mode: jax.Array | None, layer: jax.Array
+    ) -> tuple[jax.Array, LayerRecord]:
+        attended, record = self.attn(self.input_norm(x_BTD), self.router, context, mode, layer)
+        return self.feed_forward(x_BTD + attended), record
+
+    def feed_forward(self, x_BTD: jax.Array) -> jax.Array:
+        return x_BTD + self.mlp(self.post_attn_norm(x_BTD))
+
+
+class ElasticForCausalLM(nnx.Module):
+    """Causal language model with routed attention (Elastic Attention, arXiv 2601.17367).
+
+    The layers are one `DecoderLayer` whose arrays carry a leading axis L, run by `lax.scan`. Matrices have the
+    model dtype; routers, norms' statistics, softmax and logits are float32.
+    """
+
+    def __init__(self, config: ModelConfig, *, dtype: Any = jnp.bfloat16, rngs: nnx.Rngs):
+        dtype = jnp.dtype(dtype)
+        std = config.initializer_range
+
+        @nnx.split_rngs(splits=config.num_layers)
+        @nnx.vmap
+        def stack(rngs: nnx.Rngs) -> DecoderLayer:
+            return DecoderLayer(config, dtype=dtype, rngs=rngs)
+
+        self.embed = Embedding(config.vocab_size, config.hidden_size, std=std, dtype=dtype, rngs=rngs)
+        self.layers = stack(rngs)
+        self.norm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps, dtype=dtype)
+        self.lm_head = (
+            None
+            if config.tie_word_embeddings
+            else Linear((config.hidden_size,), (config.vocab_size,), std=std, dtype=dtype, rngs=rngs)
+        )
+        self.config = config
+        self.source: str | None = None
+
+    def __call__(
+        self,
+        input_ids_BT: jax.Array,
+        *,
+        lengths: jax.Array | None = None,
+        segment_ids: jax.Array | None = None,
+        routing: Routing | jax.Array | str | None = None,
+        router_bias: float | jax.Array = 0.0,
+    ) -> Output:
+        """Logits of every token.
+
+        Args:
+            input_ids_BT: token ids `[B, T]`.
+            lengths: tokens of each right-padded row `[B]`.
+            segment_ids: `[B, T]`, 1, 2, ... for the sequences of a packed row, 0 for padding; every sequence starts
+                on a block boundary.
+            routing: None lets the routers decide; "full" or "sparse" force every head; a `Routing` or modes
+                `[L, B, K]` (`[L, B, M, K]` packed) are imposed.
+            router_bias: added to full logit - sparse logit: positive for quality, negative for sparsity.
+
+        Raises:
+            ShapeError: arguments that do not fit `input_ids_BT`.
+        """
+        out = self.hidden(
+            input_ids_BT, lengths=lengths, segment_ids=segment_ids, gates=routing, router_bias=router_bias
+        )
+        return Output(self.head(out.hidden_BTD), out.routing)
+
+    def hidden(
+        self,
+        input_ids_BT: jax.Array,
+        *,
+        lengths: jax.Array | None = None,
+        segment_ids: jax.Array | None = None,
+        prompt_lengths: jax.Array | None = None,
+        gates: Gates = None,
+        router_bias: float | jax.Array = 0.0,
+        remat: bool = False,
+        num_segments: int | None = None,
+        return_layers: bool = False,
+        return_kv: bool = False,
+    ) -> Hidden:
+        """Runs the decoder stack without the vocabulary head; see `__call__` for the shared arguments.
+
+        `prompt_lengths` `[B]` (`[B, M]` packed) bounds what the routers pool (default: every token). `gates` also
+        takes `SampledGates`, which makes the result differentiable in the routers. `remat` recomputes each layer in
+        the backward pass. `num_segments` bounds the sequences of a packed row.
+        """
+        if input_ids_BT.ndim != 2:
+            raise ShapeError(f"input_ids has shape {input_ids_BT.shape}; want [batch, tokens]. Add a batch axis.")
+        config = self.config
+        layout = make_layout(
+            input_ids_BT.shape,
+            lengths=lengths,
+            segment_ids=segment_ids,
+            num_segments=num_segments,
+            block_size=config.router.block_size,
+        )
+        prompt_BM = layout.lengths_BM
+        if prompt_lengths is not None:
+            prompt_BM = jnp.minimum(prompt_BM, jnp.asarray(prompt_lengths, jnp.int32).reshape(prompt_BM.shape))
+        cos, sin = rope_table(
+            config.rope, config.head_dim, layout.positions_BT, layout.seq_len_BT, config.max_position_embeddings
+        )
+        sampled = gates if isinstance(gates, SampledGates) else None
+        context = LayerContext(
+            layout, pooling_weights(layout, prompt_BM, config.router), cos, sin, router_bias, sampled
+        )
+        modes = None
+        if gates is not None and sampled is None:
+            mode_shape = (*layout.lengths_BM.shape, config.num_kv_heads)
+            outer = mode_shape if layout.packed else (mode_shape[0], mode_shape[2])
+            modes = modes_from(gates, (config.num_layers, *outer)).reshape(config.num_layers, *mode_shape)
+
+        graph, stacked = nnx.split(self.layers)
+
+        def step(x_BTD: jax.Array, xs: tuple) -> tuple[jax.Array, tuple]:
+            state, mode, index = xs
+            y_BTD, record = nnx.merge(graph, state)(x_BTD, context, mode, index)
+            kept = (record.k_BTKH, record.v_BTKH) if return_kv else None
+            routed = (per_row(record.logits, layout), per_row(record.gates, layout))
+            return y_BTD, (routed, x_BTD if return_layers else None, kept)
+
+        body = jax.checkpoint(step) if remat else step
+        x_BTD = self.embed(input_ids_BT)
+        x_BTD, ((logits, z), inputs, kv) = jax.lax.scan(body, x_BTD, (stacked, modes, jnp.arange(config.num_layers)))
+        hidden_BTD = self.norm(x_BTD)
+        layers = jnp.concatenate([inputs, hidden_BTD[None]]) if return_layers else None
+        return Hidden(hidden_BTD, logits, z, layers, kv)
+
+    def head(self, hidden: jax.Array) -> jax.Array:
+        """Vocabulary logits, float32 `[..., V]`, of normed hidden states `[..., D]`."""
+        return jnp.tensordot(hidden, self.head_kernel(), axes=1, preferred_element_type=jnp.float32)
+
+    def head_kernel(self) -> jax.Array:
+        """The vocabulary matrix `[D, V]`, tied or not."""
+        return self.embed.embedding[...].T if self.lm_head is None else self.lm_head.kernel[...]
+
+
+def param_shapes(config: ModelConfig, dtype: Any = jnp.bfloat16) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shape and dtype of every parameter by dotted path, without allocating any."""
+    return {path: jax.ShapeDtypeStruct(p.shape, p.dtype) for path, p in to_params(_abstract(config, dtype)).items()}
+
+
+def to_params(model: nnx.Module) -> dict[str, Any]:
+    """The arrays of a model by dotted path, such as `layers.attn.q_proj.kernel`."""
+    flat = nnx.to_flat_state(nnx.state(model, nnx.Param))
+    return {".".join(map(str, path)): leaf.get_value() for path, leaf in flat}
+
+
+def from_params(config: ModelConfig, params: Mapping[str, Any], *, source: str | None = None) -> ElasticForCausalLM:
+    """Builds a model around existing arrays; its dtype is that of the embedding table.
+
+    Raises:
+        CheckpointError: paths missing, unknown or of another shape, all listed.
+    """
+    wanted = param_shapes(config, params["embed.embedding"].dtype if "embed.embedding" in params else jnp.bfloat16)
+    problems = [f"missing {path} {spec.shape}" for path, spec in wanted.items() if path not in params]
+    problems += [f"unexpected {path} {np.shape(array)}" for path, array in params.items() if path not in wanted]
+    problems += [
+        f"{path}: got {np.shape(params[path])}, want {spec.shape}"
+        for path, spec in wanted.items()
+        if path in params and np.shape(params[path]) != spec.shape
+    ]
+    if problems:
+        raise CheckpointError("parameters do not fit the configuration:\n  " + "\n  ".join(problems))
+    model = _abstract(config, wanted["embed.embedding"].dtype)
+    state = nnx.state(model, nnx.Param)
+    filled = [
+        (path, leaf.replace(jnp.asarray(params[name], wanted[name].dtype)))
+        for path, leaf in nnx.to_flat_state(state)
+        for name in [".".join(map(str, path))]
+    ]
+    nnx.update(model, nnx.from_flat_state(filled))
+    model.source = source
+    return model
+
+
+def _abstract(config: ModelConfig, dtype: Any) -> ElasticForCausalLM:
+    return nnx.eval_shape(lambda: ElasticForCausalLM(config, dtype=dtype, rngs=nnx.Rngs(0)))

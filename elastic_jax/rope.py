@@ -1,0 +1,103 @@
+"""Rotary position embeddings: the frequency rules of the Hugging Face `rope_type`s, computed per token."""
+
+from __future__ import annotations
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from elastic_jax.config import RopeConfig
+
+
+def rope_table(
+    rope: RopeConfig, head_dim: int, positions_BT: jax.Array, seq_len_BT: jax.Array, max_position_embeddings: int
+) -> tuple[jax.Array, jax.Array]:
+    """Cosines and sines for every token, float32 `[B, T, head_dim / 2]`.
+
+    `seq_len_BT` is the length of the sequence that each token belongs to: `dynamic` and `longrope` switch their
+    frequencies on it, so that a packed or padded row gives the same result as the sequence alone.
+    """
+    frequencies = _frequencies(rope, head_dim, seq_len_BT, max_position_embeddings)
+    angles = positions_BT[..., None].astype(jnp.float32) * frequencies
+    scale = attention_scale(rope, max_position_embeddings)
+    return jnp.cos(angles) * scale, jnp.sin(angles) * scale
+
+
+def apply_rope(x_BTNH: jax.Array, cos_BTh: jax.Array, sin_BTh: jax.Array) -> jax.Array:
+    """Rotates the two halves of each head (half-split layout), in float32, and returns the dtype of `x`."""
+    first, second = jnp.split(x_BTNH.astype(jnp.float32), 2, axis=-1)
+    cos, sin = cos_BTh[:, :, None], sin_BTh[:, :, None]
+    rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    return rotated.astype(x_BTNH.dtype)
+
+
+def attention_scale(rope: RopeConfig, max_position_embeddings: int) -> float:
+    """Factor on cosines and sines (YaRN and LongRoPE; 1 for the others)."""
+    if rope.type not in ("yarn", "longrope"):
+        return 1.0
+    if rope.attention_factor is not None:
+        return rope.attention_factor
+    factor = _extension(rope, max_position_embeddings)
+    if factor <= 1.0:
+        return 1.0
+    if rope.type == "longrope":
+        return math.sqrt(1.0 + math.log(factor) / math.log(_original(rope, max_position_embeddings)))
+    if rope.mscale and rope.mscale_all_dim:
+        return (0.1 * rope.mscale * math.log(factor) + 1.0) / (0.1 * rope.mscale_all_dim * math.log(factor) + 1.0)
+    return 0.1 * math.log(factor) + 1.0
+
+
+def _frequencies(
+    rope: RopeConfig, head_dim: int, seq_len_BT: jax.Array, max_position_embeddings: int
+) -> np.ndarray | jax.Array:
+    """Radians per position, `[head_dim / 2]`, or `[B, T, head_dim / 2]` where they depend on the sequence length."""
+    exponents = np.arange(0, head_dim, 2, dtype=np.float32) / head_dim
+    base = (1.0 / rope.theta**exponents).astype(np.float32)
+    if rope.type == "default":
+        return base
+    if rope.type == "linear":
+        return base / np.float32(rope.factor)
+    if rope.type == "llama3":
+        return _llama3(rope, base, _original(rope, max_position_embeddings))
+    if rope.type == "yarn":
+        return _yarn(rope, base, head_dim, max_position_embeddings)
+    if rope.type == "dynamic":
+        length = jnp.maximum(seq_len_BT, max_position_embeddings).astype(jnp.float32)[..., None]
+        growth = rope.factor * length / max_position_embeddings - (rope.factor - 1.0)
+        theta = rope.theta * growth ** (head_dim / (head_dim - 2))
+        return theta**-exponents
+    short = base / np.asarray(rope.short_factor, np.float32)
+    long = base / np.asarray(rope.long_factor, np.float32)
+    return jnp.where((seq_len_BT > _original(rope, max_position_embeddings))[..., None], long, short)
+
+
+def _original(rope: RopeConfig, max_position_embeddings: int) -> int:
+    return rope.original_max_position or max_position_embeddings
+
+
+def _extension(rope: RopeConfig, max_position_embeddings: int) -> float:
+    return rope.factor if rope.factor != 1.0 else max_position_embeddings / _original(rope, max_position_embeddings)
+
+
+def _llama3(rope: RopeConfig, base: np.ndarray, original: int) -> np.ndarray:
+    wavelength = 2 * math.pi / base
+    blend = (original / wavelength - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor)
+    blend = np.clip(blend, 0.0, 1.0)
+    return (blend * base + (1.0 - blend) * base / rope.factor).astype(np.float32)
+
+
+def _yarn(rope: RopeConfig, base: np.ndarray, head_dim: int, max_position_embeddings: int) -> np.ndarray:
+    original = _original(rope, max_position_embeddings)
+
+    def dimension(rotations: float) -> float:
+        return head_dim * math.log(original / (rotations * 2 * math.pi)) / (2 * math.log(rope.theta))
+
+    low, high = dimension(rope.beta_fast), dimension(rope.beta_slow)
+    if rope.truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, head_dim - 1)
+    ramp = np.clip((np.arange(head_dim // 2, dtype=np.float32) - low) / max(high - low, 0.001), 0.0, 1.0)
+    interpolated = base / np.float32(_extension(rope, max_position_embeddings))
+    return (interpolated * ramp + base * (1.0 - ramp)).astype(np.float32)

@@ -1,0 +1,14 @@
+"""Package list; everything else is in pyproject.toml, which cannot mix found packages with a mapped folder."""
+
+from setuptools import find_packages, setup
+
+TOP_LEVEL = ["pallas_kernels*", "elastic_jax*", "train*", "eval*"]
+
+setup(
+    packages=[*find_packages(include=TOP_LEVEL), "elastic_jax.configs"],
+    package_dir={"elastic_jax.configs": "configs"},
+    package_data={
+        "elastic_jax": ["data/**/*"],
+        "elastic_jax.configs": ["**/*.yaml"],
+    },
+)

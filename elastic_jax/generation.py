@@ -1,0 +1,217 @@
+"""Text generation: bucketed prefill that decides the routing, then one jitted decode loop that keeps it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from elastic_jax.errors import ShapeError
+from elastic_jax.kv_cache import CacheConfig, DenseCache
+from elastic_jax.model import ElasticForCausalLM
+from elastic_jax.rope import apply_rope, rope_table
+from elastic_jax.routing import HeadMode, Routing, modes_from
+from elastic_jax.sampling import Sampling, next_token
+
+
+@dataclass(frozen=True)
+class Timings:
+    """Wall-clock seconds; the first call at a new shape includes its compilation."""
+
+    prefill_s: float
+    decode_s: float
+
+
+@dataclass(frozen=True)
+class Generation:
+    """What `generate` returns.
+
+    `tokens` int32 `[B, max_new_tokens]`, filled with the pad id after a stop token; `lengths` `[B]` counts the
+    generated tokens, a stop token included; `cache_bytes` is what the cache really allocated.
+    """
+
+    tokens: jax.Array
+    lengths: jax.Array
+    routing: Routing
+    cache_bytes: int
+    timings: Timings
+
+
+def generate(
+    model: ElasticForCausalLM,
+    input_ids_BT: jax.Array,
+    *,
+    lengths: jax.Array | None = None,
+    max_new_tokens: int,
+    cache: CacheConfig | None = None,
+    sampling: Sampling | None = None,
+    routing: Routing | jax.Array | str | None = None,
+    router_bias: float = 0.0,
+    stop_tokens: Sequence[int] | None = None,
+    seed: int = 0,
+) -> Generation:
+    """Continues prompts. Routing is decided once per row, from its prompt, and kept while decoding.
+
+    Args:
+        input_ids_BT: right-padded prompts `[B, T]`.
+        lengths: tokens of each prompt `[B]`; default T for every row.
+        max_new_tokens: how many tokens to add at most.
+        cache: what the cache keeps and what sparse heads read while decoding.
+        sampling: greedy by default.
+        routing: None lets the routers decide; see `ElasticForCausalLM.__call__`.
+        router_bias: positive favours full attention, negative sparse.
+        stop_tokens: ids that end a row; default the end-of-sequence ids of the checkpoint.
+        seed: of the sampling.
+
+    Raises:
+        ShapeError: an empty prompt, a row of length 0, or more tokens than the model has positions.
+    """
+    cache, sampling = cache or CacheConfig(), sampling or Sampling()
+    config = model.config
+    ids, lengths_B = _check_prompts(model, np.asarray(input_ids_BT), lengths, max_new_tokens)
+    B, T = ids.shape
+    modes = None if routing is None else modes_from(routing, (config.num_layers, B, config.num_kv_heads))
+    stops = jnp.asarray(_end_ids(config.hf_extra) if stop_tokens is None else list(stop_tokens), jnp.int32)
+
+    start = time.perf_counter()
+    padded = jnp.asarray(np.pad(ids, ((0, 0), (0, bucket(T) - T))))
+    capacity = bucket(int(lengths_B.max()) + max_new_tokens)
+    state, logits_BV, routing = _prefill(
+        model, padded, jnp.asarray(lengths_B), modes, jnp.float32(router_bias), capacity=capacity
+    )
+    jax.block_until_ready(logits_BV)
+    prefill_s = time.perf_counter() - start
+
+    start = time.perf_counter()
+    mode = routing.mode if cache.sparse_decode else jnp.full_like(routing.mode, HeadMode.FULL)
+    tokens, counts = _decode(
+        model,
+        state,
+        logits_BV,
+        mode,
+        jax.random.key(seed),
+        stops,
+        sampling=sampling,
+        max_new_tokens=max_new_tokens,
+        pad_id=int(config.hf_extra.get("pad_token_id") or 0),
+    )
+    jax.block_until_ready(tokens)
+    return Generation(tokens, counts, routing, state.nbytes, Timings(prefill_s, time.perf_counter() - start))
+
+
+def bucket(tokens: int) -> int:
+    """The padded length for `tokens`: a multiple of 128 and of an eighth of its power of two, so at most eight
+    shapes are compiled per doubling and little is wasted."""
+    step = max(128, 1 << max(tokens.bit_length() - 4, 0))
+    return -(-tokens // step) * step
+
+
+@nnx.jit(static_argnames=("capacity",))
+def _prefill(
+    model: ElasticForCausalLM,
+    ids_BT: jax.Array,
+    lengths_B: jax.Array,
+    modes: jax.Array | None,
+    router_bias: jax.Array,
+    *,
+    capacity: int,
+) -> tuple[DenseCache, jax.Array, Routing]:
+    out = model.hidden(ids_BT, lengths=lengths_B, gates=modes, router_bias=router_bias, return_kv=True)
+    last_BD = jnp.take_along_axis(out.hidden_BTD, (lengths_B - 1)[:, None, None], axis=1)[:, 0]
+    assert out.kv is not None
+    return DenseCache.from_prefill(out.kv, lengths_B, capacity), model.head(last_BD), out.routing
+
+
+def decode_step(
+    model: ElasticForCausalLM, state: DenseCache, token_B: jax.Array, mode_LBK: jax.Array
+) -> tuple[DenseCache, jax.Array]:
+    """Feeds one token per row: the grown cache and the next float32 logits `[B, V]`."""
+    config = model.config
+    position = state.lengths[:, None]
+    cos, sin = rope_table(config.rope, config.head_dim, position, position + 1, config.max_position_embeddings)
+    graph, stacked = nnx.split(model.layers)
+
+    def step(carry: tuple[jax.Array, DenseCache], xs: tuple) -> tuple[tuple[jax.Array, DenseCache], None]:
+        x_B1D, state = carry
+        weights, mode_BK, index = xs
+        layer = nnx.merge(graph, weights)
+        q, k, v = layer.attn.project(layer.input_norm(x_B1D))
+        state = state.write(index, apply_rope(k, cos, sin), v)
+        attended = state.attend(index, apply_rope(q, cos, sin), mode_BK, config)
+        return (layer.feed_forward(x_B1D + layer.attn.o_proj(attended)), state), None
+
+    (x_B1D, state), _ = jax.lax.scan(
+        step, (model.embed(token_B[:, None]), state), (stacked, mode_LBK, jnp.arange(config.num_layers))
+    )
+    return state.advance(), model.head(model.norm(x_B1D)[:, 0])
+
+
+@nnx.jit(static_argnames=("sampling", "max_new_tokens", "pad_id"))
+def _decode(
+    model: ElasticForCausalLM,
+    state: DenseCache,
+    logits_BV: jax.Array,
+    mode_LBK: jax.Array,
+    key: jax.Array,
+    stops: jax.Array,
+    *,
+    sampling: Sampling,
+    max_new_tokens: int,
+    pad_id: int,
+) -> tuple[jax.Array, jax.Array]:
+    B = logits_BV.shape[0]
+
+    def choose(logits_BV: jax.Array, i: jax.Array, done_B: jax.Array, tokens: jax.Array) -> tuple:
+        token_B = jnp.where(done_B, pad_id, next_token(logits_BV, jax.random.fold_in(key, i), sampling))
+        stopped = done_B | (token_B[:, None] == stops[None]).any(-1)
+        return token_B, stopped, tokens.at[:, i].set(token_B)
+
+    def more(carry: tuple) -> jax.Array:
+        i, done_B = carry[0], carry[3]
+        return (i < max_new_tokens) & ~done_B.all()
+
+    def step(carry: tuple) -> tuple:
+        i, state, token_B, done_B, tokens, counts = carry
+        state, logits_BV = decode_step(model, state, token_B, mode_LBK)
+        counts = counts + ~done_B
+        token_B, done_B, tokens = choose(logits_BV, i, done_B, tokens)
+        return i + 1, state, token_B, done_B, tokens, counts
+
+    tokens = jnp.full((B, max_new_tokens), pad_id, jnp.int32)
+    token_B, done_B, tokens = choose(logits_BV, jnp.int32(0), jnp.zeros((B,), bool), tokens)
+    start = (jnp.int32(1), state, token_B, done_B, tokens, jnp.ones((B,), jnp.int32))
+    *_, tokens, counts = jax.lax.while_loop(more, step, start)
+    return tokens, counts
+
+
+def _check_prompts(
+    model: ElasticForCausalLM, ids: np.ndarray, lengths: jax.Array | None, max_new_tokens: int
+) -> tuple[np.ndarray, np.ndarray]:
+    if ids.ndim != 2 or ids.shape[1] == 0:
+        raise ShapeError(f"input_ids has shape {ids.shape}; want [batch, tokens] with at least one token per row.")
+    if max_new_tokens < 1:
+        raise ShapeError(f"max_new_tokens is {max_new_tokens}; want 1 or more.")
+    B, T = ids.shape
+    lengths_B = np.full((B,), T, np.int32) if lengths is None else np.asarray(lengths, np.int32)
+    if lengths_B.shape != (B,) or (lengths_B < 1).any() or (lengths_B > T).any():
+        raise ShapeError(f"lengths is {lengths_B.tolist()}; want {B} values from 1 to {T}, one per row.")
+    vocab = model.config.vocab_size
+    if ids.min() < 0 or ids.max() >= vocab:
+        raise ShapeError(f"input_ids run from {ids.min()} to {ids.max()}; want ids in [0, {vocab}). Wrong tokenizer?")
+    need, have = int(lengths_B.max()) + max_new_tokens, model.config.max_position_embeddings
+    if need > have and model.config.rope.type != "dynamic":
+        raise ShapeError(
+            f"prompt of {lengths_B.max()} tokens + max_new_tokens {max_new_tokens} = {need} positions; the model has "
+            f"{have}. Shorten the prompt, or give the checkpoint a rope scaling for longer contexts."
+        )
+    return ids, lengths_B
+
+
+def _end_ids(hf_extra: dict) -> list[int]:
+    ids = hf_extra.get("eos_token_id")
+    return [] if ids is None else [ids] if isinstance(ids, int) else list(ids)

@@ -50,7 +50,9 @@ def make_layout(
     that can fit since every sequence starts a block.
     """
     if lengths is not None and segment_ids is not None:
-        raise ShapeError("lengths and segment_ids were both given. Use lengths for padded rows, segment_ids for packed.")
+        raise ShapeError(
+            "lengths and segment_ids were both given. Use lengths for padded rows, segment_ids for packed ones."
+        )
     B, T = shape
     index_T = jnp.arange(T, dtype=jnp.int32)
     if segment_ids is None:

@@ -84,7 +84,7 @@ def argmax_gates(logits: jax.Array, router_bias: float | jax.Array = 0.0) -> jax
 
 
 def sample_gates(logits: jax.Array, key: jax.Array, temperature: float | jax.Array) -> jax.Array:
-    """Straight-through Gumbel-softmax over the two classes: value exactly 0.0 or 1.0 (full), gradient of the softmax."""
+    """Gumbel-softmax over the two classes, straight-through: value exactly 0.0 or 1.0 (full), softmax gradient."""
     uniform = jax.random.uniform(key, logits.shape, jnp.float32)
     gumbel = -jnp.log(-jnp.log(uniform + GUMBEL_EPS) + GUMBEL_EPS)
     noisy = logits + gumbel

@@ -22,7 +22,7 @@ class HeadMode(IntEnum):
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Routing:
-    """Decisions of all routers: `mode` int8 `[L, B, K]` (`[L, B, M, K]` for packed rows), `logits` float32 `[..., 2]`."""
+    """Decisions of all routers: `mode` int8 `[L, B, K]` (`[L, B, M, K]` packed), `logits` float32 `[..., 2]`."""
 
     mode: jax.Array
     logits: jax.Array | None = None

@@ -1,0 +1,84 @@
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tiny import random_ids, tiny_model
+
+from elastic_jax.errors import ShapeError
+from elastic_jax.generation import bucket, generate
+from elastic_jax.kv_cache import CacheConfig
+from elastic_jax.sampling import Sampling
+
+
+def without_cache(model, generation, ids, lengths):
+    """Greedy tokens of one forward pass over prompt + generated text under the same routing."""
+    steps = generation.tokens.shape[1]
+    rows = np.zeros((len(lengths), ids.shape[1] + steps), np.int32)
+    for b, length in enumerate(lengths):
+        rows[b, : length + steps] = np.concatenate([ids[b, :length], generation.tokens[b]])
+    logits = model(jnp.asarray(rows), lengths=jnp.asarray(lengths) + steps, routing=generation.routing).logits
+    return np.stack([np.argmax(logits[b, n - 1 : n - 1 + steps], -1) for b, n in enumerate(lengths)])
+
+
+@pytest.mark.parametrize("routing", [None, "full", "sparse"])
+def test_rows_of_different_length_equal_the_forward_pass_without_cache(routing):
+    model, ids, lengths = tiny_model(), random_ids((2, 100)), [100, 61]
+    generation = generate(model, ids, lengths=jnp.array(lengths), max_new_tokens=24, routing=routing)
+    np.testing.assert_array_equal(generation.tokens, without_cache(model, generation, ids, lengths))
+    np.testing.assert_array_equal(generation.lengths, [24, 24])
+
+
+def test_sliding_window_holds_while_decoding():
+    model, ids, lengths = tiny_model(sliding_window=20), random_ids((1, 60)), [60]
+    generation = generate(model, ids, max_new_tokens=24)
+    np.testing.assert_array_equal(generation.tokens, without_cache(model, generation, ids, lengths))
+
+
+def test_dense_decoding_gives_sparse_heads_the_whole_past():
+    model, ids = tiny_model(), random_ids((1, 100))
+    sparse = generate(model, ids, max_new_tokens=24, routing="sparse")
+    dense = generate(model, ids, max_new_tokens=24, routing="sparse", cache=CacheConfig(sparse_decode=False))
+    assert int(sparse.tokens[0, 0]) == int(dense.tokens[0, 0])
+    assert (sparse.tokens != dense.tokens).any()
+
+
+def test_a_stop_token_ends_its_row_only():
+    model, ids = tiny_model(), random_ids((2, 100))
+    free = generate(model, ids, max_new_tokens=24)
+    stop = int(free.tokens[0, 5])
+    first = [int(np.argmax(row == stop)) if (row == stop).any() else 23 for row in np.asarray(free.tokens)]
+    stopped = generate(model, ids, max_new_tokens=24, stop_tokens=[stop])
+    np.testing.assert_array_equal(stopped.lengths, [n + 1 for n in first])
+    for b, n in enumerate(first):
+        np.testing.assert_array_equal(stopped.tokens[b, : n + 1], free.tokens[b, : n + 1])
+        assert (stopped.tokens[b, n + 1 :] == 0).all()
+
+
+def test_sampling_repeats_with_its_seed_and_the_cache_is_counted():
+    model, ids = tiny_model(), random_ids((2, 100))
+    sampling = Sampling(temperature=1.0, top_k=20, top_p=0.9)
+    a, b, c = (generate(model, ids, max_new_tokens=24, sampling=sampling, seed=seed) for seed in (1, 1, 2))
+    np.testing.assert_array_equal(a.tokens, b.tokens)
+    assert (a.tokens != c.tokens).any()
+    config = model.config
+    assert a.cache_bytes == 2 * 4 * config.num_layers * 2 * config.num_kv_heads * bucket(124) * config.head_dim
+
+
+@pytest.mark.parametrize("tokens", [1, 127, 128, 129, 1000, 2049, 8000, 100_000])
+def test_buckets_waste_at_most_an_eighth_beyond_one_block(tokens):
+    assert tokens <= bucket(tokens) <= max(tokens + 127, tokens * 1.125 + 1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"input_ids_BT": np.zeros((1, 0), int)}, "at least one token"),
+        ({"lengths": [0]}, "from 1 to 8"),
+        ({"lengths": [9]}, "from 1 to 8"),
+        ({"max_new_tokens": 600}, "608 positions; the model has 512"),
+        ({"max_new_tokens": 0}, "1 or more"),
+        ({"input_ids_BT": np.full((1, 8), 64)}, "Wrong tokenizer"),
+    ],
+)
+def test_bad_prompts_are_refused_before_any_work(arguments, message):
+    with pytest.raises(ShapeError, match=message):
+        generate(tiny_model(), **{"input_ids_BT": np.zeros((1, 8), int), "max_new_tokens": 4, **arguments})

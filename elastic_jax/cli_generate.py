@@ -1,0 +1,87 @@
+"""`elastic-jax generate`: continue a prompt or answer a chat message."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from elastic_jax.cli_args import parse_verb
+from elastic_jax.cli_model import ModelSettings, encode, load_model, load_model_tokenizer, read_prompt
+from elastic_jax.errors import ConfigError
+from elastic_jax.settings import settings_yaml
+
+
+@dataclass(frozen=True)
+class GenerateSettings(ModelSettings):
+    """Prompt, routing and sampling of one answer."""
+
+    prompt: str | None = None
+    """Text of the prompt."""
+    prompt_file: str | None = None
+    """UTF-8 file that holds the prompt, instead of --prompt."""
+    chat: bool = False
+    """Wrap the prompt in the model's chat template."""
+    system: str | None = None
+    """System message of the chat; by default the template's own."""
+    max_new_tokens: int = 128
+    """Length of the answer at most, in tokens."""
+    routing: Literal["auto", "full", "sparse"] = "auto"
+    """`auto` lets the routers decide once, after the prompt; the others force every head."""
+    router_bias: float = 0.0
+    """Added to logit_full - logit_sparse: positive for quality, negative for sparsity."""
+    temperature: float = 0.0
+    """0 is greedy; 1 samples the model's distribution."""
+    top_k: int = 0
+    """Sample among this many most likely tokens; 0 for no limit."""
+    top_p: float = 1.0
+    """Sample among the fewest tokens that hold this probability; 1 for no limit."""
+    seed: int = 0
+    """Seed of the sampling."""
+    stats: bool = False
+    """Print sparsity, cache size and speed to stderr afterwards."""
+
+    def text(self) -> str:
+        """The prompt, from whichever of the two places it was given."""
+        if (self.prompt is None) == (self.prompt_file is None):
+            raise ConfigError("want exactly one prompt: give --prompt TEXT or --prompt-file FILE.")
+        return read_prompt(self.prompt_file) if self.prompt_file is not None else str(self.prompt)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Continue a prompt, with the routers' choice of attention or a forced one."""
+    asked = parse_verb(GenerateSettings, argv, verb="generate", summary=str(main.__doc__))
+    settings, text = asked.settings, asked.settings.text()
+    if asked.dry_run:
+        print(settings_yaml(settings), end="")
+        return 0
+
+    import numpy as np
+
+    from elastic_jax.generation import generate
+    from elastic_jax.sampling import Sampling
+
+    tokenizer = load_model_tokenizer(settings)
+    ids = encode(tokenizer, text, chat=settings.chat, system=settings.system)
+    sampling = Sampling(temperature=settings.temperature, top_k=settings.top_k, top_p=settings.top_p)
+    model = load_model(settings)
+    answer = generate(
+        model,
+        np.asarray([ids]),
+        max_new_tokens=settings.max_new_tokens,
+        sampling=sampling,
+        routing=None if settings.routing == "auto" else settings.routing,
+        router_bias=settings.router_bias,
+        seed=settings.seed,
+    )
+    count = int(answer.lengths[0])
+    print(tokenizer.decode(np.asarray(answer.tokens[0, :count]), skip_special_tokens=True))
+    if settings.stats:
+        prefill, decode = answer.timings.prefill_s, answer.timings.decode_s
+        print(
+            f"{len(ids)} prompt tokens in {prefill:.2f} s, {count} new ones in {decode:.2f} s, compilation included; "
+            f"MSR {float(answer.routing.msr()[0]):.2f}; cache {answer.cache_bytes / 2**20:.1f} MiB",
+            file=sys.stderr,
+        )
+    return 0

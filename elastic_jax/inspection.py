@@ -1,0 +1,77 @@
+"""What the routers decide for a set of prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from elastic_jax.errors import ShapeError
+from elastic_jax.generation import bucket
+from elastic_jax.model import ElasticForCausalLM
+from elastic_jax.routing import HeadMode, Routing
+
+
+@dataclass(frozen=True)
+class PromptRouting:
+    """Routing of one prompt of `tokens` tokens."""
+
+    label: str
+    tokens: int
+    full_LK: np.ndarray
+    """True where the KV head keeps full attention."""
+    probability_LK: np.ndarray
+    """Probability of full attention that the router's two logits (and the bias) amount to."""
+    msr: float
+    """Share of (layer, KV head) pairs that are sparse."""
+    esr: float
+    """Share of causal (query, key) pairs skipped, mean over layers."""
+    esr_last_layer: float
+
+    def as_dict(self) -> dict[str, object]:
+        """Plain values for JSON; heads are `full` or `sparse`, one list per layer."""
+        return {
+            "label": self.label,
+            "tokens": self.tokens,
+            "msr": self.msr,
+            "esr": self.esr,
+            "esr_last_layer": self.esr_last_layer,
+            "heads": np.where(self.full_LK, "full", "sparse").tolist(),
+            "probability_full": np.round(self.probability_LK.astype(float), 4).tolist(),
+        }
+
+
+def route_prompt(
+    model: ElasticForCausalLM, label: str, ids: Sequence[int], *, router_bias: float = 0.0
+) -> PromptRouting:
+    """Runs the prompt through the model once and returns what its routers chose.
+
+    Raises:
+        ShapeError: an empty prompt, or one longer than the model has positions.
+    """
+    limit = model.config.max_position_embeddings
+    if not 0 < len(ids) <= limit:
+        raise ShapeError(f"prompt {label!r} has {len(ids)} tokens; want 1 to {limit}, the positions of the model.")
+    padded = np.zeros((1, bucket(len(ids))), np.int32)
+    padded[0, : len(ids)] = ids
+    lengths = jnp.asarray([len(ids)])
+    routing = _route(model, padded, lengths, jnp.float32(router_bias))
+    logits = np.asarray(routing.logits[:, 0])
+    return PromptRouting(
+        label=label,
+        tokens=len(ids),
+        full_LK=np.asarray(routing.mode[:, 0]) == HeadMode.FULL,
+        probability_LK=np.asarray(jax.nn.sigmoid(logits[..., 1] - logits[..., 0] + router_bias)),
+        msr=float(routing.msr()[0]),
+        esr=float(routing.esr(lengths, model.config)[0]),
+        esr_last_layer=float(routing.esr(lengths, model.config, last_layer=True)[0]),
+    )
+
+
+@nnx.jit
+def _route(model: ElasticForCausalLM, ids_BT: jax.Array, lengths_B: jax.Array, router_bias: jax.Array) -> Routing:
+    return model.hidden(ids_BT, lengths=lengths_B, router_bias=router_bias).routing

@@ -1,0 +1,238 @@
+"""Strict settings: frozen dataclasses filled from YAML files and dotted overrides, nothing unknown accepted.
+
+Every field of a settings class has a default; a field that the user must give defaults to None and is checked by the
+code that needs it, so that a file and a command line can each give a part.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Iterable, Mapping, Sequence
+from enum import Enum
+from pathlib import Path
+from typing import Any, Literal, Union
+
+import yaml
+
+from elastic_jax.errors import ConfigError
+
+
+def load_settings[T](cls: type[T], path: str | Path | None = None, overrides: Sequence[str] = ()) -> T:
+    """Builds `cls` from its defaults, then the YAML file, then the overrides.
+
+    Args:
+        cls: a frozen dataclass; nested dataclasses are nested mappings in the file.
+        path: a YAML file, or the name of a shipped recipe (see `find_config`); None for defaults only.
+        overrides: `"optimizer.peak=1e-4"`; the value is read as YAML unless the field is text.
+
+    Raises:
+        ConfigError: file and key of the first unknown key, wrong type or refused value.
+    """
+    values: dict[str, Any] = {}
+    origin = "settings"
+    if path is not None:
+        file = find_config(path)
+        origin = str(file)
+        values = read_yaml(file)
+    for override in overrides:
+        _apply_override(cls, values, override)
+    return _build(cls, values, origin, ())
+
+
+def find_config(name: str | Path) -> Path:
+    """The YAML file at `name`, or the shipped recipe of that name (`"train/router_smollm2"`)."""
+    if Path(name).is_file():
+        return Path(name)
+    root = _shipped()
+    recipes = {str(file.relative_to(root).with_suffix("")): file for file in root.rglob("*.yaml")}
+    recipe = str(name).removesuffix(".yaml")
+    if recipe in recipes:
+        return recipes[recipe]
+    raise ConfigError(f"no configuration file {name}{_nearest(recipe, recipes)} Shipped recipes: {_listed(recipes)}.")
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file, read safely; repeated keys are refused."""
+    try:
+        values = _UniqueKeyLoader(path.read_text(encoding="utf-8")).get_single_data()
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path}: cannot be read as YAML: {error}") from error
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: holds a {type(values).__name__}; want `key: value` lines.")
+    return values
+
+
+def settings_dict(settings: Any) -> dict[str, Any]:
+    """The settings as plain values, ready for YAML or JSON; `load_settings` reads them back."""
+    return {field.name: _plain(getattr(settings, field.name)) for field in dataclasses.fields(settings)}
+
+
+def settings_yaml(settings: Any) -> str:
+    """The settings as the YAML text that would produce them."""
+    return yaml.safe_dump(settings_dict(settings), sort_keys=False, allow_unicode=True)
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        repeated = next((key for key in keys if keys.count(key) > 1), None)
+        if repeated is not None:
+            raise yaml.constructor.ConstructorError(None, None, f"key {repeated!r} is given twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+def _shipped() -> Path:
+    package = Path(__file__).parent
+    installed = package / "configs"
+    return installed if installed.is_dir() else package.parent / "configs"
+
+
+def _apply_override(cls: type, values: dict[str, Any], override: str) -> None:
+    dotted, equals, text = override.partition("=")
+    if not equals:
+        raise ConfigError(f"override {override!r} has no '='. Write it as key=value, for example optimizer.peak=1e-4.")
+    *parents, last = dotted.split(".")
+    hint: Any = cls
+    for depth, name in enumerate([*parents, last]):
+        hints = _hints(hint) if dataclasses.is_dataclass(hint) else {}
+        if name not in hints:
+            raise _unknown("override", tuple(dotted.split(".")[: depth + 1]), hints)
+        hint = _strip_optional(hints[name])
+    for name in parents:
+        values = values.setdefault(name, {})
+    values[last] = text if hint in (str, Path) and text != "null" else yaml.safe_load(text)
+
+
+def _build[T](cls: type[T], values: Mapping[str, Any], origin: str, path: tuple[str, ...]) -> T:
+    hints = _hints(cls)
+    for key in values:
+        if key not in hints:
+            raise _unknown(origin, (*path, str(key)), hints)
+    arguments = {key: _convert(value, hints[key], origin, (*path, key)) for key, value in values.items()}
+    try:
+        return cls(**arguments)
+    except ConfigError as error:
+        raise ConfigError(f"{origin}: {_at(path)}{error}") from error
+
+
+def _convert(value: Any, hint: Any, origin: str, path: tuple[str, ...]) -> Any:
+    def refuse(want: str) -> ConfigError:
+        return ConfigError(f"{origin}: {'.'.join(path)} is {value!r}; want {want}.")
+
+    kind, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+        if not isinstance(value, Mapping):
+            raise refuse(f"a mapping with the keys {_listed(_hints(hint))}")
+        return _build(hint, value, origin, path)
+    if kind is Literal:
+        if not any(value == choice and type(value) is type(choice) for choice in arguments):
+            raise refuse("one of " + _listed(map(str, arguments)))
+        return value
+    if kind in (Union, types.UnionType):
+        return _convert_union(value, arguments, origin, path)
+    if kind in (tuple, list):
+        if not isinstance(value, list | tuple):
+            raise refuse("a list")
+        return _convert_sequence(value, kind, arguments, origin, path)
+    if kind is dict:
+        if not isinstance(value, Mapping):
+            raise refuse("a mapping")
+        return {str(key): _convert(item, arguments[1], origin, (*path, str(key))) for key, item in value.items()}
+    if isinstance(hint, type) and issubclass(hint, Enum):
+        names = {member.name.lower(): member for member in hint}
+        if str(value).lower() not in names:
+            raise refuse("one of " + _listed(names))
+        return names[str(value).lower()]
+    return _convert_scalar(value, hint, refuse)
+
+
+def _convert_union(value: Any, arms: tuple[Any, ...], origin: str, path: tuple[str, ...]) -> Any:
+    if value is None and type(None) in arms:
+        return None
+    problems = []
+    for arm in arms:
+        if arm is not type(None):
+            try:
+                return _convert(value, arm, origin, path)
+            except ConfigError as error:
+                problems.append(error)
+    raise problems[0]
+
+
+def _convert_sequence(
+    value: Sequence[Any], kind: Any, arms: tuple[Any, ...], origin: str, path: tuple[str, ...]
+) -> Any:
+    open_ended = kind is list or (len(arms) == 2 and arms[1] is Ellipsis)
+    if not open_ended and len(value) != len(arms):
+        raise ConfigError(f"{origin}: {'.'.join(path)} has {len(value)} values; want {len(arms)}.")
+    each = [arms[0]] * len(value) if open_ended else arms
+    numbered = enumerate(zip(value, each, strict=True))
+    items = [_convert(item, arm, origin, (*path, str(i))) for i, (item, arm) in numbered]
+    return items if kind is list else tuple(items)
+
+
+def _convert_scalar(value: Any, hint: Any, refuse: typing.Callable[[str], ConfigError]) -> Any:
+    if hint is bool and not isinstance(value, bool):
+        raise refuse("true or false")
+    if hint is int and (isinstance(value, bool) or not isinstance(value, int)):
+        raise refuse("a whole number")
+    if hint is float:
+        if isinstance(value, bool):
+            raise refuse("a number")
+        try:
+            return float(value)  # YAML 1.1 reads 1e-4 as text
+        except (TypeError, ValueError):
+            raise refuse("a number") from None
+    if hint in (str, Path) and not isinstance(value, str | Path):
+        raise refuse("text; put it in quotes")
+    return Path(value) if hint is Path else value
+
+
+def _unknown(origin: str, path: tuple[str, ...], known: Iterable[str]) -> ConfigError:
+    known = list(known)
+    nearest = _nearest(path[-1], known, prefix=path[:-1])
+    return ConfigError(f"{origin}: unknown key {'.'.join(path)}{nearest} Known keys: {_listed(known)}.")
+
+
+def _nearest(name: str, known: Iterable[str], prefix: tuple[str, ...] = ()) -> str:
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f". Did you mean {'.'.join([*prefix, close[0]])}?" if close else "."
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(sorted(names)) or "none"
+
+
+def _at(path: tuple[str, ...]) -> str:
+    return f"{'.'.join(path)}: " if path else ""
+
+
+def _hints(cls: Any) -> dict[str, Any]:
+    hints = typing.get_type_hints(cls)
+    return {field.name: hints[field.name] for field in dataclasses.fields(cls) if field.init}
+
+
+def _strip_optional(hint: Any) -> Any:
+    if typing.get_origin(hint) in (Union, types.UnionType):
+        arms = [arm for arm in typing.get_args(hint) if arm is not type(None)]
+        return arms[0] if len(arms) == 1 else hint
+    return hint
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        return settings_dict(value)
+    if isinstance(value, Enum):
+        return value.name.lower()
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    return value

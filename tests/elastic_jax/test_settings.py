@@ -1,0 +1,152 @@
+"""Strict settings: what a file or an override may say, and what the refusals tell."""
+
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+from typing import Literal
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from elastic_jax.errors import ConfigError
+from elastic_jax.settings import find_config, load_settings, settings_dict, settings_yaml
+
+
+class Colour(Enum):
+    RED = 1
+    BLUE = 2
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    peak: float = 1e-3
+    betas: tuple[float, float] = (0.9, 0.95)
+    kind: Literal["adamw", "sgd"] = "adamw"
+
+    def __post_init__(self) -> None:
+        if self.peak <= 0:
+            raise ConfigError(f"peak is {self.peak}; want more than 0.")
+
+
+@dataclass(frozen=True)
+class Settings:
+    steps: int = 10
+    name: str = "run"
+    folder: Path = Path("runs")
+    limit: int | None = None
+    remat: bool = True
+    colour: Colour = Colour.RED
+    lengths: tuple[int, ...] = (1024,)
+    shares: dict[str, float] = field(default_factory=dict)
+    optimizer: Optimizer = field(default_factory=Optimizer)
+    bits: Literal[2, 4, 8, 16] = 16
+
+
+@pytest.fixture
+def yaml_file(tmp_path):
+    def write(text: str) -> Path:
+        path = tmp_path / "recipe.yaml"
+        path.write_text(text)
+        return path
+
+    return write
+
+
+def test_defaults_then_file_then_overrides(yaml_file):
+    path = yaml_file("steps: 3\noptimizer: {peak: 1e-4, betas: [0.8, 0.9]}\ncolour: blue\nshares: {code: 1}\n")
+    settings = load_settings(Settings, path, ["optimizer.peak=2e-4", "name=007", "folder=out", "lengths=[1, 2]"])
+    assert settings == Settings(
+        steps=3,
+        name="007",
+        folder=Path("out"),
+        colour=Colour.BLUE,
+        lengths=(1, 2),
+        shares={"code": 1.0},
+        optimizer=Optimizer(peak=2e-4, betas=(0.8, 0.9)),
+    )
+
+
+def test_optional_values(yaml_file):
+    assert load_settings(Settings, yaml_file("limit: 5\n"), ["limit=null"]).limit is None
+    assert load_settings(Settings, yaml_file(""), ["limit=7"]).limit == 7
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("stepz: 3\n", "unknown key stepz. Did you mean steps?"),
+        ("optimizer: {peek: 3}\n", "unknown key optimizer.peek. Did you mean optimizer.peak?"),
+        ("steps: many\n", "steps is 'many'; want a whole number"),
+        ("steps: 2.5\n", "steps is 2.5; want a whole number"),
+        ("steps: true\n", "steps is True; want a whole number"),
+        ("remat: 1\n", "remat is 1; want true or false"),
+        ("name: 3\n", "name is 3; want text"),
+        ("optimizer: 3\n", "optimizer is 3; want a mapping"),
+        ("optimizer: {peak: true}\n", "optimizer.peak is True; want a number"),
+        ("optimizer: {kind: adam}\n", "optimizer.kind is 'adam'; want one of adamw, sgd"),
+        ("optimizer: {betas: [1]}\n", "optimizer.betas has 1 values; want 2"),
+        ("optimizer: {peak: -1}\n", "optimizer: peak is -1.0; want more than 0"),
+        ("lengths: 3\n", "lengths is 3; want a list"),
+        ("lengths: [1, x]\n", "lengths.1 is 'x'; want a whole number"),
+        ("shares: {a: b}\n", "shares.a is 'b'; want a number"),
+        ("colour: green\n", "colour is 'green'; want one of blue, red"),
+        ("bits: 3\n", "bits is 3; want one of"),
+        ("bits: 4.0\n", "bits is 4.0; want one of"),
+        ("limit: [1]\n", "limit is [1]; want a whole number"),
+        ("steps: 1\nsteps: 2\n", "key 'steps' is given twice"),
+        ("- 1\n", "holds a list; want `key: value` lines"),
+        ("a: [\n", "cannot be read as YAML"),
+        ("name: !!python/object/apply:os.getcwd []\n", "cannot be read as YAML"),
+    ],
+)
+def test_refusals_name_the_file_and_the_key(yaml_file, text, says):
+    path = yaml_file(text)
+    with pytest.raises(ConfigError) as refusal:
+        load_settings(Settings, path)
+    assert str(path) in str(refusal.value)
+    assert says in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("steps", "has no '='"),
+        ("step=3", "unknown key step. Did you mean steps?"),
+        ("optimizer.peek=3", "Did you mean optimizer.peak?"),
+        ("steps.count=3", "unknown key steps.count"),
+        ("steps=x", "steps is 'x'"),
+    ],
+)
+def test_refused_overrides(override, says):
+    with pytest.raises(ConfigError, match=says.replace("?", r"\?")):
+        load_settings(Settings, None, [override])
+
+
+def test_missing_file_is_named_with_what_exists():
+    with pytest.raises(ConfigError, match="no configuration file nowhere.yaml"):
+        find_config("nowhere.yaml")
+
+
+@given(
+    st.builds(
+        Settings,
+        steps=st.integers(),
+        name=st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Cs"])),
+        limit=st.none() | st.integers(),
+        remat=st.booleans(),
+        colour=st.sampled_from(Colour),
+        lengths=st.lists(st.integers()).map(tuple),
+        shares=st.dictionaries(st.sampled_from("abc"), st.floats(allow_nan=False)),
+        optimizer=st.builds(Optimizer, peak=st.floats(min_value=1e-9, max_value=1e9)),
+    )
+)
+def test_written_settings_read_back_the_same(tmp_path_factory, settings):
+    path = tmp_path_factory.mktemp("settings") / "saved.yaml"
+    path.write_text(settings_yaml(settings), encoding="utf-8")
+    assert load_settings(Settings, path) == settings
+
+
+def test_settings_dict_is_plain():
+    assert settings_dict(Settings())["optimizer"] == {"peak": 1e-3, "betas": [0.9, 0.95], "kind": "adamw"}
+    assert settings_dict(Settings())["colour"] == "red"

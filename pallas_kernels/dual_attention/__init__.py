@@ -1,0 +1,1 @@
+"""Training attention: full and sparse outputs from one pass."""

@@ -1,0 +1,52 @@
+"""Dual and routed attention by the definition: two dense attentions and, for the routed form, their mixture."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from pallas_kernels.hybrid_attention.reference import hybrid_attention_reference
+from pallas_kernels.layout import Geometry, by_block, describe_rows
+from pallas_kernels.schedule import AttentionSpec
+
+
+def dual_attention_reference(
+    q_BTNH: jax.Array,
+    k_BSKH: jax.Array,
+    v_BSKH: jax.Array,
+    spec: AttentionSpec,
+    *,
+    segment_ids: jax.Array | None = None,
+    lengths: jax.Array | None = None,
+) -> tuple[jax.Array, jax.Array]:
+    """(full, sparse) outputs."""
+
+    def every_head(mode: int) -> jax.Array:
+        modes = jnp.full((q_BTNH.shape[0], k_BSKH.shape[2]), mode)
+        return hybrid_attention_reference(
+            q_BTNH, k_BSKH, v_BSKH, modes, spec, segment_ids=segment_ids, lengths=lengths
+        )
+
+    return every_head(0), every_head(1)
+
+
+def routed_attention_reference(
+    q_BTNH: jax.Array,
+    k_BSKH: jax.Array,
+    v_BSKH: jax.Array,
+    z: jax.Array,
+    spec: AttentionSpec,
+    *,
+    segment_ids: jax.Array | None = None,
+    lengths: jax.Array | None = None,
+) -> jax.Array:
+    """z * full + (1 - z) * sparse; autodiff of this is the gradient that the other implementations compute."""
+    full, sparse = dual_attention_reference(
+        q_BTNH, k_BSKH, v_BSKH, spec, segment_ids=segment_ids, lengths=lengths
+    )
+    (B, T, N, _), (S, K) = q_BTNH.shape, k_BSKH.shape[1:3]
+    rows = describe_rows(B, Geometry(spec.block_size, T, S), lengths, segment_ids)
+    z_BKT = by_block(z, rows)[:, :, jnp.arange(S - T, S) // spec.block_size]
+    z_BTN1 = jnp.repeat(jnp.swapaxes(z_BKT, 1, 2), N // K, axis=2)[..., None]
+    mixed = z_BTN1 * full.astype(jnp.float32) + (1 - z_BTN1) * sparse.astype(jnp.float32)
+    return mixed.astype(q_BTNH.dtype)

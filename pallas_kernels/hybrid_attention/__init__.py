@@ -1,0 +1,1 @@
+"""Prefill attention with a mode for every row and KV head."""

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal, get_args
+
+from elastic_jax.errors import ConfigError
 
 RopeType = Literal["default", "linear", "dynamic", "llama3", "yarn", "longrope"]
 Pattern = Literal["fa-ssa", "fa-xa", "xa-ssa"]
@@ -31,6 +34,19 @@ class RopeConfig:
     short_factor: tuple[float, ...] | None = None
     long_factor: tuple[float, ...] | None = None
 
+    def __post_init__(self) -> None:
+        _check_choice("rope type", self.type, RopeType)
+        _check_positive("rope", theta=self.theta, factor=self.factor)
+        if self.original_max_position is not None:
+            _check_positive("rope", original_max_position=self.original_max_position)
+        if self.type == "llama3" and not 0 < self.low_freq_factor < self.high_freq_factor:
+            raise ConfigError(
+                f"rope type llama3 has low_freq_factor {self.low_freq_factor} and high_freq_factor "
+                f"{self.high_freq_factor}; want 0 < low < high."
+            )
+        if self.type == "longrope" and (self.short_factor is None or self.long_factor is None):
+            raise ConfigError("rope type longrope needs short_factor and long_factor: one number per pair of channels.")
+
 
 @dataclass(frozen=True)
 class RouterConfig:
@@ -47,6 +63,19 @@ class RouterConfig:
     sink_blocks: int = 1
     local_blocks: int = 16
     """Local blocks including the diagonal one."""
+
+    def __post_init__(self) -> None:
+        _check_choice("router pooling", self.pooling, Literal["boundary", "prompt"])
+        _check_choice("router pattern", self.pattern, Pattern)
+        _check_positive(
+            "router",
+            pool_window=self.pool_window,
+            width=self.width,
+            block_size=self.block_size,
+            local_blocks=self.local_blocks,
+        )
+        if self.sink_blocks < 0:
+            raise ConfigError(f"router sink_blocks is {self.sink_blocks}; want 0 or more.")
 
 
 @dataclass(frozen=True)
@@ -75,3 +104,59 @@ class ModelConfig:
     router: RouterConfig = field(default_factory=RouterConfig)
     hf_extra: dict = field(default_factory=dict, compare=False, hash=False)
     """Harmless fields of the source `config.json` (token ids, architectures, ...), written back on export."""
+
+    def __post_init__(self) -> None:
+        _check_choice("model family", self.family, Family)
+        _check_positive(
+            "model",
+            vocab_size=self.vocab_size,
+            hidden_size=self.hidden_size,
+            intermediate_size=self.intermediate_size,
+            num_layers=self.num_layers,
+            num_heads=self.num_heads,
+            num_kv_heads=self.num_kv_heads,
+            head_dim=self.head_dim,
+            max_position_embeddings=self.max_position_embeddings,
+            rms_norm_eps=self.rms_norm_eps,
+        )
+        if self.sliding_window is not None:
+            _check_positive("model", sliding_window=self.sliding_window)
+        if self.num_heads % self.num_kv_heads:
+            raise ConfigError(
+                f"{self.num_heads} query heads do not divide into {self.num_kv_heads} key/value heads. "
+                "Check num_attention_heads and num_key_value_heads."
+            )
+        if self.head_dim % 2:
+            raise ConfigError(f"head_dim is {self.head_dim}; rotary embedding needs an even number.")
+        for name in ("short_factor", "long_factor"):
+            factors = getattr(self.rope, name)
+            if factors is not None and len(factors) != self.head_dim // 2:
+                raise ConfigError(f"rope {name} has {len(factors)} numbers; want head_dim / 2 = {self.head_dim // 2}.")
+
+    @classmethod
+    def from_hf(cls, raw: Mapping[str, Any]) -> ModelConfig:
+        """Reads the content of a Hugging Face `config.json`, of a plain or an Elastic Attention checkpoint.
+
+        Raises:
+            ConfigError: a family, value or field that this library cannot reproduce, by name.
+        """
+        from elastic_jax.hf_config import config_from_hf
+
+        return config_from_hf(raw)
+
+    def to_hf(self) -> dict[str, Any]:
+        """The content of an equivalent `config.json` of the backbone; `from_hf` reads it back (router fields aside)."""
+        from elastic_jax.hf_config import config_to_hf
+
+        return config_to_hf(self)
+
+
+def _check_choice(what: str, value: object, choices: Any) -> None:
+    if value not in get_args(choices):
+        raise ConfigError(f"unknown {what} {value!r}; want one of {', '.join(get_args(choices))}.")
+
+
+def _check_positive(what: str, **values: float) -> None:
+    for name, value in values.items():
+        if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+            raise ConfigError(f"{what} {name} is {value!r}; want a number above 0.")

@@ -13,6 +13,7 @@ from flax import nnx
 from elastic_jax.attention import Attention, LayerContext, LayerRecord, per_row
 from elastic_jax.config import ModelConfig
 from elastic_jax.errors import CheckpointError, ShapeError
+from elastic_jax.extras import Extras
 from elastic_jax.layers import GatedMLP, Linear, RMSNorm
 from elastic_jax.layout import make_layout
 from elastic_jax.rope import rope_table
@@ -106,6 +107,7 @@ class ElasticForCausalLM(nnx.Module):
         )
         self.config = config
         self.source: str | None = None
+        self.extras = Extras()
 
     def __call__(
         self,

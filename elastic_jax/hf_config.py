@@ -1,0 +1,205 @@
+"""ModelConfig from and to the `config.json` of Hugging Face checkpoints.
+
+A field that changes the mathematics and is not understood would give wrong numbers without an error, so every
+field is either read, known to be harmless, neutral (null, false, empty), or refused by name.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from elastic_jax.config import Family, ModelConfig, RouterConfig
+from elastic_jax.errors import ConfigError
+from elastic_jax.hf_rope import rope_from_hf, rope_to_hf
+from elastic_jax.hf_router import HARMLESS as HARMLESS_ROUTER_FIELDS
+from elastic_jax.hf_router import is_elastic, router_from_hf, router_to_hf
+
+ARCHITECTURES: dict[Family, str] = {
+    "llama": "LlamaForCausalLM",
+    "mistral": "MistralForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+}
+
+_REQUIRED = {
+    "vocab_size": "vocab_size",
+    "hidden_size": "hidden_size",
+    "intermediate_size": "intermediate_size",
+    "num_hidden_layers": "num_layers",
+    "num_attention_heads": "num_heads",
+    "max_position_embeddings": "max_position_embeddings",
+    "rms_norm_eps": "rms_norm_eps",
+}
+
+# What transformers assumes where a field is absent (an explicit null means "derive it").
+_ABSENT: dict[Family, dict[str, Any]] = {
+    "llama": {},
+    "mistral": {"num_key_value_heads": 8, "sliding_window": 4096},
+    "qwen2": {"num_key_value_heads": 32, "sliding_window": 4096},
+    "qwen3": {"num_key_value_heads": 32, "sliding_window": 4096, "head_dim": 128},
+}
+
+_MUST_BE: dict[str, Any] = {
+    "hidden_act": "silu",
+    "mlp_bias": False,
+    "attn_logit_softcapping": None,
+    "final_logit_softcapping": None,
+    "quantization_config": None,
+    "is_encoder_decoder": False,
+    "add_cross_attention": False,
+}
+
+_HARMLESS = HARMLESS_ROUTER_FIELDS | frozenset(
+    """_name_or_path _commit_hash _attn_implementation _attn_implementation_autoset attn_implementation architectures
+    attention_dropout auto_map bos_token_id eos_token_id pad_token_id unk_token_id sep_token_id cls_token_id mask_token_id
+    decoder_start_token_id chunk_size_feed_forward dtype torch_dtype finetuning_task hidden_dropout id2label label2id
+    num_labels is_decoder is_llama_config max_sequence_length model_max_length output_attentions output_hidden_states
+    prefix pretraining_tp problem_type resid_pdrop embd_pdrop return_dict return_dict_in_generate task_specific_params
+    tf_legacy_loss tie_encoder_decoder tokenizer_class torchscript transformers_version transformers.js_config
+    unsloth_fixed unsloth_version use_bfloat16 use_cache use_return_dict bad_words_ids begin_suppress_tokens
+    diversity_penalty do_sample early_stopping encoder_no_repeat_ngram_size exponential_decay_length_penalty
+    forced_bos_token_id forced_eos_token_id length_penalty max_length min_length no_repeat_ngram_size num_beam_groups
+    num_beams num_return_sequences output_scores remove_invalid_values repetition_penalty suppress_tokens temperature
+    top_k top_p typical_p""".split()
+)
+_NOT_WRITTEN_BACK = HARMLESS_ROUTER_FIELDS | {
+    "architectures",
+    "auto_map",
+    "dtype",
+    "torch_dtype",
+    "transformers_version",
+}
+
+
+def config_from_hf(raw: Mapping[str, Any]) -> ModelConfig:
+    """See `ModelConfig.from_hf`."""
+    fields = dict(raw)
+    family = fields.pop("model_type", None)
+    if family not in ARCHITECTURES:
+        raise ConfigError(f"config.json has model_type {family!r}; supported: {', '.join(ARCHITECTURES)}.")
+    missing = [name for name in _REQUIRED if fields.get(name) is None]
+    if missing:
+        raise ConfigError(f"config.json of this {family} model lacks {', '.join(missing)}.")
+    for name, want in _MUST_BE.items():
+        got = fields.pop(name, want)
+        if got != want and not (want is False and got is None):
+            raise ConfigError(f"config.json has {name}={got!r}; this library computes {name}={want!r} only.")
+    for name, value in _ABSENT[family].items():
+        fields.setdefault(name, value)
+
+    sizes = {ours: fields.pop(theirs) for theirs, ours in _REQUIRED.items()}
+    num_kv_heads = fields.pop("num_key_value_heads", None)
+    head_dim = fields.pop("head_dim", None)
+    if head_dim is None and sizes["hidden_size"] % sizes["num_heads"]:
+        raise ConfigError(
+            f"config.json has no head_dim, and hidden_size {sizes['hidden_size']} does not divide into "
+            f"{sizes['num_heads']} heads."
+        )
+    bias = bool(fields.pop("attention_bias", False)) if family != "mistral" else False
+    window = _sliding_window(family, fields, sizes["num_layers"])
+    rope = rope_from_hf(fields, sizes["max_position_embeddings"])
+    router = router_from_hf(fields) if is_elastic(fields) else RouterConfig()
+    tied = bool(fields.pop("tie_word_embeddings", False))
+    initializer_range = fields.pop("initializer_range", 0.02)
+    refused = {
+        name: value
+        for name, value in fields.items()
+        if name not in _HARMLESS and not (value is None or value is False or value in ({}, []))
+    }
+    if refused:
+        listed = ", ".join(f"{name}={value!r}" for name, value in sorted(refused.items()))
+        raise ConfigError(
+            f"config.json of this {family} model has fields that are not understood and may change the result: "
+            f"{listed}. Remove a field only if you know that it has no effect."
+        )
+    return ModelConfig(
+        family=family,
+        **sizes,
+        num_kv_heads=sizes["num_heads"] if num_kv_heads is None else num_kv_heads,
+        head_dim=sizes["hidden_size"] // sizes["num_heads"] if head_dim is None else head_dim,
+        rope=rope,
+        tie_word_embeddings=tied,
+        qkv_bias=bias or family == "qwen2",
+        o_bias=bias and family != "qwen2",
+        qk_norm=family == "qwen3",
+        sliding_window=window,
+        initializer_range=initializer_range,
+        router=router,
+        hf_extra={name: value for name, value in fields.items() if name in _HARMLESS},
+    )
+
+
+def config_to_hf(config: ModelConfig) -> dict[str, Any]:
+    """See `ModelConfig.to_hf`."""
+    layers = config.num_layers
+    out: dict[str, Any] = {name: v for name, v in config.hf_extra.items() if name not in _NOT_WRITTEN_BACK}
+    out |= {"architectures": [ARCHITECTURES[config.family]], "model_type": config.family}
+    out |= {theirs: getattr(config, ours) for theirs, ours in _REQUIRED.items()}
+    out |= {
+        "num_key_value_heads": config.num_kv_heads,
+        "head_dim": config.head_dim,
+        "hidden_act": "silu",
+        "initializer_range": config.initializer_range,
+        "tie_word_embeddings": config.tie_word_embeddings,
+        **rope_to_hf(config.rope),
+    }
+    if config.family == "llama":
+        out |= {"attention_bias": config.qkv_bias, "mlp_bias": False}
+    if config.family == "qwen3":
+        out |= {"attention_bias": config.qkv_bias}
+    if config.family == "mistral":
+        out |= {"sliding_window": config.sliding_window}
+    if config.family in ("qwen2", "qwen3"):
+        sliding = config.sliding_window is not None
+        out |= {
+            "use_sliding_window": sliding,
+            "sliding_window": config.sliding_window,
+            "max_window_layers": 0 if sliding else layers,
+            "layer_types": ["sliding_attention" if sliding else "full_attention"] * layers,
+        }
+    _check_expressible(config, out)
+    return out
+
+
+def config_to_elastic(config: ModelConfig) -> dict[str, Any]:
+    """`config.json` of an Elastic Attention checkpoint: the backbone's fields and the official router fields."""
+    kept = {name: value for name, value in config.hf_extra.items() if name in HARMLESS_ROUTER_FIELDS}
+    architecture = f"Paw{ARCHITECTURES[config.family]}"
+    return config_to_hf(config) | router_to_hf(config.router) | kept | {"architectures": [architecture]}
+
+
+def _sliding_window(family: Family, fields: dict[str, Any], num_layers: int) -> int | None:
+    """Window of every layer, or None; a window over only some layers is refused."""
+    if family == "llama":
+        return None
+    window = fields.pop("sliding_window")
+    if family != "mistral":
+        first = fields.pop("max_window_layers", 28)
+        if not fields.pop("use_sliding_window", False):
+            window = None
+        kinds = ["sliding_attention" if window and i >= first else "full_attention" for i in range(num_layers)]
+    else:
+        kinds = ["sliding_attention" if window else "full_attention"] * num_layers
+    kinds = fields.pop("layer_types", None) or kinds
+    if set(kinds) == {"full_attention"}:
+        return None
+    if set(kinds) == {"sliding_attention"} and window:
+        return window
+    raise ConfigError(
+        f"config.json gives layers different attention (layer_types {sorted(set(kinds))}, sliding_window {window}, "
+        f"max_window_layers); only one kind for all {num_layers} layers is supported."
+    )
+
+
+def _check_expressible(config: ModelConfig, out: dict[str, Any]) -> None:
+    back = dataclasses.replace(config_from_hf(out), router=config.router)
+    if back == config:
+        return
+    differ = [
+        f"{f.name}={getattr(config, f.name)!r}"
+        for f in dataclasses.fields(config)
+        if getattr(back, f.name) != getattr(config, f.name)
+    ]
+    raise ConfigError(f"a {config.family} config.json cannot express {', '.join(differ)}.")

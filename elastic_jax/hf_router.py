@@ -1,0 +1,105 @@
+"""Router settings as the released Elastic Attention checkpoints write them into `config.json`."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from elastic_jax.config import Pattern, RouterConfig
+from elastic_jax.errors import ConfigError
+
+OFFICIAL_BLOCK = 128
+"""Tokens per block of the released kernels; a `block_size` of 64 in a released config is a leftover of training."""
+
+TRAINING_DEFAULTS: dict[str, Any] = {
+    "enable_lambda_task": True,
+    "use_task_emb_for_mask": False,
+    "disable_linear_regularization_term": False,
+    "suggested_sparsity": None,
+    "suggested_threshold": 0.5,
+    "triangle_n_last": 128,
+    "topk_k": 2048,
+    "pooling_seq": True,
+    "enable_layerwise_sparsity": False,
+    "layerwise_sparsity_schedule": "high-low-high",
+    "layerwise_sparsity_min_ratio": 0.5,
+    "layerwise_sparsity_max_ratio": 1.0,
+    "layerwise_sparsity_power": 1.0,
+    "layerwise_sparsity_weight": 1.0,
+    "erank_analysis_path": None,
+}
+"""Official fields without effect on inference, with the values that the official class expects."""
+
+HARMLESS = frozenset(TRAINING_DEFAULTS) | {"mask_temp", "mask_hard_sample", "enable_contrastive_loss"}
+
+_PATTERNS: dict[tuple[str, str], Pattern] = {
+    ("full", "streaming"): "fa-ssa",
+    ("full", "xattn"): "fa-xa",
+    ("xattn", "streaming"): "xa-ssa",
+}
+_MARKS = ("toggle_type", "retrieval_mode", "pooling_mode", "sink_size", "local_window_size", "enable_ada_sparsity")
+_OWN = "elastic_jax"
+_OWN_FIELDS = ("pooling", "pool_window", "width", "block_size")
+
+
+def is_elastic(fields: dict[str, Any]) -> bool:
+    """Whether a `config.json` belongs to an Elastic Attention checkpoint."""
+    architectures = fields.get("architectures") or []
+    return any(name.startswith("Paw") for name in architectures) or any(mark in fields for mark in _MARKS)
+
+
+def router_from_hf(fields: dict[str, Any]) -> RouterConfig:
+    """Takes the official router fields out of `fields`; absent ones have the official class defaults."""
+    for name, want in (("enable_ada_sparsity", True), ("use_softmax", True), ("pooling_mode", "ctx_q")):
+        got = fields.pop(name, None)
+        if got != want:
+            raise ConfigError(
+                f"this Elastic Attention checkpoint has {name}={got!r}; the released routers use {want!r}, the only "
+                "form with defined inference."
+            )
+    modes = (fields.pop("retrieval_mode", "full"), fields.pop("toggle_type", "streaming"))
+    if modes not in _PATTERNS:
+        raise ConfigError(
+            f"retrieval_mode {modes[0]!r} with toggle_type {modes[1]!r} is not supported; want one of "
+            f"{', '.join('/'.join(pair) for pair in _PATTERNS)}."
+        )
+    if fields.pop("block_size", OFFICIAL_BLOCK) not in (64, OFFICIAL_BLOCK):
+        raise ConfigError(f"an Elastic Attention checkpoint has blocks of {OFFICIAL_BLOCK} tokens.")
+    own = fields.pop(_OWN, None) or {}
+    unknown = sorted(set(own) - set(_OWN_FIELDS))
+    if unknown:
+        raise ConfigError(f"unknown fields in {_OWN!r} of config.json: {unknown}; want {list(_OWN_FIELDS)}.")
+    block = own.get("block_size", OFFICIAL_BLOCK)
+    return RouterConfig(
+        pattern=_PATTERNS[modes],
+        sink_blocks=-(-fields.pop("sink_size", 128) // block),
+        local_blocks=-(-fields.pop("local_window_size", 1024) // block),
+        **own,
+    )
+
+
+def router_to_hf(router: RouterConfig) -> dict[str, Any]:
+    """Official fields of `router`; what they cannot say goes into one extra object, written only when needed."""
+    retrieval, toggle = next(modes for modes, pattern in _PATTERNS.items() if pattern == router.pattern)
+    standard = RouterConfig()
+    own = {name: getattr(router, name) for name in _OWN_FIELDS if getattr(router, name) != getattr(standard, name)}
+    return {
+        "retrieval_mode": retrieval,
+        "toggle_type": toggle,
+        "sink_size": router.sink_blocks * router.block_size,
+        "local_window_size": router.local_blocks * router.block_size,
+        "pooling_mode": "ctx_q",
+        "enable_ada_sparsity": True,
+        "use_softmax": True,
+        **TRAINING_DEFAULTS,
+        **({_OWN: own} if own else {}),
+    }
+
+
+def router_from_json(raw: dict[str, Any]) -> RouterConfig:
+    """Reads the `router` object of a `router_config.json` (our own field names)."""
+    known = {field.name for field in dataclasses.fields(RouterConfig)}
+    unknown = sorted(set(raw) - known)
+    if unknown:
+        raise ConfigError(f"unknown router fields {unknown}; want {sorted(known)}.")
+    return RouterConfig(**raw)

@@ -1,0 +1,147 @@
+"""from_pretrained: any readable checkpoint becomes a model."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from elastic_jax.config import Pattern
+from elastic_jax.errors import CheckpointError, ConfigError
+from elastic_jax.extras import Extras
+from elastic_jax.model import ElasticForCausalLM, from_params, param_shapes
+from elastic_jax.weights.elastic import ignored_names, is_extra
+from elastic_jax.weights.hf import open_directory
+from elastic_jax.weights.locate import locate
+from elastic_jax.weights.names import ROUTER_PREFIX, ROUTER_PROBE, Entry, entries
+from elastic_jax.weights.router_only import open_router
+from elastic_jax.weights.source import Checkpoint, TensorSource, check_tensors
+
+Dtype = Literal["bfloat16", "float32", "float16", "auto"]
+
+_DTYPES = {
+    "bfloat16": np.dtype(ml_dtypes.bfloat16),
+    "float32": np.dtype(np.float32),
+    "float16": np.dtype(np.float16),
+}
+_HEAD, _EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
+_ROUTER_SEED = 0
+_ROUTER_STD = 0.02
+
+
+def from_pretrained(
+    source: str | Path,
+    *,
+    dtype: Dtype = "bfloat16",
+    mesh: Mesh | None = None,
+    router: str | Path | None = None,
+    pattern: Pattern | None = None,
+) -> ElasticForCausalLM:
+    """Reads a pretrained decoder, with its routers where it has any.
+
+    Args:
+        source: a Hugging Face directory (safetensors, single or sharded), a hub id (`owner/name[@revision]`), a
+            `.gguf` file, or an official Elastic Attention checkpoint.
+        dtype: of the backbone; "auto" keeps every stored value exactly (float32 for quantised GGUF). Routers are
+            always float32.
+        mesh: devices to place the parameters on, replicated.
+        router: a directory written by `save_pretrained(format="router")`; replaces routers of `source`. Without
+            any, routers are initialised (N(0, 0.02), zero bias) from a fixed seed.
+        pattern: attention of full heads - attention of sparse heads; default as the checkpoint says, else "fa-ssa".
+
+    Raises:
+        CheckpointError: a source that cannot be read, or tensors that do not fit; all of them are listed.
+        ConfigError: a configuration that this library cannot reproduce, by field.
+    """
+    if dtype not in (*_DTYPES, "auto"):
+        raise ConfigError(f"unknown dtype {dtype!r}; want one of {', '.join(_DTYPES)}, auto.")
+    path = locate(source)
+    checkpoint = _open(path)
+    config = checkpoint.config
+    router_source: TensorSource | None = checkpoint.source if ROUTER_PROBE in checkpoint.source.tensors else None
+    if router is not None:
+        router_config, router_source = open_router(router, config)
+        config = dataclasses.replace(config, router=router_config)
+    if pattern is not None:
+        config = dataclasses.replace(config, router=dataclasses.replace(config.router, pattern=pattern))
+
+    table = list(entries({path: spec.shape for path, spec in param_shapes(config).items()}))
+    backbone = [entry for entry in table if not entry.path.startswith(ROUTER_PREFIX)]
+    routers = [entry for entry in table if entry.path.startswith(ROUTER_PREFIX)]
+    _check(checkpoint, backbone, routers, router_source)
+
+    stored = _narrowest(checkpoint.source, backbone) if dtype == "auto" else _DTYPES[dtype]
+    placement = None if mesh is None else NamedSharding(mesh, PartitionSpec())
+    params = {entry.path: _place(_read(checkpoint, entry, stored), placement) for entry in backbone}
+    if router_source is None:
+        fresh = np.random.default_rng(_ROUTER_SEED)
+        params |= {entry.path: _place(_fresh(entry, fresh), placement) for entry in routers}
+    else:
+        held = dataclasses.replace(checkpoint, source=router_source)
+        params |= {entry.path: _place(_read(held, entry, _DTYPES["float32"]), placement) for entry in routers}
+    model = from_params(config, params, source=str(path))
+    model.extras = Extras({name: checkpoint.source.read(name) for name in checkpoint.source.tensors if is_extra(name)})
+    return model
+
+
+def _open(path: Path) -> Checkpoint:
+    if path.is_dir():
+        return open_directory(path)
+    from elastic_jax.weights.gguf import open_gguf
+
+    return open_gguf(path)
+
+
+def _check(
+    checkpoint: Checkpoint, backbone: list[Entry], routers: list[Entry], router_source: TensorSource | None
+) -> None:
+    found = checkpoint.source.tensors
+    ignored = ignored_names(found) | {name for name in found if is_extra(name)}
+    if checkpoint.config.tie_word_embeddings and _HEAD in found:
+        if not np.array_equal(checkpoint.source.read(_HEAD), checkpoint.source.read(_EMBEDDING)):
+            raise CheckpointError(
+                f"{checkpoint.where}: config.json ties the head to the embedding, but {_HEAD} differs from "
+                f"{_EMBEDDING}. Set tie_word_embeddings to false to use both."
+            )
+        ignored.add(_HEAD)
+    if router_source is checkpoint.source:
+        check_tensors(checkpoint.where, found, backbone + routers, ignored)
+        return
+    if router_source is not None:
+        check_tensors("router", router_source.tensors, routers, set())
+        ignored |= {name for name in found if ".mask_allocator." in name}
+    check_tensors(checkpoint.where, found, backbone, ignored)
+
+
+def _narrowest(source: TensorSource, table: Iterable[Entry]) -> np.dtype:
+    """The narrowest dtype that holds every stored value exactly (bfloat16 with float16 needs float32)."""
+    stored = {source.tensors[name].dtype for entry in table for name in entry.hf_names()}
+    return stored.pop() if len(stored) == 1 else _DTYPES["float32"]
+
+
+def _read(checkpoint: Checkpoint, entry: Entry, dtype: np.dtype) -> np.ndarray:
+    """One parameter of ours, its layers stacked; at most one source tensor is held beside the result."""
+    out = np.empty(entry.shape, dtype)
+    layers = out if entry.stacked else out[None]
+    for layer, name in zip(layers, entry.hf_names(), strict=True):
+        layer[...] = entry.to_ours(checkpoint.source.read(name)).astype(dtype)
+        if dtype == np.float16 and not np.isfinite(layer).all():
+            raise CheckpointError(f"{checkpoint.where}: {name} does not fit into float16. Use bfloat16 or float32.")
+    return out
+
+
+def _fresh(entry: Entry, rng: np.random.Generator) -> np.ndarray:
+    if entry.kind == "vector":
+        return np.zeros(entry.shape, np.float32)
+    return (_ROUTER_STD * rng.standard_normal(entry.shape)).astype(np.float32)
+
+
+def _place(array: np.ndarray, placement: NamedSharding | None) -> Any:
+    return jnp.asarray(array) if placement is None else jax.device_put(array, placement)

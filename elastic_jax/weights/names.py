@@ -1,0 +1,94 @@
+"""Names and layouts of every parameter: our stacked tree against the per-layer tensors of Hugging Face.
+
+A kernel `[in..., out...]` of ours is the transpose of a torch weight `[out, in]` with heads flattened; biases are
+flattened; the embedding table is the same. Router names are those of released Elastic Attention checkpoints.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+_LAYER = "model.layers.{}."
+_ROUTER = _LAYER + "self_attn.mask_allocator."
+
+_TOP = {
+    "embed.embedding": "model.embed_tokens.weight",
+    "norm.scale": "model.norm.weight",
+    "lm_head.kernel": "lm_head.weight",
+}
+_MODULES = {
+    "layers.input_norm": _LAYER + "input_layernorm",
+    "layers.post_attn_norm": _LAYER + "post_attention_layernorm",
+    **{f"layers.attn.{name}": f"{_LAYER}self_attn.{name}" for name in ("q_proj", "k_proj", "v_proj", "o_proj")},
+    **{f"layers.attn.{name}": f"{_LAYER}self_attn.{name}" for name in ("q_norm", "k_norm")},
+    **{f"layers.mlp.{name}": f"{_LAYER}mlp.{name}" for name in ("gate_proj", "up_proj", "down_proj")},
+    "layers.router.task.fc1": _ROUTER + "cls_feat_extractor.0",
+    "layers.router.task.fc2": _ROUTER + "cls_feat_extractor.2",
+    "layers.router.head.fc1": _ROUTER + "cls_router_head_agnostic.0",
+    "layers.router.head.fc2": _ROUTER + "cls_router_head_agnostic.2",
+    "layers.router.head.fc3": _ROUTER + "cls_router_head_agnostic.4",
+}
+_LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias"}
+
+ROUTER_PREFIX = "layers.router."
+ROUTER_PROBE = _ROUTER.format(0) + "cls_feat_extractor.0.weight"
+"""The tensor that tells whether a checkpoint has routers, and how wide they are."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One parameter of ours: its path and shape (with the layer axis), and how Hugging Face names and lays it out."""
+
+    path: str
+    shape: tuple[int, ...]
+    template: str
+    kind: Literal["kernel", "vector", "table"]
+
+    @property
+    def stacked(self) -> bool:
+        return self.path.startswith("layers.")
+
+    @property
+    def layer_shape(self) -> tuple[int, ...]:
+        return self.shape[1:] if self.stacked else self.shape
+
+    @property
+    def hf_shape(self) -> tuple[int, ...]:
+        if self.kind == "table":
+            return self.shape
+        if self.kind == "vector":
+            return (math.prod(self.layer_shape),)
+        return (math.prod(self.layer_shape) // self._fan_in, self._fan_in)
+
+    @property
+    def _fan_in(self) -> int:
+        inputs = 2 if self.path == "layers.attn.o_proj.kernel" else 1
+        return math.prod(self.layer_shape[:inputs])
+
+    def hf_names(self) -> list[str]:
+        """Hugging Face names: one per layer, in order, for a stacked parameter."""
+        return [self.template.format(i) for i in range(self.shape[0])] if self.stacked else [self.template]
+
+    def to_ours(self, tensor: np.ndarray) -> np.ndarray:
+        """One Hugging Face tensor in our layout, `layer_shape`."""
+        return (tensor.T if self.kind == "kernel" else tensor).reshape(self.layer_shape)
+
+    def to_hf(self, array: np.ndarray) -> np.ndarray:
+        """One layer of ours as a contiguous Hugging Face tensor, `hf_shape`."""
+        if self.kind == "kernel":
+            array = array.reshape(self.hf_shape[::-1]).T
+        return np.ascontiguousarray(array.reshape(self.hf_shape))
+
+
+def entries(shapes: dict[str, tuple[int, ...]]) -> Iterator[Entry]:
+    """The table of a model, from the shapes of its parameters by path."""
+    for path, shape in shapes.items():
+        module, leaf = path.rsplit(".", 1)
+        template = _TOP.get(path) or f"{_MODULES[module]}.{_LEAVES[leaf]}"
+        kind = "table" if path == "embed.embedding" else "kernel" if leaf == "kernel" else "vector"
+        yield Entry(path, tuple(shape), template, kind)

@@ -1,0 +1,128 @@
+"""save_pretrained: a model becomes a checkpoint that transformers, the official code, or this library opens."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from elastic_jax.errors import ConfigError
+from elastic_jax.hf_config import config_to_elastic
+from elastic_jax.model import ElasticForCausalLM, to_params
+from elastic_jax.weights.atomic import atomic_directory
+from elastic_jax.weights.elastic import default_extras, log_temperatures
+from elastic_jax.weights.hf import CONFIG
+from elastic_jax.weights.names import ROUTER_PREFIX, Entry, entries
+from elastic_jax.weights.router_only import ROUTER_CONFIG, ROUTER_WEIGHTS, router_json, write_json
+from elastic_jax.weights.safetensors_dir import INDEX, SINGLE
+from elastic_jax.weights.side_files import write_side_files
+
+Format = Literal["hf", "elastic", "router"]
+
+
+def save_pretrained(
+    model: ElasticForCausalLM,
+    directory: str | Path,
+    *,
+    format: Format = "hf",
+    overwrite: bool = False,
+    max_shard_bytes: int = 4_000_000_000,
+) -> None:
+    """Writes a model as safetensors; the directory appears whole or not at all.
+
+    Args:
+        format: "hf": the backbone, as `transformers` reads it; "elastic": backbone, routers and λ under the names of
+            released Elastic Attention checkpoints; "router": routers only, for `from_pretrained(router=...)`.
+        overwrite: replace a directory that is not empty.
+        max_shard_bytes: tensors are split into files of at most this size.
+
+    Values that were not changed since loading are written bit for bit in the dtype of the model. The tokenizer of
+    `model.source` goes along, except for "router".
+
+    Raises:
+        CheckpointError: the target is not empty, or cannot be written; what was there is unchanged.
+        ConfigError: a model that the format cannot express.
+    """
+    config = model.config
+    params = to_params(model)
+    if format not in ("hf", "elastic", "router"):
+        raise ConfigError(f"unknown checkpoint format {format!r}; want hf, elastic or router.")
+    if format == "router":
+        with atomic_directory(directory, overwrite=overwrite) as partial:
+            name = Path(model.source).name if model.source else None
+            write_json(partial / ROUTER_CONFIG, router_json(config, name))
+            _write_file(partial / ROUTER_WEIGHTS, _pieces(params, routers=True, backbone=False))
+        return
+    pieces = list(_pieces(params, routers=format == "elastic", backbone=True))
+    raw = config.to_hf() if format == "hf" else config_to_elastic(config)
+    if format == "elastic":
+        kept = {**(model.extras or default_extras(config)), **log_temperatures(config)}
+        pieces += [_Piece(name, value) for name, value in kept.items()]
+    raw["dtype"] = raw["torch_dtype"] = str(params["embed.embedding"].dtype)
+    with atomic_directory(directory, overwrite=overwrite) as partial:
+        write_json(partial / CONFIG, raw)
+        _write_shards(partial, pieces, max_shard_bytes)
+        write_side_files(model.source, config, partial)
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """One tensor to write, fetched from its device only when its file is written."""
+
+    name: str
+    array: Any
+    entry: Entry | None = None
+    layer: int | None = None
+
+    @property
+    def nbytes(self) -> int:
+        return self.array.nbytes // (self.array.shape[0] if self.layer is not None else 1)
+
+    def fetch(self) -> np.ndarray:
+        if self.entry is None:
+            return self.array
+        return self.entry.to_hf(np.asarray(self.array if self.layer is None else self.array[self.layer]))
+
+
+def _pieces(params: dict[str, Any], *, routers: bool, backbone: bool) -> Iterator[_Piece]:
+    for entry in entries({path: array.shape for path, array in params.items()}):
+        if not (routers if entry.path.startswith(ROUTER_PREFIX) else backbone):
+            continue
+        for i, name in enumerate(entry.hf_names()):
+            yield _Piece(name, params[entry.path], entry, i if entry.stacked else None)
+
+
+def _write_shards(directory: Path, pieces: list[_Piece], max_shard_bytes: int) -> None:
+    shards: list[list[_Piece]] = [[]]
+    room = max_shard_bytes
+    for piece in sorted(pieces, key=lambda piece: piece.name):
+        if shards[-1] and piece.nbytes > room:
+            shards.append([])
+            room = max_shard_bytes
+        shards[-1].append(piece)
+        room -= piece.nbytes
+    if len(shards) == 1:
+        _write_file(directory / SINGLE, shards[0])
+        return
+    weight_map = {}
+    for number, shard in enumerate(shards, 1):
+        name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        _write_file(directory / name, shard)
+        weight_map |= {piece.name: name for piece in shard}
+    total = sum(piece.nbytes for piece in pieces)
+    write_json(directory / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
+
+
+def _write_file(file: Path, pieces: Iterable[_Piece]) -> None:
+    from safetensors import SafetensorError
+    from safetensors.numpy import save_file
+
+    tensors = {piece.name: piece.fetch() for piece in pieces}
+    try:
+        # transformers refuses a file whose metadata does not name a framework
+        save_file(tensors, file, metadata={"format": "pt"})
+    except SafetensorError as error:
+        raise OSError(f"{file.name}: {error}") from error

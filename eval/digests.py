@@ -1,0 +1,33 @@
+"""Short names for weights, so that results of different models or routers are never taken for each other's."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import numpy as np
+
+from elastic_jax.model import ElasticForCausalLM, to_params
+
+_ROUTER = "layers.router."
+_SAMPLED = 4096
+
+
+def router_digest(model: ElasticForCausalLM) -> str:
+    """Of every router weight, and of how the routers pool."""
+    pooling = f"{model.config.router.pooling}/{model.config.router.pool_window}"
+    return _digest({path: p for path, p in to_params(model).items() if path.startswith(_ROUTER)}, pooling)
+
+
+def backbone_digest(model: ElasticForCausalLM) -> str:
+    """Of the other weights, by `_SAMPLED` evenly spaced values of each: a large model is not read as a whole."""
+    backbone = {path: p for path, p in to_params(model).items() if not path.startswith(_ROUTER)}
+    return _digest({path: p.reshape(-1)[:: max(1, p.size // _SAMPLED)] for path, p in backbone.items()}, "")
+
+
+def _digest(arrays: dict[str, Any], note: str) -> str:
+    digest = hashlib.sha256(note.encode())
+    for path, array in sorted(arrays.items()):
+        digest.update(f"{path}{array.shape}{array.dtype}".encode())
+        digest.update(np.asarray(array, np.float32).tobytes())
+    return digest.hexdigest()[:12]

@@ -1,0 +1,139 @@
+"""The router report as Markdown, ready for the documentation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from eval.report import ALL_PROBES
+from eval.scoring import VIEWS
+
+_VIEW_NAMES = {"full": "full", "sparse": "all-sparse", "elastic": "elastic"}
+_TASK_NAMES = {
+    "passkey": "pass key",
+    "kv": "key-value",
+    "fact": "fact",
+    ALL_PROBES: "all three",
+    "prose": "prose",
+    "code": "code",
+}
+
+
+def render_markdown(report: dict[str, Any]) -> str:
+    """All tables of a report, with the settings that made them."""
+    parts = [
+        _headline(report),
+        _retrieval(report),
+        _loss(report),
+        _sparsity(report),
+        _prefill(report),
+        _settings(report),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table whose first column is text and whose others are figures."""
+    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+
+
+def _headline(report: dict[str, Any]) -> str:
+    head = report["headline"]
+    lines = [f"At {head['length']:,} tokens:", ""]
+    if head["retrieval_kept"] is None:
+        lines.append("- full attention answers no retrieval prompt, so there is nothing to keep;")
+    else:
+        low, high = head["retrieval_kept_interval"]
+        lines.append(
+            f"- routed attention keeps {head['retrieval_kept']:.1%} of full attention's retrieval accuracy "
+            f"(95 % interval {low:.1%} to {high:.1%}), with {head['msr'][ALL_PROBES]:.3f} of the heads sparse (MSR);"
+        )
+    for task, share in head["share_of_sparse_rise"].items():
+        rise = (
+            "all-sparse loss does not rise"
+            if share is None
+            else f"the rise in loss is {share:.2f} of the all-sparse rise"
+        )
+        gap = head["msr"][task] - head["msr"][ALL_PROBES]
+        lines.append(f"- on {task} the MSR is {head['msr'][task]:.3f} ({gap:+.3f} against retrieval) and {rise};")
+    seconds = report["prefill"][str(head["length"])]
+    lines.append(f"- prefill takes {seconds['elastic'] / seconds['full']:.2f} of the time of full attention.")
+    return "\n".join(lines)
+
+
+def _retrieval(report: dict[str, Any]) -> str:
+    rows = report["retrieval"]
+    cells = {(row["task"], row["length"], row["view"]): row for row in rows}
+    body = []
+    for task, length in dict.fromkeys((row["task"], row["length"]) for row in rows):
+        views = [cells[task, length, view] for view in VIEWS]
+        shown = [
+            f"{row['accuracy']:.0%} ({row['interval'][0]:.0%}–{row['interval'][1]:.0%}), {row['answer_log_prob']:.2f}"
+            for row in views
+        ]
+        body.append([_TASK_NAMES[task], f"{length:,}", str(views[0]["n"]), *shown])
+    header = ["probe", "tokens", "n", *_VIEW_NAMES.values()]
+    return (
+        "## Retrieval\n\nShare of answers that greedy decoding would give word for word (95 % Wilson interval), and "
+        "the mean log-probability of an answer token.\n\n" + table(header, body)
+    )
+
+
+def _loss(report: dict[str, Any]) -> str:
+    rows = report["loss"]
+    cells = {(row["task"], row["length"], row["view"]): row for row in rows}
+    body = []
+    for task, length in dict.fromkeys((row["task"], row["length"]) for row in rows):
+        full, sparse, elastic = (cells[task, length, view] for view in VIEWS)
+        perplexities = [f"{row['perplexity']:.2f}" for row in (full, sparse, elastic)]
+        rises = [f"{row['rise']:+.4f} ± {row['rise_error']:.4f}" for row in (sparse, elastic)]
+        share = f"{elastic['rise'] / sparse['rise']:.2f}" if sparse["rise"] > 0 else "–"
+        body.append([_TASK_NAMES[task], f"{length:,}", str(full["n"]), *perplexities, *rises, share])
+    header = ["text", "tokens", "n"]
+    header += [f"perplexity, {name}" for name in _VIEW_NAMES.values()]
+    header += ["rise, all-sparse", "rise, elastic", "share"]
+    return (
+        f"## Loss on running text\n\nLast {report['settings']['scored_tokens']} tokens of each window. Rise: mean loss "
+        "minus that of full attention on the same windows, nats per token ± standard error; share: elastic rise over "
+        "all-sparse rise.\n\n" + table(header, body)
+    )
+
+
+def _sparsity(report: dict[str, Any]) -> str:
+    body = [
+        [
+            _TASK_NAMES[row["task"]],
+            f"{row['length']:,}",
+            *(f"{row[name]:.3f}" for name in ("msr", "esr", "esr_last_layer")),
+        ]
+        for row in [*report["retrieval"], *report["loss"]]
+        if row["view"] == "elastic"
+    ]
+    return (
+        "## Sparsity chosen by the routers\n\nMSR: share of (layer, KV head) pairs that run sparse. ESR: share of "
+        "causal (query, key) pairs skipped.\n\n"
+        + table(["task", "tokens", "MSR", "ESR, mean of layers", "ESR, last layer"], body)
+    )
+
+
+def _prefill(report: dict[str, Any]) -> str:
+    body = [
+        [f"{int(length):,}", *(f"{seconds[view]:.3f}" for view in VIEWS), f"{seconds['elastic'] / seconds['full']:.2f}"]
+        for length, seconds in report["prefill"].items()
+    ]
+    header = ["tokens", *(f"{name}, s" for name in _VIEW_NAMES.values()), "elastic / full"]
+    return "## Prefill time\n\nMedian over retrieval prompts, one at a time.\n\n" + table(header, body)
+
+
+def _settings(report: dict[str, Any]) -> str:
+    settings, program = report["settings"], report["program"]
+    sink, local, block = settings["blocks"]
+    return (
+        "## Settings\n\n"
+        f"Model `{settings['model']}` ({settings['dtype']}), router `{settings['router']}`; sparse heads see {sink} "
+        f"sink block(s) and {local} local blocks of {block} tokens; seed {settings['seed']}; "
+        f"{settings['probes']['distractors']} distractor(s) per prompt; texts {settings['texts']}. "
+        f"elastic-jax {program['elastic_jax']}, commit {program['commit']}, jax {program['jax']}, "
+        f"{program['device']}."
+    )

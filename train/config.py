@@ -1,0 +1,200 @@
+"""Settings of router training, one dataclass per subject; field docstrings are the command's help texts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from typing import Literal
+
+from elastic_jax.config import RouterConfig
+from elastic_jax.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class TaskConfig:
+    """One task's share of the data, its loss and its sparsity target."""
+
+    count: int = 200
+    """Records to build."""
+    target: tuple[float, float] = (0.7, 1.0)
+    """Wanted share of sparse heads (MSR), from - to; the official loss aims at the lower end."""
+    loss_on: Literal["all", "answer"] = "answer"
+    """Learn from every token or from the answer only."""
+    loss_weight: float = 1.0
+    """Factor of this task's language-model loss."""
+
+    def __post_init__(self) -> None:
+        low, high = self.target
+        if not 0.0 <= low <= high <= 1.0:
+            raise ConfigError(f"target {low} - {high}: want 0 <= from <= to <= 1.")
+        if self.count < 0 or self.loss_weight < 0:
+            raise ConfigError(f"count {self.count}, loss_weight {self.loss_weight}: neither can be negative.")
+
+
+@dataclass(frozen=True)
+class TasksConfig:
+    """The five tasks, in the order of their ids."""
+
+    single_qa: TaskConfig = field(default_factory=lambda: TaskConfig(target=(0.65, 0.85)))
+    multihop_qa: TaskConfig = field(default_factory=lambda: TaskConfig(target=(0.65, 0.85)))
+    summarization: TaskConfig = field(default_factory=lambda: TaskConfig(target=(0.9, 1.0), loss_on="all"))
+    code: TaskConfig = field(default_factory=lambda: TaskConfig(target=(0.9, 1.0), loss_on="all"))
+    icl: TaskConfig = field(default_factory=lambda: TaskConfig(target=(0.8, 1.0)))
+
+    @property
+    def by_id(self) -> tuple[TaskConfig, ...]:
+        return tuple(getattr(self, item.name) for item in fields(self))
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where the training texts come from and how they become rows."""
+
+    folder: str | None = None
+    """Folder of .txt, .py and .jsonl files to build records from; without it the standard library is used."""
+    records: str | None = None
+    """JSON-lines file of finished records (context, question, answer, metadata), used instead of building any."""
+    exclude: tuple[str, ...] = ()
+    """Shell patterns, relative to the folder, of files to leave out."""
+    min_tokens: int = 1024
+    """Shortest sample to build, tokens (about)."""
+    max_tokens: int = 3840
+    """Longest sample to build, tokens (about)."""
+    evidence_share: float = 0.3
+    """Part of a task's records that comes from question files, where there are any for it."""
+    template: Literal["raw", "chat", "mixed"] = "mixed"
+    """Prompt form: plain continuation, chat template, or each for half of the records."""
+    weighting: Literal["tokens", "samples"] = "samples"
+    """Whether every token or every sample counts alike in the loss."""
+    row_length: int = 4096
+    """Tokens of a packed row."""
+    max_segments: int = 8
+    """Most samples in one row."""
+
+    def __post_init__(self) -> None:
+        if self.folder is not None and self.records is not None:
+            raise ConfigError("folder and records are both set. Keep the one to train on.")
+        if not 0.0 <= self.evidence_share <= 1.0:
+            raise ConfigError(f"evidence_share is {self.evidence_share}; want 0 to 1.")
+        if min(self.row_length, self.max_segments) < 1:
+            raise ConfigError(f"row_length {self.row_length}, max_segments {self.max_segments}: want 1 or more.")
+
+
+@dataclass(frozen=True)
+class SparsityConfig:
+    """The constraint on the share of sparse heads."""
+
+    loss: Literal["interval", "official"] = "interval"
+    """`interval`: a multiplier for each end of a target interval, raised while it is violated and lowered while it is
+    not; `official`: the released code's lambda1 |d| + lambda2 d^2 around one target."""
+    dual_learning_rate: float = 0.2
+    """Step of the interval multipliers, per unit of MSR outside the interval and optimizer step."""
+    dual_max: float = 20.0
+    """Upper bound of the interval multipliers."""
+    dual_start: float = 0.0
+    """First value of the interval multipliers."""
+    penalty: float = 2.0
+    """Weight of the squared violation of the interval."""
+
+
+@dataclass(frozen=True)
+class GateConfig:
+    """Sampling of the full-or-sparse decisions in training."""
+
+    schedule: Literal["cosine", "exponential"] = "cosine"
+    """Temperature over the steps: the released code's cosine or the paper's exponential."""
+    start: float = 1.5
+    """First temperature."""
+    end: float = 1.0
+    """Last temperature."""
+    decay: float = 0.6
+    """Cosine: fraction of the steps until the end is reached. Exponential: rate per step."""
+    draws: int = 1
+    """Independent draws of the gates for each row and step; more give a less noisy gradient at proportional cost."""
+    initial_bias: float = 0.0
+    """First bias of the full logit: 0 starts as a fair coin, 3 with 95 % of the heads full."""
+
+    def __post_init__(self) -> None:
+        if self.draws < 1:
+            raise ConfigError(f"draws is {self.draws}; want 1 or more.")
+        if not 0 < self.end <= self.start or self.decay <= 0:
+            raise ConfigError(f"temperature {self.start} - {self.end}, decay {self.decay}: want start >= end > 0, decay > 0.")
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """AdamW with linear warm-up and cosine decay to zero."""
+
+    steps: int = 300
+    """Optimizer steps."""
+    rows: int = 1
+    """Packed rows in one micro-batch."""
+    accumulate: int = 1
+    """Micro-batches in one optimizer step; their gradients are averaged."""
+    learning_rate: float = 1e-3
+    """Peak learning rate of the routers."""
+    lambda_learning_rate: float = 1e-3
+    """Peak learning rate of the multipliers of the official loss."""
+    warmup: float = 0.2
+    """Fraction of the steps in linear warm-up."""
+    beta1: float = 0.9
+    beta2: float = 0.95
+    eps: float = 1e-8
+    weight_decay: float = 0.1
+    clip: float = 5.0
+    """Largest global gradient norm."""
+
+    def __post_init__(self) -> None:
+        if min(self.steps, self.rows, self.accumulate) < 1:
+            raise ConfigError(f"steps {self.steps}, rows {self.rows}, accumulate {self.accumulate}: want 1 or more.")
+        if not 0.0 <= self.warmup < 1.0:
+            raise ConfigError(f"warmup is {self.warmup}; want a fraction of the steps, 0 <= warmup < 1.")
+        if self.learning_rate <= 0 or self.clip <= 0:
+            raise ConfigError(f"learning_rate {self.learning_rate}, clip {self.clip}: want more than 0.")
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Where the run is kept and how often it reports."""
+
+    directory: str | None = None
+    """Run directory: settings, checkpoints, metrics, TensorBoard events and, at the end, the router."""
+    seed: int = 0
+    """Seed of the data, the first weights and the gates."""
+    save_every: int = 50
+    """Steps between checkpoints."""
+    keep: int = 2
+    """Checkpoints kept."""
+    export: tuple[Literal["router", "elastic", "hf"], ...] = ("router",)
+    """Formats written to `DIRECTORY/FORMAT` at the end."""
+
+    def __post_init__(self) -> None:
+        if min(self.save_every, self.keep) < 1:
+            raise ConfigError(f"save_every {self.save_every}, keep {self.keep}: want 1 or more.")
+
+
+@dataclass(frozen=True)
+class RouterTrainConfig:
+    """Everything that decides a router training run."""
+
+    model: str | None = None
+    """Model to train routers for: Hugging Face directory or hub id, or a .gguf file."""
+    init: str | None = None
+    """Router directory to start from; without it the routers start fresh."""
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    """Number format of the frozen backbone."""
+    remat: bool = False
+    """Recompute each layer in the backward pass: less memory, a third more time."""
+    router: RouterConfig = field(default_factory=RouterConfig)
+    tasks: TasksConfig = field(default_factory=TasksConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    sparsity: SparsityConfig = field(default_factory=SparsityConfig)
+    gates: GateConfig = field(default_factory=GateConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+
+    def __post_init__(self) -> None:
+        if self.data.row_length % self.router.block_size:
+            raise ConfigError(
+                f"data.row_length {self.data.row_length} is no multiple of router.block_size {self.router.block_size}; "
+                "samples start on block boundaries."
+            )

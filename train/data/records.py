@@ -1,0 +1,98 @@
+"""The training record: one context, one question, one answer and the task label that the losses balance by.
+
+On disk a record is one JSON object per line (the format of the paper's released data):
+`{"context": str, "question": str, "answer": str, "metadata": {"task": str, "is_prefix": bool}}`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from elastic_jax.errors import DataError
+
+TASKS = ("Single QA", "MultiHop QA", "Summarization", "Code", "In-Context Learning")
+"""Task labels; a label's index is its task id."""
+
+SINGLE_QA, MULTIHOP_QA, SUMMARIZATION, CODE, ICL = range(5)
+
+
+@dataclass(frozen=True)
+class Record:
+    """One training sample before tokenisation."""
+
+    context: str
+    question: str
+    answer: str
+    task: int
+    """Index into `TASKS`."""
+    is_prefix: bool = True
+    """Whether the question stands before the context."""
+
+    def to_json(self) -> dict[str, Any]:
+        """The object that one line of a record file holds."""
+        metadata = {"task": TASKS[self.task], "is_prefix": self.is_prefix}
+        return {"context": self.context, "question": self.question, "answer": self.answer, "metadata": metadata}
+
+
+def parse_record(raw: object, where: str) -> Record:
+    """Checks one decoded JSON value; raises `DataError` that starts with `where` (file and line)."""
+    if not isinstance(raw, dict):
+        raise DataError(f"{where}: a record is a JSON object; got {type(raw).__name__}.")
+    for field in ("context", "question", "answer"):
+        if not isinstance(raw.get(field), str):
+            got = type(raw[field]).__name__ if field in raw else "nothing"
+            raise DataError(f"{where}: `{field}` must be a string; got {got}.")
+    if not raw["context"].strip() or not raw["answer"]:
+        raise DataError(f"{where}: `context` and `answer` must not be empty. Remove the record or fill it in.")
+    metadata = raw.get("metadata")
+    if not isinstance(metadata, dict):
+        raise DataError(f"{where}: `metadata` must be an object with a `task`; got {type(metadata).__name__}.")
+    is_prefix = metadata.get("is_prefix", True)
+    if not isinstance(is_prefix, bool):
+        raise DataError(f"{where}: `metadata.is_prefix` must be true or false; got {is_prefix!r}.")
+    task = task_id(metadata.get("task"), where)
+    return Record(raw["context"], raw["question"], raw["answer"], task, is_prefix)
+
+
+def task_id(label: object, where: str) -> int:
+    """Index of a task label; an unknown one is a `DataError` that names the nearest."""
+    if label in TASKS:
+        return TASKS.index(label)
+    near = get_close_matches(str(label), TASKS, n=1)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    raise DataError(f"{where}: unknown task {label!r}; want one of {', '.join(map(repr, TASKS))}.{hint}")
+
+
+def read_jsonl(path: Path) -> Iterable[tuple[str, Any]]:
+    """Yields (`file:line`, decoded value) of every non-empty line."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot be read as UTF-8 text ({error}).") from error
+    for number, line in enumerate(text.splitlines(), start=1):
+        if not line.strip():
+            continue
+        where = f"{path}:{number}"
+        try:
+            yield where, json.loads(line)
+        except json.JSONDecodeError as error:
+            raise DataError(f"{where}: not valid JSON ({error}).") from error
+
+
+def read_records(path: Path) -> list[Record]:
+    """Every record of a JSON-lines file; the first bad line raises `DataError` with file and line."""
+    records = [parse_record(raw, where) for where, raw in read_jsonl(path)]
+    if not records:
+        raise DataError(f"{path}: holds no records. Want one JSON object per line.")
+    return records
+
+
+def write_records(path: Path, records: Iterable[Record]) -> None:
+    """Writes records, one JSON object per line."""
+    lines = (json.dumps(record.to_json(), ensure_ascii=False) for record in records)
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")

@@ -1,0 +1,64 @@
+"""Turns records into token ids: a plain continuation prompt or the tokenizer's chat template."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from elastic_jax.errors import DataError
+from train.data.records import CODE, ICL, SUMMARIZATION, Record
+
+Template = Literal["raw", "chat", "mixed"]
+
+
+def render(record: Record, template: Template, tokenizer: Any, *, index: int = 0) -> tuple[list[int], list[int]]:
+    """Token ids of the prompt and of the answer.
+
+    The prompt is what a model is given at inference, so for chat it ends with the assistant's header, which the
+    routers then see in training and in use alike (the released training data leaves the header out).
+    `mixed` renders even indices as chat, odd ones as raw.
+
+    Raises:
+        DataError: a chat template that rewrites earlier turns, or none at all.
+    """
+    chat = template == "chat" or (template == "mixed" and index % 2 == 0)
+    if not chat:
+        prompt, answer = _raw(record)
+        return _encode(tokenizer, prompt), _encode(tokenizer, answer)
+    if not tokenizer.chat_template:
+        raise DataError("The tokenizer has no chat template. Set data.template to raw.")
+    turns = [{"role": "user", "content": _join(record, record.question)}]
+    prompt = _apply(tokenizer, turns, add_generation_prompt=True)
+    turns.append({"role": "assistant", "content": record.answer.strip("\n")})
+    whole = _apply(tokenizer, turns, add_generation_prompt=False)
+    if not whole.startswith(prompt):
+        raise DataError("The chat template does not continue its own prompt with the answer. Set data.template to raw.")
+    return _encode(tokenizer, prompt), _encode(tokenizer, whole[len(prompt) :])
+
+
+def _join(record: Record, question: str) -> str:
+    parts = [question, record.context] if record.is_prefix else [record.context, question]
+    return "\n\n".join(part for part in parts if part)
+
+
+def _raw(record: Record) -> tuple[str, str]:
+    """Prompt and answer as plain text; the answer brings its own separator."""
+    if record.task in (CODE, SUMMARIZATION) and not record.question:
+        return record.context, record.answer
+    answer = record.answer if record.answer[0].isspace() else " " + record.answer
+    if record.task in (CODE, ICL):
+        return _join(record, record.question), answer
+    if record.task == SUMMARIZATION:
+        return f"{_join(record, record.question)}\nSummary:", answer
+    if record.is_prefix:
+        return f"Question: {record.question}\n\n{record.context}\n\nAnswer:", answer
+    return f"{record.context}\n\nQuestion: {record.question}\nAnswer:", answer
+
+
+def _apply(tokenizer: Any, turns: list[dict[str, str]], *, add_generation_prompt: bool) -> str:
+    return tokenizer.apply_chat_template(
+        turns, tokenize=False, add_generation_prompt=add_generation_prompt, enable_thinking=False
+    )
+
+
+def _encode(tokenizer: Any, text: str) -> list[int]:
+    return tokenizer.encode(text, add_special_tokens=False)

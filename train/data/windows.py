@@ -1,0 +1,64 @@
+"""Cuts pieces of a wanted number of tokens out of long texts."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import numpy as np
+
+CHARACTERS_PER_TOKEN = 8
+"""Generous, so that a slice of this many characters for each token is long enough to cut."""
+
+_SENTENCE_END = re.compile(r"(?<=[.!?])\s+|\n\n+")
+
+
+class Windows:
+    """Token-exact cutting with one fast tokenizer."""
+
+    def __init__(self, tokenizer: Any):
+        self.tokenizer = tokenizer
+
+    def count(self, text: str) -> int:
+        """Number of tokens without special ones."""
+        return len(self.tokenizer.encode(text, add_special_tokens=False))
+
+    def head(self, text: str, tokens: int) -> str:
+        """The first `tokens` tokens of a text, or all of it."""
+        text = text[: tokens * CHARACTERS_PER_TOKEN]
+        ends = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+        return text if len(ends) <= tokens else text[: ends[tokens - 1][1]]
+
+    def random(self, texts: tuple[str, ...], tokens: int, rng: np.random.Generator, *, lines: bool = False) -> str:
+        """A passage of about `tokens` tokens that starts a sentence (or a line), from a text drawn by its length."""
+        sizes = np.array([len(text) for text in texts], np.float64)
+        text = texts[rng.choice(len(texts), p=sizes / sizes.sum())]
+        latest = max(len(text) - tokens * 5, 0)
+        start = int(rng.integers(latest + 1))
+        if start:
+            found = re.compile(r"\n").search(text, start) if lines else _SENTENCE_END.search(text, start)
+            start = found.end() if found else start
+        return self.head(text[start:], tokens)
+
+    def around(self, text: str, place: int, tokens: int, rng: np.random.Generator) -> str:
+        """At most `tokens` tokens of whole paragraphs or sentences that hold character `place` at a random depth."""
+        if self.count(text) <= tokens:
+            return text
+        starts = [0, *(match.end() for match in _SENTENCE_END.finditer(text))]
+        pieces = [text[a:b] for a, b in zip(starts, [*starts[1:], len(text)], strict=True)]
+        sizes = [self.count(piece) + 1 for piece in pieces]
+        first = last = max(index for index, start in enumerate(starts) if start <= place)
+        total = sizes[first]
+        before = rng.random()
+        while True:
+            grow_front = first > 0 and (rng.random() < before or last + 1 == len(pieces))
+            grow = first - 1 if grow_front else last + 1
+            if grow >= len(pieces) or total + sizes[grow] > tokens:
+                return "".join(pieces[first : last + 1]).strip()
+            total += sizes[grow]
+            first, last = min(first, grow), max(last, grow)
+
+
+def sentence_ends(text: str) -> list[int]:
+    """Character positions where a sentence can be inserted: the start, sentence boundaries and the end."""
+    return [0, *(match.end() for match in _SENTENCE_END.finditer(text)), len(text)]

@@ -1,0 +1,1 @@
+"""The demonstration: the whole job on a real model, on any CPU, without a network."""

@@ -1,0 +1,123 @@
+"""Losses of router training: cross-entropy without a whole logit matrix, and the constraint on sparsity."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+
+Multipliers = dict[str, jax.Array]
+"""Lagrange multipliers by name, each float32 `[tasks]`."""
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(4,))
+def token_nll(
+    hidden_BTD: jax.Array, head_DV: jax.Array, labels_BT: jax.Array, needed_BT: jax.Array, chunk: int = 512
+) -> jax.Array:
+    """Negative log-likelihood of each label in nats, float32 `[B, T]`; 0 where not needed.
+
+    Logits exist for `chunk` tokens at a time and chunks without a needed token are skipped. The vocabulary head is
+    frozen: only `hidden_BTD` gets a gradient, and it is found in the forward pass, so nothing is computed twice.
+    """
+    return _chunked(hidden_BTD, head_DV, labels_BT, needed_BT, chunk, with_slope=False)[0]
+
+
+def _forward(hidden, head, labels, needed, chunk):
+    nll, slope = _chunked(hidden, head, labels, needed, chunk, with_slope=True)
+    return nll, slope
+
+
+def _backward(chunk, slope_BTD, cotangent_BT):
+    return (slope_BTD * cotangent_BT[..., None].astype(slope_BTD.dtype)), None, None, None
+
+
+token_nll.defvjp(_forward, _backward)
+
+
+def _chunked(hidden_BTD, head_DV, labels_BT, needed_BT, chunk, *, with_slope):
+    """NLL `[B, T]` and, if asked for, its slope with respect to each hidden vector `[B, T, D]`."""
+    B, T, D = hidden_BTD.shape
+    chunk = min(chunk, B * T)
+    padding = -(B * T) % chunk
+
+    def in_chunks(array, *tail):
+        flat = array.reshape(B * T, *tail)
+        return jnp.pad(flat, ((0, padding), *((0, 0),) * len(tail))).reshape(-1, chunk, *tail)
+
+    def compute(hidden_CD, labels_C, needed_C):
+        logits_CV = jnp.dot(hidden_CD, head_DV, preferred_element_type=jnp.float32)
+        log_total_C = jax.nn.logsumexp(logits_CV, axis=-1)
+        label_logit_C = jnp.take_along_axis(logits_CV, labels_C[:, None], axis=-1)[:, 0]
+        nll_C = jnp.where(needed_C, log_total_C - label_logit_C, 0.0)
+        if not with_slope:
+            return nll_C, None
+        excess_CV = jnp.exp(logits_CV - log_total_C[:, None]).at[jnp.arange(chunk), labels_C].add(-1.0)
+        excess_CV = jnp.where(needed_C[:, None], excess_CV, 0.0).astype(head_DV.dtype)
+        slope_CD = jnp.einsum("cv,dv->cd", excess_CV, head_DV, preferred_element_type=jnp.float32)
+        return nll_C, slope_CD.astype(hidden_CD.dtype)
+
+    def skip(hidden_CD, labels_C, needed_C):
+        return jnp.zeros(chunk, jnp.float32), jnp.zeros_like(hidden_CD) if with_slope else None
+
+    def step(_, xs):
+        return None, jax.lax.cond(jnp.any(xs[2]), compute, skip, *xs)
+
+    xs = (in_chunks(hidden_BTD, D), in_chunks(labels_BT), in_chunks(needed_BT))
+    _, (nll, slope) = jax.lax.scan(step, None, xs)
+    nll_BT = nll.reshape(-1)[: B * T].reshape(B, T)
+    return nll_BT, slope.reshape(-1, D)[: B * T].reshape(B, T, D) if with_slope else None
+
+
+def sparse_share(z_LBMK: jax.Array) -> jax.Array:
+    """MSR of each sample, `[B, M]`: one minus the mean gate over layers and KV heads."""
+    return 1.0 - z_LBMK.mean(axis=(0, 3))
+
+
+def task_means(values_BM: jax.Array, task_ids_BM: jax.Array, tasks: int) -> tuple[jax.Array, jax.Array]:
+    """Mean of the samples of each task and how many there are, both float32 `[tasks]`; id -1 is no sample."""
+    member = (task_ids_BM[..., None] == jnp.arange(tasks)).astype(jnp.float32)
+    count = member.sum((0, 1))
+    return jnp.einsum("bm,bmk->k", values_BM, member) / jnp.maximum(count, 1.0), count
+
+
+def official_sparsity_loss(
+    msr_BM: jax.Array, task_ids_BM: jax.Array, target: jax.Array, multipliers: Multipliers
+) -> jax.Array:
+    """The released code's constraint: lambda1 |d| + lambda2 d^2 with d = MSR - target, averaged within each task, then
+    over the tasks present. Minimised by the routers, maximised by the multipliers `linear` and `quadratic`, which
+    therefore only grow."""
+    task_BM = jnp.maximum(task_ids_BM, 0)
+    d_BM = msr_BM - target[task_BM]
+    loss_BM = multipliers["linear"][task_BM] * jnp.abs(d_BM) + multipliers["quadratic"][task_BM] * d_BM**2
+    means, counts = task_means(loss_BM, task_ids_BM, target.shape[0])
+    present = counts > 0
+    return jnp.where(present, means, 0.0).sum() / jnp.maximum(present.sum(), 1)
+
+
+def interval_sparsity_loss(
+    msr_BM: jax.Array,
+    task_ids_BM: jax.Array,
+    low: jax.Array,
+    high: jax.Array,
+    multipliers: Multipliers,
+    *,
+    penalty: float,
+) -> jax.Array:
+    """Augmented Lagrangian of low <= MSR <= high, with both multipliers >= 0.
+
+    Within each task the mean of `below` (low - MSR) + `above` (MSR - high) + penalty/2 * violation^2, then the mean
+    over the tasks present. The differences are signed, so a multiplier falls while its bound holds, and inside the
+    interval nothing pulls once both have reached zero.
+    """
+    task_BM = jnp.maximum(task_ids_BM, 0)
+    below_BM, above_BM = low[task_BM] - msr_BM, msr_BM - high[task_BM]
+    violation_BM = jnp.maximum(jnp.maximum(below_BM, above_BM), 0.0)
+    loss_BM = (
+        multipliers["below"][task_BM] * below_BM
+        + multipliers["above"][task_BM] * above_BM
+        + 0.5 * penalty * violation_BM**2
+    )
+    means, counts = task_means(loss_BM, task_ids_BM, low.shape[0])
+    present = counts > 0
+    return jnp.where(present, means, 0.0).sum() / jnp.maximum(present.sum(), 1)

@@ -1,0 +1,64 @@
+"""What a watcher of a run sees: a bar with loss, sparsity and remaining time, or plain lines where there is no terminal."""
+
+from __future__ import annotations
+
+import math
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from train.metrics import Values
+
+PLAIN_EVERY = 10
+TASK_LETTERS = ("S", "M", "U", "C", "I")
+"""Single QA, MultiHop QA, sUmmarization, Code, In-context."""
+
+
+class TrainingProgress:
+    """Use as a context manager and call `update` after each step."""
+
+    def __init__(self, steps: int, done: int):
+        self._console = Console()
+        self._steps = steps
+        self._bar = Progress(
+            TextColumn("step"),
+            MofNCompleteColumn(),
+            BarColumn(bar_width=20),
+            TextColumn("{task.description}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=self._console,
+            disable=not self._console.is_terminal,
+        )
+        self._task = self._bar.add_task("", total=steps, completed=done)
+
+    def __enter__(self) -> TrainingProgress:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+
+    def update(self, done: int, values: Values) -> None:
+        """Shows the figures of the step that brought the count to `done`."""
+        text = describe(values)
+        self._bar.update(self._task, completed=done, description=text)
+        if not self._console.is_terminal and (done % PLAIN_EVERY == 0 or done in (1, self._steps)):
+            print(f"step {done}/{self._steps}  {text}", flush=True)
+
+
+def describe(values: Values) -> str:
+    """One line: losses, share of sparse heads by task (as sampled), seconds per step."""
+    share = values["msr"]
+    assert isinstance(share, list)
+    shares = " ".join(
+        f"{letter} {value:.2f}" for letter, value in zip(TASK_LETTERS, share, strict=True) if math.isfinite(value)
+    )
+    return (
+        f"loss {values['loss']:.3f}  lm {values['lm_loss']:.3f}  sparse {shares}  "
+        f"grad {values['grad_norm']:.2g}  {values['seconds']:.1f} s/step"
+    )

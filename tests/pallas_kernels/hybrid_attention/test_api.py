@@ -1,0 +1,52 @@
+import jax
+import jax.numpy as jnp
+import pytest
+
+from pallas_kernels import hybrid_attention
+
+Q, KV = jnp.ones((2, 40, 6, 8)), jnp.ones((2, 40, 2, 8))
+MODE = jnp.zeros((2, 2), jnp.int8)
+IDS = jnp.ones((2, 40), jnp.int32)
+
+
+def call(q=Q, k=KV, v=KV, mode=MODE, **options):
+    return hybrid_attention(q, k, v, mode, **({"block_size": 16} | options))
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        ({"mode": jnp.zeros((2, 6), jnp.int8)}, "wanted (2, 2)"),
+        ({"mode": jnp.zeros((2, 1, 2), jnp.int8)}, "needs segment_ids"),
+        ({"mode": jnp.full((2, 2), 2)}, "holds 2"),
+        ({"k": jnp.ones((2, 40, 4, 8)), "v": jnp.ones((2, 40, 4, 8))}, "multiple of KV heads"),
+        ({"k": KV[:, :0], "v": KV[:, :0]}, "non-empty"),
+        ({"k": KV[:, :30], "v": KV[:, :30]}, "40 queries but 30 keys"),
+        ({"v": KV.astype(jnp.bfloat16)}, "bfloat16"),
+        ({"q": Q.astype(jnp.int32)}, "floating"),
+        ({"lengths": jnp.ones((3,), jnp.int32)}, "lengths has shape (3,)"),
+        ({"segment_ids": IDS[:, :39]}, "wanted (2, 40)"),
+        ({"segment_ids": IDS.at[1, 20:].set(2)}, "segment 2 of row 1 starts (or resumes) at token 20"),
+        ({"local_blocks": 0}, "local_blocks is 0"),
+        ({"window": 0}, "window is 0"),
+        ({"scale": -1.0}, "scale is -1.0"),
+        ({"impl": "cuda"}, "unknown impl 'cuda'"),
+        ({"block_mask": jnp.ones((2, 2, 3, 3), jnp.bool_)}, "wanted bool(2, 6, 3, 3)"),
+    ],
+)
+def test_bad_input_is_named(arguments, words):
+    with pytest.raises(ValueError) as error:
+        call(**arguments)
+    assert words in str(error.value)
+
+
+def test_an_implementation_that_does_not_exist_yet_never_falls_back():
+    with pytest.raises(NotImplementedError, match="reference"):
+        call(impl="triton")
+
+
+def test_a_segment_per_block_under_jit_needs_no_values():
+    """Checks of values are for concrete arrays; traced ones go through."""
+    ids = IDS.at[:, 16:].set(2)
+    out = jax.jit(lambda mode, ids: call(mode=mode, segment_ids=ids))(MODE, ids)
+    assert bool((out == call(segment_ids=ids)).all())

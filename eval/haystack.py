@@ -89,7 +89,7 @@ class Haystack:
         Runs on into the next text where one ends. Raises `DataError` when all texts together are shorter.
         """
         first = rng.randrange(len(self._names))
-        start = rng.randrange(len(self._pieces_of(self._names[first])))
+        start = rng.randrange(max(1, len(self._pieces_of(self._names[first]))))
         chosen: list[Piece] = []
         room = tokens
         for offset in range(len(self._names)):
@@ -99,7 +99,7 @@ class Haystack:
                     return chosen + self._cut_at_word(piece, room)
                 chosen.append(piece)
                 room -= len(piece.ids)
-        raise DataError(f"The texts hold fewer than the {tokens} tokens of one prompt; add text or ask for less.")
+        raise DataError(f"The texts hold fewer than the {tokens} tokens of one prompt in sentences; add text or ask for less.")
 
     def window(self, rng: random.Random, tokens: int) -> list[int]:
         """`tokens` consecutive token ids of one text, from a random place; `DataError` if every text is shorter."""

@@ -1,0 +1,111 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tiny import random_ids, tiny_model
+
+from elastic_jax.errors import DataError
+from elastic_jax.generation import generate
+from eval.scoring import VIEWS, Sample, Scorer
+
+ROUTING = {"full": "full", "sparse": "sparse", "elastic": None}
+LENGTHS = (150, 97, 131)
+WIDTH = 6
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny_model()
+
+
+@pytest.fixture(scope="module")
+def scorer(model):
+    return Scorer(model)
+
+
+def prompts() -> list[list[int]]:
+    return [random_ids((length,), seed).tolist() for seed, length in enumerate(LENGTHS)]
+
+
+def score(scorer: Scorer, samples: list[Sample], view):
+    return scorer.score(samples, view, tokens=160, rows=4, width=WIDTH)
+
+
+@pytest.mark.parametrize("view", VIEWS)
+def test_exact_means_what_greedy_decoding_writes(model, scorer, view):
+    padded = np.zeros((3, 150), np.int32)
+    for row, prompt in enumerate(prompts()):
+        padded[row, : len(prompt)] = prompt
+    written = generate(
+        model,
+        jnp.asarray(padded),
+        lengths=jnp.asarray(LENGTHS),
+        max_new_tokens=WIDTH,
+        routing=ROUTING[view],
+        stop_tokens=(),
+    )
+    answers = np.asarray(written.tokens).tolist()
+    right = [Sample(str(row), prompt, answers[row]) for row, prompt in enumerate(prompts())]
+    scores = score(scorer, right, view)
+    assert [s.exact for s in scores] == [True] * 3
+    np.testing.assert_allclose([s.msr for s in scores], written.routing.msr(), atol=1e-6)
+
+    for place in range(WIDTH):
+        wrong = []
+        for sample in right:
+            ids = list(sample.continuation_ids)
+            ids[place] = (ids[place] + 1) % 64
+            wrong.append(Sample(sample.key, sample.prompt_ids, ids))
+        assert [s.exact for s in score(scorer, wrong, view)] == [False] * 3
+
+
+def test_log_probability_is_that_of_the_plain_model(model, scorer):
+    samples = [Sample(str(row), ids[: -row - 1], ids[-row - 1 :]) for row, ids in enumerate(prompts())]
+    for sample, got in zip(samples, score(scorer, samples, "full"), strict=True):
+        ids = jnp.asarray([*sample.prompt_ids, *sample.continuation_ids])[None]
+        log_probs = jax.nn.log_softmax(model(ids, routing="full").logits[0])
+        first = len(sample.prompt_ids)
+        want = np.mean([log_probs[first - 1 + i, token] for i, token in enumerate(sample.continuation_ids)])
+        assert got.log_prob == pytest.approx(want, abs=1e-5)
+
+
+def test_a_continuation_longer_than_one_chunk_of_the_head_is_scored_whole(model):
+    ids = random_ids((1, 400), seed=5)
+    got = Scorer(model).score(
+        [Sample("long", ids[0, :100].tolist(), ids[0, 100:].tolist())], "full", tokens=400, rows=1, width=300
+    )
+    log_probs = jax.nn.log_softmax(model(ids, routing="full").logits[0])
+    want = jnp.take_along_axis(log_probs[99:399], ids[0, 100:, None], axis=1).mean()
+    assert got[0].log_prob == pytest.approx(float(want), abs=1e-5)
+
+
+def test_routers_see_the_prompt_only(scorer):
+    prompt = prompts()[0]
+    samples = [Sample(str(seed), prompt, random_ids((WIDTH,), seed).tolist()) for seed in (7, 8)]
+    first, second = score(scorer, samples, "elastic")
+    assert first.msr == second.msr
+    assert 0 < first.msr < 1
+    assert first.log_prob != second.log_prob
+
+
+def test_forced_views_have_the_sparsity_they_say(scorer):
+    samples = [Sample("a", prompts()[0], [1, 2])]
+    full, sparse = (score(scorer, samples, view)[0] for view in ("full", "sparse"))
+    assert (full.msr, full.esr, full.esr_last_layer) == (0, 0, 0)
+    assert sparse.msr == 1
+    assert 0 < sparse.esr < 1 and sparse.esr == sparse.esr_last_layer
+
+
+@pytest.mark.parametrize(
+    "sample",
+    [
+        Sample("no prompt", [], [1]),
+        Sample("no answer", [1], []),
+        Sample("wide answer", [1], [1] * (WIDTH + 1)),
+        Sample("too long", [1] * 160, [1]),
+    ],
+    ids=lambda sample: sample.key,
+)
+def test_samples_that_do_not_fit_are_refused_by_name(scorer, sample):
+    with pytest.raises(DataError, match=sample.key):
+        score(scorer, [sample], "full")

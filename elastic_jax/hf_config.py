@@ -52,17 +52,18 @@ _MUST_BE: dict[str, Any] = {
 }
 
 _HARMLESS = HARMLESS_ROUTER_FIELDS | frozenset(
-    """_name_or_path _commit_hash _attn_implementation _attn_implementation_autoset attn_implementation architectures
-    attention_dropout auto_map bos_token_id eos_token_id pad_token_id unk_token_id sep_token_id cls_token_id mask_token_id
-    decoder_start_token_id chunk_size_feed_forward dtype torch_dtype finetuning_task hidden_dropout id2label label2id
-    num_labels is_decoder is_llama_config max_sequence_length model_max_length output_attentions output_hidden_states
-    prefix pretraining_tp problem_type resid_pdrop embd_pdrop return_dict return_dict_in_generate task_specific_params
-    tf_legacy_loss tie_encoder_decoder tokenizer_class torchscript transformers_version transformers.js_config
-    unsloth_fixed unsloth_version use_bfloat16 use_cache use_return_dict bad_words_ids begin_suppress_tokens
-    diversity_penalty do_sample early_stopping encoder_no_repeat_ngram_size exponential_decay_length_penalty
-    forced_bos_token_id forced_eos_token_id length_penalty max_length min_length no_repeat_ngram_size num_beam_groups
-    num_beams num_return_sequences output_scores remove_invalid_values repetition_penalty suppress_tokens temperature
-    top_k top_p typical_p""".split()
+    """_attn_implementation _attn_implementation_autoset _commit_hash _name_or_path architectures attention_dropout
+    attn_implementation auto_map bad_words_ids begin_suppress_tokens bos_token_id chunk_size_feed_forward
+    cls_token_id decoder_start_token_id diversity_penalty do_sample dtype early_stopping embd_pdrop
+    encoder_no_repeat_ngram_size eos_token_id exponential_decay_length_penalty finetuning_task
+    forced_bos_token_id forced_eos_token_id hidden_dropout id2label is_decoder is_llama_config label2id
+    length_penalty mask_token_id max_length max_sequence_length min_length model_max_length no_repeat_ngram_size
+    num_beam_groups num_beams num_labels num_return_sequences output_attentions output_hidden_states
+    output_scores pad_token_id prefix pretraining_tp problem_type remove_invalid_values repetition_penalty
+    resid_pdrop return_dict return_dict_in_generate sep_token_id suppress_tokens task_specific_params
+    temperature tf_legacy_loss tie_encoder_decoder tokenizer_class top_k top_p torch_dtype torchscript
+    transformers.js_config transformers_version typical_p unk_token_id unsloth_fixed unsloth_version
+    use_bfloat16 use_cache use_return_dict""".split()
 )
 _NOT_WRITTEN_BACK = HARMLESS_ROUTER_FIELDS | {
     "architectures",

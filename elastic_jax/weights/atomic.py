@@ -55,7 +55,10 @@ def _swap(partial: Path, target: Path) -> None:
 
 def _flush(directory: Path) -> None:
     """Forces contents and names onto the disk, so that the rename never shows a half-written directory."""
+    readable = directory.stat().st_mode & 0o666
     for path in directory.rglob("*"):
+        if path.is_file():
+            path.chmod(readable)  # safetensors creates private files
         _flush_one(path)
     _flush_one(directory)
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import struct
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -71,16 +73,23 @@ def open_gguf(file: Path) -> Checkpoint:
 
 def open_reader(file: Path) -> GGUFReader:
     """The `gguf` package's reader, with its many ways of failing turned into one error."""
+    if importlib.util.find_spec("gguf") is None:
+        raise CheckpointError(f"reading {file} needs the gguf package: pip install gguf.")
     try:
-        from gguf import GGUFReader
-    except ImportError as error:
-        raise CheckpointError(f"reading {file} needs the gguf package: pip install gguf.") from error
-    try:
-        return GGUFReader(file)
+        stat = file.stat()
+        return _parse(file, stat.st_mtime_ns, stat.st_size)
     except (ValueError, KeyError, IndexError, OverflowError, OSError, MemoryError, struct.error) as error:
         raise CheckpointError(
             f"{file} cannot be read as GGUF ({error}). It may be truncated or of another format: fetch it again."
         ) from error
+
+
+@lru_cache(maxsize=1)
+def _parse(file: Path, modified: int, size: int) -> GGUFReader:
+    """Kept, because parsing a vocabulary takes seconds and the weights and the tokenizer both need it."""
+    from gguf import GGUFReader
+
+    return GGUFReader(file)
 
 
 class _GGUFTensors:

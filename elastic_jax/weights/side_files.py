@@ -9,6 +9,7 @@ from pathlib import Path
 from elastic_jax.config import ModelConfig
 from elastic_jax.tokenizer import load_tokenizer
 from elastic_jax.weights.router_only import write_json
+from elastic_jax.weights.safetensors_dir import read_json
 
 _LOG = logging.getLogger(__name__)
 
@@ -33,7 +34,7 @@ def write_side_files(source: str | None, config: ModelConfig, directory: Path) -
     if origin is not None and not origin.exists():
         _LOG.warning("%s is gone, so no tokenizer was written beside the exported weights", origin)
     elif origin is not None and origin.is_file():
-        load_tokenizer(origin).save_pretrained(directory)
+        _write_tokenizer(origin, directory)
     elif origin is not None:
         for name in (*TOKENIZER_FILES, GENERATION_CONFIG):
             if (origin / name).is_file():
@@ -41,3 +42,10 @@ def write_side_files(source: str | None, config: ModelConfig, directory: Path) -
     ids = {name: config.hf_extra.get(name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     if not (directory / GENERATION_CONFIG).exists() and ids["eos_token_id"] is not None:
         write_json(directory / GENERATION_CONFIG, {name: value for name, value in ids.items() if value is not None})
+
+
+def _write_tokenizer(gguf_file: Path, directory: Path) -> None:
+    load_tokenizer(gguf_file).save_pretrained(directory)
+    settings = read_json(directory / "tokenizer_config.json")
+    # the name that transformers 4 and 5 both know for a tokenizer.json without a class of its own
+    write_json(directory / "tokenizer_config.json", settings | {"tokenizer_class": "PreTrainedTokenizerFast"})

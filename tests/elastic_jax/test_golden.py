@@ -60,5 +60,5 @@ def test_smollm2_from_gguf() -> None:
         logits = np.asarray(model(jnp.asarray(ids)[None], routing="full").logits[0], np.float64)
         close(logits[:, golden["vocabulary"]], golden[f"logits_{i}"], 2e-3)
         close(np.logaddexp.reduce(logits, axis=-1), golden[f"lse_{i}"], 2e-3)
-        out = generate(model, jnp.asarray(ids)[None], max_new_tokens=32, routing="full")
+        out = generate(model, jnp.asarray(ids)[None], max_new_tokens=32, routing="full", stop_tokens=[])
         np.testing.assert_array_equal(np.asarray(out.tokens[0]), golden[f"greedy_{i}"])

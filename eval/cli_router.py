@@ -26,7 +26,7 @@ class RouterReportSettings(ModelSettings):
     """Tokens of the prompts and of the windows of running text."""
     probes: int = 50
     """Retrieval prompts of each kind (pass key, key-value, fact) at each length."""
-    windows: int = 24
+    windows: int = 16
     """Windows of prose, and of code, at each length."""
     scored_tokens: int = 512
     """Tokens at the end of each window whose loss is measured."""

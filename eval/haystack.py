@@ -99,7 +99,9 @@ class Haystack:
                     return chosen + self._cut_at_word(piece, room)
                 chosen.append(piece)
                 room -= len(piece.ids)
-        raise DataError(f"The texts hold fewer than the {tokens} tokens of one prompt in sentences; add text or ask for less.")
+        raise DataError(
+            f"The texts hold fewer than the {tokens} tokens of one prompt in sentences; add text or ask for less."
+        )
 
     def window(self, rng: random.Random, tokens: int) -> list[int]:
         """`tokens` consecutive token ids of one text, from a random place; `DataError` if every text is shorter."""

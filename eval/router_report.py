@@ -16,7 +16,7 @@ from elastic_jax.cli_model import load_model, load_model_tokenizer
 from elastic_jax.errors import ConfigError
 from elastic_jax.model import ElasticForCausalLM, from_params, to_params
 from eval.cli_router import RouterReportSettings
-from eval.digests import backbone_digest, router_digest
+from eval.digests import backbone_digest, router_digest, samples_digest
 from eval.figure import draw_report
 from eval.haystack import Haystack, code_texts, prose_texts
 from eval.journal import Journal
@@ -64,7 +64,10 @@ def run_router_report(settings: RouterReportSettings, out: Path) -> dict[str, An
         scored_tokens=settings.scored_tokens,
         seed=settings.seed,
     )
+    groups = sorted([*retrieval, *perplexity], key=lambda group: group.length)
     identity = {
+        "lengths": settings.lengths,
+        "first_samples": samples_digest([group.build(0) for group in groups]),
         "backbone": backbone_digest(model),
         "dtype": str(model.head_kernel().dtype),
         "blocks": [sparse.sink_blocks, sparse.local_blocks, sparse.block_size],
@@ -75,7 +78,6 @@ def run_router_report(settings: RouterReportSettings, out: Path) -> dict[str, An
     digest = router_digest(model)
     works = (Work("full", "full"), Work("sparse", "sparse"), Work("elastic", f"elastic@{digest}"))
     with Journal(out / "journal.jsonl", identity) as journal:
-        groups = [*retrieval, *perplexity]
         with token_progress(pending_tokens(groups, works, journal)) as advance:
             for tokens in run_groups(Scorer(model), groups, works, journal, batch_tokens=settings.batch_tokens):
                 advance(tokens)

@@ -10,35 +10,43 @@ import jax
 import numpy as np
 from flax import nnx
 
-from elastic_jax.model import ElasticForCausalLM
+from elastic_jax.model import ElasticForCausalLM, Hidden
 from eval.scoring import VIEWS, View
 
 
 def prefill_seconds(
-    model: ElasticForCausalLM, prompts: Sequence[Sequence[int]], *, tokens: int, repeats: int = 3
+    model: ElasticForCausalLM,
+    prompts: Sequence[Sequence[int]],
+    *,
+    tokens: int,
+    views: Sequence[View] = VIEWS,
+    repeats: int = 3,
 ) -> dict[View, float]:
-    """Median seconds from a prompt, padded to `tokens`, to the logits of its next token, without compile time.
+    """Median seconds from a prompt, padded to `tokens`, to the logits of its next token and all keys and values.
 
-    Views take turns on each prompt, so that a change in the machine's load falls on all of them.
+    Compilation is not counted. Views take turns on each prompt, so that a change in the machine's load falls on all.
     """
     graph, state = nnx.split(model)
 
     @jax.jit(static_argnames=("view",))
-    def prefill(state: nnx.State, ids_BT: jax.Array, lengths_B: jax.Array, view: View) -> jax.Array:
+    def prefill(
+        state: nnx.State, ids_BT: jax.Array, lengths_B: jax.Array, view: View
+    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array] | None]:
         merged = nnx.merge(graph, state)
-        out = merged.hidden(ids_BT, lengths=lengths_B, gates=None if view == "elastic" else view)
-        return merged.head(out.hidden_BTD[0, lengths_B[0] - 1])
+        gates = None if view == "elastic" else view
+        out: Hidden = merged.hidden(ids_BT, lengths=lengths_B, gates=gates, return_kv=True)
+        return merged.head(out.hidden_BTD[0, lengths_B[0] - 1]), out.kv
 
-    seconds: dict[View, list[float]] = {view: [] for view in VIEWS}
+    seconds: dict[View, list[float]] = {view: [] for view in views}
     for number, prompt in enumerate(prompts):
         ids = np.zeros((1, tokens), np.int32)
         ids[0, : len(prompt)] = prompt
         lengths = np.array([len(prompt)], np.int32)
-        for view in VIEWS if number == 0 else ():
-            prefill(state, ids, lengths, view).block_until_ready()
+        for view in views if number == 0 else ():
+            jax.block_until_ready(prefill(state, ids, lengths, view))
         for _ in range(repeats):
-            for view in VIEWS:
+            for view in views:
                 start = time.perf_counter()
-                prefill(state, ids, lengths, view).block_until_ready()
+                jax.block_until_ready(prefill(state, ids, lengths, view))
                 seconds[view].append(time.perf_counter() - start)
     return {view: statistics.median(values) for view, values in seconds.items()}

@@ -173,16 +173,13 @@ def config_to_elastic(config: ModelConfig) -> dict[str, Any]:
 
 def _sliding_window(family: Family, fields: dict[str, Any], num_layers: int) -> int | None:
     """Window of every layer, or None; a window over only some layers is refused."""
-    if family == "llama":
-        return None
-    window = fields.pop("sliding_window")
-    if family != "mistral":
+    window, first = None, 0
+    if family != "llama":
+        window = fields.pop("sliding_window")
+    if family in ("qwen2", "qwen3"):
         first = fields.pop("max_window_layers", 28)
-        if not fields.pop("use_sliding_window", False):
-            window = None
-        kinds = ["sliding_attention" if window and i >= first else "full_attention" for i in range(num_layers)]
-    else:
-        kinds = ["sliding_attention" if window else "full_attention"] * num_layers
+        window = window if fields.pop("use_sliding_window", False) else None
+    kinds = ["sliding_attention" if window and i >= first else "full_attention" for i in range(num_layers)]
     kinds = fields.pop("layer_types", None) or kinds
     if set(kinds) == {"full_attention"}:
         return None

@@ -123,7 +123,7 @@ def make_step(
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.trainable)
         trainable = optax.apply_updates(state.trainable, updates)
         metrics = _metrics(micro, count) | {
-            "grad_norm": optax.global_norm(gradient.router),
+            "grad_norm": optax.tree.norm(gradient.router),
             "temperature": tau,
             "tokens": (rows.segment_ids > 0).sum(),
             **{f"multiplier_{name}": value for name, value in state.trainable.multipliers.items()},

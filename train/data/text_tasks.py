@@ -43,15 +43,20 @@ def labelled_snippets(corpus: Corpus, tokens: int, windows: Windows, rng: np.ran
     sources = [texts[i] for i in rng.choice(len(texts), size=classes, replace=False)]
     labels = rng.choice(COLOURS, size=classes, replace=False)
     shots: list[str] = []
+    shown: list[int] = []
     used = 0
-    while True:
-        pick = int(rng.integers(classes))
-        snippet = " ".join(windows.random((sources[pick],), int(rng.integers(24, 64)), rng).split())
-        shot = f"Text: {snippet}\nLabel:"
-        used += windows.count(shot) + 3
-        if used > tokens and shots:
-            return Record("\n\n".join(shots), shot, str(labels[pick]), ICL, is_prefix=False)
-        shots.append(f"{shot} {labels[pick]}")
+    while used < tokens:
+        shown.append(int(rng.integers(classes)))
+        shots.append(_snippet(sources[shown[-1]], windows, rng))
+        used += windows.count(shots[-1]) + 3
+    asked = shown[int(rng.integers(len(shown)))]
+    context = "\n\n".join(f"{shot} {labels[label]}" for shot, label in zip(shots, shown, strict=True))
+    question = _snippet(sources[asked], windows, rng)
+    return Record(context, question, str(labels[asked]), ICL, is_prefix=False)
+
+
+def _snippet(text: str, windows: Windows, rng: np.random.Generator) -> str:
+    return f"Text: {' '.join(windows.random((text,), int(rng.integers(24, 64)), rng).split())}\nLabel:"
 
 
 def solved_stories(stories: Sequence[Evidence], tokens: int, windows: Windows, rng: np.random.Generator) -> Record:

@@ -11,6 +11,7 @@ CHARACTERS_PER_TOKEN = 8
 """Generous, so that a slice of this many characters for each token is long enough to cut."""
 
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+|\n\n+")
+_PIECE_END = re.compile(r"(?<=[.!?])\s+|\n+")
 
 
 class Windows:
@@ -26,8 +27,8 @@ class Windows:
     def head(self, text: str, tokens: int) -> str:
         """The first `tokens` tokens of a text, or all of it."""
         text = text[: tokens * CHARACTERS_PER_TOKEN]
-        ends = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
-        return text if len(ends) <= tokens else text[: ends[tokens - 1][1]]
+        offsets = self._offsets(text)
+        return text if len(offsets) <= tokens else text[: offsets[tokens - 1][1]]
 
     def random(self, texts: tuple[str, ...], tokens: int, rng: np.random.Generator, *, lines: bool = False) -> str:
         """A passage of about `tokens` tokens that starts a sentence (or a line), from a text drawn by its length."""
@@ -41,22 +42,29 @@ class Windows:
         return self.head(text[start:], tokens)
 
     def around(self, text: str, place: int, tokens: int, rng: np.random.Generator) -> str:
-        """At most `tokens` tokens of whole paragraphs or sentences that hold character `place` at a random depth."""
-        if self.count(text) <= tokens:
+        """At most `tokens` tokens of whole lines and sentences that hold character `place` at a random depth."""
+        offsets = np.array(self._offsets(text))
+        if len(offsets) <= tokens:
             return text
-        starts = [0, *(match.end() for match in _SENTENCE_END.finditer(text))]
-        pieces = [text[a:b] for a, b in zip(starts, [*starts[1:], len(text)], strict=True)]
-        sizes = [self.count(piece) + 1 for piece in pieces]
+        starts = [0, *(match.end() for match in _PIECE_END.finditer(text))]
+        bounds = [*np.searchsorted(offsets[:, 0], starts), len(offsets)]
         first = last = max(index for index, start in enumerate(starts) if start <= place)
-        total = sizes[first]
-        before = rng.random()
+        front_share = rng.random()
         while True:
-            grow_front = first > 0 and (rng.random() < before or last + 1 == len(pieces))
-            grow = first - 1 if grow_front else last + 1
-            if grow >= len(pieces) or total + sizes[grow] > tokens:
-                return "".join(pieces[first : last + 1]).strip()
-            total += sizes[grow]
-            first, last = min(first, grow), max(last, grow)
+            grow_front = first > 0 and (rng.random() < front_share or last + 1 == len(starts))
+            new_first, new_last = (first - 1, last) if grow_front else (first, last + 1)
+            if new_last == len(starts) or bounds[new_last + 1] - bounds[new_first] > tokens:
+                break
+            first, last = new_first, new_last
+        begin, end = bounds[first], bounds[last + 1]
+        if end - begin > tokens:  # one endless line: centre the place
+            begin = max(int(np.searchsorted(offsets[:, 0], place)) - tokens // 2, 0)
+            end = min(begin + tokens, len(offsets))
+        return text[offsets[begin, 0] : offsets[end - 1, 1]]
+
+    def _offsets(self, text: str) -> list[tuple[int, int]]:
+        """First and last character of every token."""
+        return self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
 
 
 def sentence_ends(text: str) -> list[int]:

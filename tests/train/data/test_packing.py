@@ -1,0 +1,126 @@
+import numpy as np
+import pytest
+from tiny_text import tiny_tokenizer
+
+from elastic_jax.errors import DataError
+from train.data.packing import Sample, tokenise
+from train.data.pipeline import make_pipeline
+from train.data.records import CODE, SINGLE_QA, Record
+
+OPTIONS = dict(template="raw", row_length=512, loss_on=["answer"] * 3 + ["all"] * 2, loss_weight=[2.0] + [1.0] * 4)
+QA = Record("Ada lives in Rome. " * 4, "Where does Ada live?", "In Rome.", SINGLE_QA, is_prefix=False)
+PROGRAM = Record("def f(x):\n    return x\n", "", "\ndef g(x):\n    return f(x)\n", CODE)
+
+
+def one_sample(record, **changes):
+    return tokenise([record], tiny_tokenizer(), **(OPTIONS | {"weighting": "tokens"} | changes))[0]
+
+
+def test_labels_are_the_next_tokens_and_the_last_has_none():
+    sample = one_sample(PROGRAM)
+    np.testing.assert_array_equal(sample.labels[:-1], sample.input_ids[1:])
+    assert (sample.weights[:-1] == 1).all() and sample.weights[-1] == 0
+
+
+def test_answer_only_loss_learns_exactly_the_answer():
+    sample = one_sample(QA)
+    learnt = sample.labels[sample.weights > 0]
+    assert tiny_tokenizer().decode(learnt) == " In Rome."
+    assert set(sample.weights[sample.weights > 0]) == {2.0}
+    assert sample.prompt_lengths[0] + len(learnt) == len(sample.input_ids)
+
+
+def test_samples_count_alike_if_asked():
+    for record, weight in ((QA, 2.0), (PROGRAM, 1.0)):
+        np.testing.assert_allclose(one_sample(record, weighting="samples").weights.sum(), weight, rtol=1e-6)
+
+
+def test_the_question_stands_where_the_record_says():
+    before = Record(QA.context, QA.question, QA.answer, SINGLE_QA, is_prefix=True)
+    texts = [tiny_tokenizer().decode(one_sample(record).input_ids) for record in (QA, before)]
+    assert [text.index("Where does") < text.index("Ada lives") for text in texts] == [False, True]
+
+
+def test_chat_prompt_is_the_one_of_inference():
+    tokenizer = tiny_tokenizer().__class__(tokenizer_object=tiny_tokenizer().backend_tokenizer)
+    tokenizer.chat_template = (
+        "{% for m in messages %}<{{ m.role }}>{{ m.content }}</>{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
+    )
+    sample = tokenise([QA], tokenizer, **(OPTIONS | {"template": "chat", "weighting": "tokens"}))[0]
+    prompt = tokenizer.decode(sample.input_ids[: sample.prompt_lengths[0]])
+    assert prompt.startswith("<user>Ada") and prompt.endswith("live?</><assistant>")
+    assert tokenizer.decode(sample.input_ids[sample.prompt_lengths[0] :]) == "In Rome.</>"
+
+
+def test_bad_input_is_refused():
+    with pytest.raises(DataError, match="record 0 .Single QA. has .* tokens; a row holds 16"):
+        one_sample(QA, row_length=16)
+    with pytest.raises(DataError, match="empty"):
+        tokenise([], tiny_tokenizer(), weighting="tokens", **OPTIONS)
+    with pytest.raises(DataError, match="no chat template"):
+        one_sample(QA, template="chat")
+
+
+def random_samples(count, seed=0):
+    rng = np.random.default_rng(seed)
+    samples = []
+    for index in range(count):
+        size = int(rng.integers(1, 65))
+        ids = rng.integers(1, 1000, size).astype(np.int32)
+        samples.append(Sample(ids, ids + 1, np.ones(size, np.float32), np.array([size]), np.array([index % 5])))
+    return samples
+
+
+def pipeline(samples, **changes):
+    options = dict(row_length=64, block_size=16, max_segments=3, rows=1, accumulate=2, seed=3)
+    return make_pipeline(samples, **(options | changes))
+
+
+def segments_of(batch):
+    """(task, tokens) of every packed sample, with the block where it starts."""
+    T, M = batch.input_ids.shape[-1], batch.task_ids.shape[-1]
+    rows = zip(batch.input_ids.reshape(-1, T), batch.segment_ids.reshape(-1, T), batch.task_ids.reshape(-1, M), strict=True)
+    for ids, segments, tasks in rows:
+        for number in range(1, segments.max() + 1):
+            places = np.flatnonzero(segments == number)
+            assert (np.diff(places) == 1).all()
+            yield int(tasks[number - 1]), tuple(ids[places].tolist()), int(places[0])
+
+
+def test_packing_splits_nothing_loses_nothing_and_starts_on_blocks():
+    samples = random_samples(40)
+    wanted = sorted((int(s.task_ids[0]), tuple(s.input_ids.tolist())) for s in samples)
+    stream, seen = iter(pipeline(samples)), []
+    while len(seen) < 2 * len(samples):
+        for task, ids, start in segments_of(next(stream)):
+            assert start % 16 == 0
+            seen.append((task, ids))
+    assert sorted(seen[:40]) == wanted or set(wanted) <= set(seen)
+    assert set(seen) == set(wanted)
+
+
+def test_batches_have_static_shapes_and_marked_padding():
+    batch = next(iter(pipeline(random_samples(20), rows=2, accumulate=3)))
+    assert batch.input_ids.shape == batch.weights.shape == (3, 2, 64) and batch.task_ids.shape == (3, 2, 3)
+    present = batch.segment_ids.max(-1)[..., None] > np.arange(3)
+    assert ((batch.task_ids >= 0) == present).all() and ((batch.prompt_lengths > 0) == present).all()
+    assert (batch.weights[batch.segment_ids == 0] == 0).all()
+
+
+def test_epochs_are_shuffled_anew():
+    samples = random_samples(12)
+    order = [ids for _ in range(30) for _, ids, _ in segments_of(next(stream))] if (stream := iter(pipeline(samples))) else []
+    assert order[:12] != order[12:24]
+
+
+@pytest.mark.parametrize("taken", [0, 1, 7, 15])
+def test_a_restored_stream_goes_on_where_it_was(taken):
+    samples = random_samples(25)
+    stream = iter(pipeline(samples))
+    for _ in range(taken):
+        next(stream)
+    resumed = iter(pipeline(samples))
+    resumed.set_state(stream.get_state())
+    for _ in range(12):
+        for got, want in zip(next(resumed), next(stream), strict=True):
+            np.testing.assert_array_equal(got, want)

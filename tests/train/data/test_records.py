@@ -1,0 +1,39 @@
+import json
+
+import pytest
+
+from elastic_jax.errors import DataError
+from train.data.records import CODE, Record, read_records, write_records
+
+GOOD = {"context": "c", "question": "q", "answer": "a", "metadata": {"task": "Code"}}
+
+
+def test_records_survive_a_round_trip(tmp_path):
+    records = [Record("text\nmore", "why?", "so", CODE, is_prefix=False), Record("ü", "", "b", 0)]
+    write_records(tmp_path / "r.jsonl", records)
+    assert read_records(tmp_path / "r.jsonl") == records
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{", "r.jsonl:2: not valid JSON"),
+        ("[]", "r.jsonl:2: a record is a JSON object; got list"),
+        (json.dumps({**GOOD, "context": 3}), "`context` must be a string; got int"),
+        (json.dumps({**GOOD, "answer": ""}), "must not be empty"),
+        (json.dumps({"context": "c", "question": "q", "metadata": {}}), "`answer` must be a string; got nothing"),
+        (json.dumps({**GOOD, "metadata": None}), "`metadata` must be an object"),
+        (json.dumps({**GOOD, "metadata": {"task": "Sumarization"}}), "Did you mean 'Summarization'"),
+        (json.dumps({**GOOD, "metadata": {"task": "Code", "is_prefix": 1}}), "`metadata.is_prefix` must be true or"),
+    ],
+)
+def test_bad_lines_are_named_with_file_and_line(tmp_path, line, message):
+    (tmp_path / "r.jsonl").write_text(json.dumps(GOOD) + "\n" + line + "\n")
+    with pytest.raises(DataError, match=message):
+        read_records(tmp_path / "r.jsonl")
+
+
+def test_an_empty_file_is_refused(tmp_path):
+    (tmp_path / "r.jsonl").write_text("\n")
+    with pytest.raises(DataError, match="holds no records"):
+        read_records(tmp_path / "r.jsonl")

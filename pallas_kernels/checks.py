@@ -68,8 +68,8 @@ def check_rows(
     if late.any():
         b, t = int(row[late][0]), int(token[late][0])
         raise ValueError(
-            f"segment {ids[b, t + 1]} of row {b} starts (or resumes) at token {t}; segments must be one run that starts "
-            f"on a multiple of block_size={block_size}. Pad the segment before it with id 0."
+            f"segment {ids[b, t + 1]} of row {b} starts (or resumes) at token {t}; segments must be one run that "
+            f"starts on a multiple of block_size={block_size}. Pad the segment before it with id 0."
         )
 
 

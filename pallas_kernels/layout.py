@@ -88,11 +88,11 @@ def fold_queries(x_BTNH: jax.Array, kv_heads: int, geometry: Geometry) -> jax.Ar
     return x.transpose(0, 3, 1, 4, 2, 5).reshape(B, kv_heads, geometry.query_blocks, -1, H)
 
 
-def unfold_queries(x_BKIRH: jax.Array, geometry: Geometry) -> jax.Array:
+def unfold_queries(x_BKQRH: jax.Array, geometry: Geometry) -> jax.Array:
     """Inverse of `fold_queries`."""
-    B, K, I, R, H = x_BKIRH.shape
-    x = x_BKIRH.reshape(B, K, I, R // geometry.block, geometry.block, H).transpose(0, 2, 4, 1, 3, 5)
-    x = x.reshape(B, I * geometry.block, -1, H)
+    B, K, Q, R, H = x_BKQRH.shape
+    x = x_BKQRH.reshape(B, K, Q, R // geometry.block, geometry.block, H).transpose(0, 2, 4, 1, 3, 5)
+    x = x.reshape(B, Q * geometry.block, -1, H)
     return x[:, geometry.left : geometry.left + geometry.queries]
 
 

@@ -23,9 +23,7 @@ def dual_attention_reference(
 
     def every_head(mode: int) -> jax.Array:
         modes = jnp.full((q_BTNH.shape[0], k_BSKH.shape[2]), mode)
-        return hybrid_attention_reference(
-            q_BTNH, k_BSKH, v_BSKH, modes, spec, segment_ids=segment_ids, lengths=lengths
-        )
+        return hybrid_attention_reference(q_BTNH, k_BSKH, v_BSKH, modes, spec, segment_ids=segment_ids, lengths=lengths)
 
     return every_head(0), every_head(1)
 
@@ -41,9 +39,7 @@ def routed_attention_reference(
     lengths: jax.Array | None = None,
 ) -> jax.Array:
     """z * full + (1 - z) * sparse; autodiff of this is the gradient that the other implementations compute."""
-    full, sparse = dual_attention_reference(
-        q_BTNH, k_BSKH, v_BSKH, spec, segment_ids=segment_ids, lengths=lengths
-    )
+    full, sparse = dual_attention_reference(q_BTNH, k_BSKH, v_BSKH, spec, segment_ids=segment_ids, lengths=lengths)
     (B, T, N, _), (S, K) = q_BTNH.shape, k_BSKH.shape[1:3]
     rows = describe_rows(B, Geometry(spec.block_size, T, S), lengths, segment_ids)
     z_BKT = by_block(z, rows)[:, :, jnp.arange(S - T, S) // spec.block_size]

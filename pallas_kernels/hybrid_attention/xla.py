@@ -5,42 +5,30 @@ from __future__ import annotations
 from functools import partial
 
 import jax
-import jax.numpy as jnp
-from jax import lax
 
-from pallas_kernels.blockwise import Folded, Softmax, backward, fold, query_schedule, sweep
+from pallas_kernels.blockwise import Extend, Folded, Softmax, attend, fold, query_schedule
+from pallas_kernels.blockwise_backward import backward
 from pallas_kernels.layout import clear_padding, unfold_queries
 from pallas_kernels.schedule import AttentionSpec, Schedule
 
 
-def attend(operands: Folded, plan: Schedule, spec: AttentionSpec) -> tuple[jax.Array, jax.Array]:
-    """Output `[B, K, I, R, H]` and log-sum-exp `[B, K, I, R]` of all query blocks."""
-    B, K, I, R, H = operands.q_BKIRH.shape
-
-    def query_block(item):
-        q_RH, plan, head = item
-        state = sweep(Softmax.empty(R, H), q_RH, operands, head, plan, spec)
-        return state.output().astype(q_RH.dtype), state.lse(spec.scale)
-
-    flat_plan = Schedule(*(x.reshape(-1) for x in plan))
-    out, lse = lax.map(query_block, (operands.q_BKIRH.reshape(-1, R, H), flat_plan, jnp.arange(B * K * I) // I))
-    return out.reshape(operands.q_BKIRH.shape), lse.reshape(B, K, I, R)
-
-
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
 def scheduled_attention(operands: Folded, plan: Schedule, spec: AttentionSpec) -> jax.Array:
-    """Attention of every query block to its scheduled key blocks, `[B, K, I, R, H]`."""
-    return attend(operands, plan, spec)[0]
+    """Attention of every query block to its scheduled key blocks, `[B, K, Q, R, H]`."""
+    return _forward(operands, plan, spec)[0]
 
 
-def _forward(operands, plan, spec):
-    out, lse = attend(operands, plan, spec)
+def _forward(operands: Folded, plan: Schedule, spec: AttentionSpec):
+    def collect(index: jax.Array, state: Softmax, plan: Schedule, extend: Extend):
+        return state.output().astype(operands.q_BKQRH.dtype), state.lse(spec.scale)
+
+    out, lse = attend(operands, plan, spec, collect)
     return out, (operands, plan, out, lse)
 
 
-def _backward(spec, saved, d_out):
+def _backward(spec: AttentionSpec, saved, d_out: jax.Array):
     operands, plan, out, lse = saved
-    return Folded(*backward(operands, out, lse, d_out, plan, spec)), None
+    return backward(operands, out, lse, d_out, plan, spec), None
 
 
 scheduled_attention.defvjp(_forward, _backward)

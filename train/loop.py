@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
+import jax.numpy as jnp
 
+from elastic_jax.config import ModelConfig
 from elastic_jax.errors import DataError, ElasticError
 from elastic_jax.model import ElasticForCausalLM, from_params
 from elastic_jax.settings import settings_dict
@@ -61,7 +62,7 @@ def train_router(config: RouterTrainConfig, model: ElasticForCausalLM, samples: 
     fingerprint = digest(samples)
     settings = settings_dict(config)
     batches = iter(_pipeline(config, samples))
-    state = first_state(jax.tree.map(np.array, router), config)
+    state = first_state(jax.tree.map(jnp.array, router), config)
     checkpoints = Checkpoints(directory / CHECKPOINT_FOLDER, keep=config.run.keep)
     done = checkpoints.latest_step or 0
     if checkpoints.latest_step is not None:
@@ -98,12 +99,12 @@ def train_router(config: RouterTrainConfig, model: ElasticForCausalLM, samples: 
     finally:
         log.close()
         checkpoints.close()
-    export(config, replace(model_config), frozen, state, directory, source=model.source)
+    export(config, model_config, frozen, state, directory, source=model.source)
 
 
 def export(
     config: RouterTrainConfig,
-    model_config: Any,
+    model_config: ModelConfig,
     frozen: Mapping[str, jax.Array],
     state: TrainState,
     directory: Path,

@@ -131,7 +131,8 @@ def _read(checkpoint: Checkpoint, entry: Entry, dtype: np.dtype) -> np.ndarray:
     out = np.empty(entry.shape, dtype)
     layers = out if entry.stacked else out[None]
     for layer, name in zip(layers, entry.hf_names(), strict=True):
-        layer[...] = entry.to_ours(checkpoint.source.read(name)).astype(dtype)
+        with np.errstate(over="ignore"):
+            layer[...] = entry.to_ours(checkpoint.source.read(name)).astype(dtype)
         if dtype == np.float16 and not np.isfinite(layer).all():
             raise CheckpointError(f"{checkpoint.where}: {name} does not fit into float16. Use bfloat16 or float32.")
     return out

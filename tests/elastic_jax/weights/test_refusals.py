@@ -1,0 +1,198 @@
+"""Every damaged or foreign checkpoint gives one clear error, and lists everything that is wrong with it."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from checkpoints import GOLDEN, WEIGHTS, copy_golden, edit_json, edit_weights
+from safetensors.numpy import load_file, save_file
+
+from elastic_jax.errors import CheckpointError, ConfigError
+from elastic_jax.weights import from_pretrained, save_pretrained
+
+INDEX = "model.safetensors.index.json"
+
+
+def refuse(source: Path | str, words: str, **arguments: object) -> str:
+    with pytest.raises(CheckpointError, match=words) as caught:
+        from_pretrained(source, **arguments)
+    return str(caught.value)
+
+
+def sharded(directory: Path) -> Path:
+    save_pretrained(from_pretrained(GOLDEN / "llama3"), directory / "sharded", max_shard_bytes=30_000)
+    return directory / "sharded"
+
+
+def edit_map(directory: Path, **changes: str) -> None:
+    index = json.loads((directory / INDEX).read_text())
+    edit_json(directory / INDEX, weight_map=index["weight_map"] | changes)
+
+
+def test_every_tensor_problem_is_listed_at_once(tmp_path: Path) -> None:
+    damaged = copy_golden("llama3", tmp_path)
+
+    def damage(tensors: dict[str, np.ndarray]) -> None:
+        del tensors["model.layers.1.mlp.up_proj.weight"], tensors["lm_head.weight"]
+        tensors["model.layers.0.self_attn.k_proj.weight_scale"] = np.ones(1, np.float32)
+        tensors["model.layers.0.self_attn.q_proj.bias"] = np.ones(64, np.float32)
+        for name in ("model.layers.0.mlp.down_proj.weight", "model.layers.0.self_attn.o_proj.weight"):
+            tensors[name] = np.ascontiguousarray(tensors[name].T)
+        tensors["model.norm.weight"] = np.ones(31, np.float32)
+
+    edit_weights(damaged, damage)
+    message = refuse(damaged, "7 tensors do not fit")
+    for line in (
+        "missing    model.layers.1.mlp.up_proj.weight (our layers.mlp.up_proj.kernel), want shape [64, 32]",
+        "missing    lm_head.weight (our lm_head.kernel), want shape [97, 32]: set tie_word_embeddings",
+        "mis-shaped model.layers.0.mlp.down_proj.weight (our layers.mlp.down_proj.kernel), "
+        "got [64, 32], want [32, 64]: transposed?",
+        "mis-shaped model.layers.0.self_attn.o_proj.weight (our layers.attn.o_proj.kernel), "
+        "got [64, 32], want [32, 64]: transposed?",
+        "mis-shaped model.norm.weight (our norm.scale), got [31], want [32]",
+        "unexpected model.layers.0.self_attn.k_proj.weight_scale, shape [1]",
+        "unexpected model.layers.0.self_attn.q_proj.bias, shape [64]: config.json says that attention has no such bias",
+    ):
+        assert line in message
+
+
+def test_old_rotary_buffers_are_ignored(tmp_path: Path) -> None:
+    source = copy_golden("llama3", tmp_path)
+    name = "model.layers.0.self_attn.rotary_emb.inv_freq"
+    edit_weights(source, lambda tensors: tensors.update({name: np.ones(8, np.float32)}))
+    from_pretrained(source)
+
+
+def test_layers_beyond_the_configuration_are_unexpected(tmp_path: Path) -> None:
+    source = copy_golden("llama3", tmp_path)
+    edit_json(source / "config.json", num_hidden_layers=1)
+    assert "unexpected model.layers.1.self_attn.q_proj.weight" in refuse(source, "9 tensors")
+
+
+def test_tied_head_that_differs(tmp_path: Path) -> None:
+    source = copy_golden("llama_tied", tmp_path)
+    edit_weights(source, lambda t: t.update({"lm_head.weight": np.zeros((97, 32), np.float32)}))
+    refuse(source, "lm_head.weight differs")
+
+
+@pytest.mark.parametrize("keep", [0, 6, 200, -100])
+def test_truncated_safetensors(keep: int, tmp_path: Path) -> None:
+    source = copy_golden("llama3", tmp_path)
+    content = (source / WEIGHTS).read_bytes()
+    (source / WEIGHTS).write_bytes(content[:keep])
+    refuse(source, "cannot be read as safetensors.*truncated or edited")
+
+
+@pytest.mark.parametrize("where", [0, 7, 9])
+def test_edited_safetensors_header(where: int, tmp_path: Path) -> None:
+    source = copy_golden("llama3", tmp_path)
+    content = bytearray((source / WEIGHTS).read_bytes())
+    content[where] ^= 0x55
+    (source / WEIGHTS).write_bytes(content)
+    refuse(source, "cannot be read as safetensors")
+
+
+def test_quantised_safetensors(tmp_path: Path) -> None:
+    source = copy_golden("llama3", tmp_path)
+    edit_weights(source, lambda t: t.update({"model.norm.weight": np.ones(32, np.int8)}))
+    refuse(source, "model.norm.weight as I8; supported: F32, F16, BF16")
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "consolidated.pth"])
+def test_pickles_are_never_loaded(name: str, tmp_path: Path) -> None:
+    source = copy_golden("llama3", tmp_path)
+    (source / WEIGHTS).rename(source / name)
+    refuse(source, f"{name}, a pickle, which can run code")
+    refuse(source / name, "is a pickle, which can run code")
+
+
+def test_what_is_no_checkpoint(tmp_path: Path) -> None:
+    refuse(tmp_path / "nowhere", "does not exist; want a Hugging Face directory")
+    refuse(tmp_path, "config.json does not exist")
+    refuse(Path(__file__), "is a single file")
+    (tmp_path / "config.json").write_text("{ not json")
+    refuse(tmp_path, "not readable JSON")
+    (tmp_path / "config.json").write_text("[1]")
+    refuse(tmp_path, "want a JSON object")
+    source = copy_golden("llama3", tmp_path)
+    (source / WEIGHTS).unlink()
+    refuse(source, "has neither model.safetensors nor model.safetensors.index.json")
+
+
+def test_hub_id_without_a_hub() -> None:
+    refuse("nobody/no-such-model", "cannot be fetched or found in the local cache")
+
+
+def test_unknown_rope_type(tmp_path: Path) -> None:
+    source = copy_golden("llama3", tmp_path)
+    edit_json(source / "config.json", rope_parameters={"rope_type": "spiral", "rope_theta": 1e4})
+    with pytest.raises(ConfigError, match="'spiral'"):
+        from_pretrained(source)
+
+
+def test_float16_overflow(tmp_path: Path) -> None:
+    source = copy_golden("llama3", tmp_path)
+    edit_weights(source, lambda t: t.update({"model.norm.weight": np.full(32, 1e6, np.float32)}))
+    refuse(source, "model.norm.weight does not fit into float16", dtype="float16")
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["../outside.safetensors", "/etc/outside.safetensors", "a/b.safetensors", "model.bin", "x\0.safetensors", ""],
+)
+def test_shard_names_that_lead_elsewhere(name: str, tmp_path: Path) -> None:
+    source = sharded(tmp_path)
+    edit_map(source, **{"model.norm.weight": name})
+    refuse(source, "bare \\*.safetensors file name")
+
+
+def test_shard_that_is_a_link_to_the_outside(tmp_path: Path) -> None:
+    source = sharded(tmp_path)
+    shard = sorted(source.glob("*.safetensors"))[0]
+    shard.rename(tmp_path / "outside.safetensors")
+    shard.symlink_to(tmp_path / "outside.safetensors")
+    refuse(source, "outside the checkpoint")
+
+
+def test_index_against_its_shards(tmp_path: Path) -> None:
+    source = sharded(tmp_path)
+    edit_map(source, **{"model.extra.weight": sorted(p.name for p in source.glob("*.safetensors"))[0]})
+    refuse(source, "model.extra.weight is in the index but in no shard")
+
+    index = json.loads((source / INDEX).read_text())
+    kept = {k: v for k, v in index["weight_map"].items() if k not in ("model.extra.weight", "model.norm.weight")}
+    edit_json(source / INDEX, weight_map=kept)
+    refuse(source, "model.norm.weight is in a shard but not in the index")
+
+    kept["model.norm.weight"] = index["weight_map"]["model.norm.weight"]
+    edit_json(source / INDEX, weight_map=kept, metadata={"total_size": 7})
+    refuse(source, "total_size is 7 bytes, the shards hold")
+
+    edit_json(source / INDEX, metadata={}, weight_map={"a": 3})
+    refuse(source, "no weight_map")
+
+
+def test_tensor_in_two_shards(tmp_path: Path) -> None:
+    source = sharded(tmp_path)
+    first, second = sorted(source.glob("*.safetensors"))[:2]
+    repeated = dict(list(load_file(first).items())[:1])
+    save_file({**load_file(second), **repeated}, second)
+    refuse(source, "which another shard holds too")
+
+
+def test_missing_shard(tmp_path: Path) -> None:
+    source = sharded(tmp_path)
+    sorted(source.glob("*.safetensors"))[-1].unlink()
+    refuse(source, "is missing. Is the download complete")
+
+
+def test_stray_shards_are_not_read(tmp_path: Path) -> None:
+    source = sharded(tmp_path)
+    save_file({"model.norm.weight": np.zeros(3, np.float32)}, source / "model-00099-of-00099.safetensors")
+    from_pretrained(source)
+
+
+def test_unknown_dtype() -> None:
+    with pytest.raises(ConfigError, match="'int8'; want one of bfloat16"):
+        from_pretrained(GOLDEN / "llama3", dtype="int8")

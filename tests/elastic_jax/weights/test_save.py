@@ -1,0 +1,107 @@
+"""Writing never loses or half-writes anything."""
+
+import errno
+from pathlib import Path
+
+import pytest
+import safetensors.numpy
+from checkpoints import GOLDEN, WEIGHTS
+
+from elastic_jax.errors import CheckpointError, ConfigError
+from elastic_jax.model import ElasticForCausalLM
+from elastic_jax.weights import from_pretrained, save_pretrained
+from elastic_jax.weights.atomic import atomic_directory
+
+
+@pytest.fixture(scope="module")
+def model() -> ElasticForCausalLM:
+    return from_pretrained(GOLDEN / "llama3")
+
+
+def contents(directory: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(directory)): p.read_bytes() for p in directory.rglob("*") if p.is_file()}
+
+
+def test_a_target_that_is_not_empty_is_refused(model: ElasticForCausalLM, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "notes.txt").write_text("mine")
+    with pytest.raises(CheckpointError, match="is not empty.*overwrite=True"):
+        save_pretrained(model, tmp_path / "out")
+    assert contents(tmp_path) == {"out/notes.txt": b"mine"}
+    with pytest.raises(CheckpointError, match="is a file"):
+        save_pretrained(model, tmp_path / "out" / "notes.txt")
+
+
+def test_overwrite_replaces_the_whole_directory(model: ElasticForCausalLM, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "notes.txt").write_text("old")
+    save_pretrained(model, tmp_path / "out", overwrite=True)
+    assert {"config.json", WEIGHTS} <= contents(tmp_path / "out").keys()
+    assert "notes.txt" not in contents(tmp_path / "out")
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+def test_an_empty_or_new_target_is_filled(model: ElasticForCausalLM, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    save_pretrained(model, tmp_path / "empty")
+    save_pretrained(model, tmp_path / "new" / "deep")
+    assert contents(tmp_path / "empty") == contents(tmp_path / "new" / "deep")
+
+
+@pytest.mark.parametrize(
+    ("failure", "raised"),
+    [(OSError(errno.ENOSPC, "No space left on device"), CheckpointError), (KeyboardInterrupt(), KeyboardInterrupt)],
+)
+def test_a_failed_write_leaves_the_target_as_it_was(
+    failure: BaseException,
+    raised: type[BaseException],
+    model: ElasticForCausalLM,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    save_pretrained(model, tmp_path / "out")
+    before = contents(tmp_path)
+
+    def fail(tensors: dict, file: Path, **_: object) -> None:
+        file.write_bytes(b"half")
+        raise failure
+
+    monkeypatch.setattr(safetensors.numpy, "save_file", fail)
+    with pytest.raises(raised):
+        save_pretrained(model, tmp_path / "out", overwrite=True)
+    assert contents(tmp_path) == before
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_failed_swap_restores_the_target(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "notes.txt").write_text("mine")
+    rename = Path.rename
+
+    def fail(self: Path, target: Path) -> Path:
+        if self.suffix == ".partial":
+            raise OSError("interrupted")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", fail)
+    with pytest.raises(CheckpointError, match="interrupted"), atomic_directory(tmp_path / "out", overwrite=True) as p:
+        (p / "new.txt").write_text("new")
+    assert contents(tmp_path) == {"out/notes.txt": b"mine"}
+
+
+def test_files_are_as_readable_as_their_directory(model: ElasticForCausalLM, tmp_path: Path) -> None:
+    save_pretrained(model, tmp_path / "out")
+    modes = {p.stat().st_mode & 0o666 for p in (tmp_path / "out").iterdir()}
+    assert modes == {(tmp_path / "out").stat().st_mode & 0o666}
+
+
+def test_a_lost_source_costs_the_tokenizer_only(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    model = from_pretrained(GOLDEN / "llama3")
+    model.source = str(tmp_path / "gone")
+    save_pretrained(model, tmp_path / "out")
+    assert "is gone" in caplog.text
+
+
+def test_unknown_format(model: ElasticForCausalLM, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="'torch'; want hf, elastic or router"):
+        save_pretrained(model, tmp_path / "out", format="torch")

@@ -15,7 +15,7 @@ from elastic_jax.errors import DataError
 from elastic_jax.text_split import Split, split_of
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
+    from transformers import PreTrainedTokenizerBase
 
 _PIECE_START = re.compile(r"(?<=[.!?])(?=\s)|(?<=\S)(?=\n\s)")
 _LONGEST_PIECE = 300  # tokens; longer ones are tables, inside which no needle can be placed
@@ -69,7 +69,7 @@ class Piece:
 class Haystack:
     """Texts cut into token sequences; tokenises each text once, when it is first drawn."""
 
-    def __init__(self, texts: Mapping[str, str], tokenizer: PreTrainedTokenizerFast):
+    def __init__(self, texts: Mapping[str, str], tokenizer: PreTrainedTokenizerBase):
         self._texts = dict(texts)
         self._names = sorted(self._texts)
         self._tokenizer = tokenizer

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 
 def wilson_interval(correct: int, n: int, z: float = 1.96) -> tuple[float, float]:
@@ -16,14 +16,14 @@ def wilson_interval(correct: int, n: int, z: float = 1.96) -> tuple[float, float
     return max(0.0, middle - half), min(1.0, middle + half)
 
 
-def paired_difference(values: Sequence[float], baseline: Sequence[float]) -> tuple[float, float]:
+def paired_difference(values: ArrayLike, baseline: ArrayLike) -> tuple[float, float]:
     """Mean of value - baseline over the same samples, and its standard error (0 for a single sample)."""
     difference = np.subtract(values, baseline)
     error = difference.std(ddof=1) / math.sqrt(len(difference)) if len(difference) > 1 else 0.0
     return float(difference.mean()), float(error)
 
 
-def ratio_interval(values: Sequence[float], baseline: Sequence[float], *, draws: int = 4000) -> tuple[float, float]:
+def ratio_interval(values: ArrayLike, baseline: ArrayLike, *, draws: int = 4000) -> tuple[float, float]:
     """95 % interval of sum(values) / sum(baseline) over the same samples, by a seeded bootstrap of the samples.
 
     Draws whose baseline sums to zero say nothing and are left out; `(nan, nan)` if all do.

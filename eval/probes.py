@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, get_args
 
@@ -12,7 +13,7 @@ from eval import words
 from eval.haystack import Haystack, Piece
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
+    from transformers import PreTrainedTokenizerBase
 
 ProbeTask = Literal["passkey", "kv", "fact"]
 PROBE_TASKS: tuple[ProbeTask, ...] = get_args(ProbeTask)
@@ -64,7 +65,7 @@ def make_probe(
     length: int,
     index: int,
     haystack: Haystack,
-    tokenizer: PreTrainedTokenizerFast,
+    tokenizer: PreTrainedTokenizerBase,
     config: ProbeConfig,
 ) -> Probe:
     """Builds probe number `index` of a task: the same arguments give the same probe, on every machine.
@@ -125,15 +126,15 @@ def _draw_needles(rng: random.Random, task: ProbeTask, count: int, split: Split)
     return [_Needle(statement.format(s, a), question.format(s), lead.format(s), a) for s, a in drawn]
 
 
-def _side(candidates: list[str], split: Split) -> list[str]:
+def _side(candidates: Sequence[str], split: Split) -> list[str]:
     return [candidate for candidate in candidates if split_of(candidate) == split]
 
 
-def _piece(tokenizer: PreTrainedTokenizerFast, text: str) -> Piece:
+def _piece(tokenizer: PreTrainedTokenizerBase, text: str) -> Piece:
     return Piece(text, tuple(tokenizer(text, add_special_tokens=False)["input_ids"]))
 
 
-def _split_tail(tokenizer: PreTrainedTokenizerFast, tail: str, answer: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def _split_tail(tokenizer: PreTrainedTokenizerBase, tail: str, answer: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
     tail_ids = _piece(tokenizer, tail).ids
     whole = _piece(tokenizer, tail + answer).ids
     if whole[: len(tail_ids)] != tail_ids:

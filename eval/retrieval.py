@@ -11,7 +11,7 @@ from eval.runner import Group
 from eval.scoring import Sample
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
+    from transformers import PreTrainedTokenizerBase
 
 _ANSWER_TOKENS = 16
 
@@ -20,7 +20,7 @@ def retrieval_groups(
     lengths: Sequence[int],
     count: int,
     haystack: Haystack,
-    tokenizer: PreTrainedTokenizerFast,
+    tokenizer: PreTrainedTokenizerBase,
     config: ProbeConfig,
 ) -> list[Group]:
     """`count` probes of every task at every length (tokens of prompt and answer)."""

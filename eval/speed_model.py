@@ -6,7 +6,7 @@ import json
 import random
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -67,7 +67,7 @@ def measure_model(
     return results
 
 
-def _run_torch(python: str, job: dict[str, object]) -> list[ModelSpeed]:
+def _run_torch(python: str, job: Mapping[str, object]) -> list[ModelSpeed]:
     try:
         command = [python, str(_TORCH_SCRIPT)]
         done = subprocess.run(command, input=json.dumps(job), capture_output=True, text=True, check=True)

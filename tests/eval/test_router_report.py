@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 from tiny import CONFIG, tiny_model
-from tiny_text import VOCAB, tiny_tokenizer
 
 from elastic_jax import from_pretrained, save_pretrained
 from elastic_jax.cli import main as elastic_jax_cli
@@ -16,14 +15,6 @@ from eval.router_report import run_router_report
 from eval.scoring import Scorer
 
 
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("model")
-    save_pretrained(tiny_model(vocab_size=VOCAB), folder / "model", format="elastic")
-    tiny_tokenizer().save_pretrained(folder / "model")
-    return folder / "model"
-
-
 def settings_for(checkpoint: Path, **changes) -> RouterReportSettings:
     settings = RouterReportSettings(
         model=str(checkpoint),
@@ -31,7 +22,7 @@ def settings_for(checkpoint: Path, **changes) -> RouterReportSettings:
         lengths=(320, 448),
         probes=3,
         windows=2,
-        scored_tokens=40,
+        scored_tokens=16,
         batch_tokens=900,
     )
     return dataclasses.replace(settings, **changes)
@@ -96,7 +87,7 @@ def test_another_router_reuses_the_baselines_only(finished, checkpoint, tmp_path
 
 def test_other_settings_are_refused(finished, checkpoint):
     for changes, message in (
-        ({"scored_tokens": 41}, "scored_tokens: the journal has 40, this run 41"),
+        ({"scored_tokens": 17}, "scored_tokens: the journal has 16, this run 17"),
         ({"seed": 1}, "first_samples: "),
         ({"local_blocks": 3}, "blocks: the journal has .1, 2, 16., this run .1, 3, 16."),
         ({"lengths": (320,)}, "lengths: "),

@@ -1,34 +1,22 @@
 import json
-from pathlib import Path
 
-import pytest
 from tiny import tiny_model
-from tiny_text import VOCAB, tiny_tokenizer
 
-from elastic_jax import save_pretrained
 from elastic_jax.cli import main as elastic_jax_cli
 from eval.prefill_time import prefill_seconds
 from eval.speed import model_table
 from eval.speed_model import TORCH, ModelSpeed
 
 
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("model")
-    save_pretrained(tiny_model(vocab_size=VOCAB), folder / "model", format="elastic")
-    tiny_tokenizer().save_pretrained(folder / "model")
-    return folder / "model"
-
-
-def test_bench_prefill_times_both_routings_at_every_length_and_dtype(checkpoint, tmp_path, capsys):
+def test_bench_prefill_times_both_routings_in_every_dtype(checkpoint, tmp_path, capsys):
     out = tmp_path / "deep" / "speed.json"
-    flags = ["--model", str(checkpoint), "--lengths", "64", "200", "--out", str(out)]
+    flags = ["--model", str(checkpoint), "--lengths", "200", "--out", str(out)]
     assert elastic_jax_cli(["bench", "prefill", *flags]) == 0
     rows = json.loads(out.read_text())["model"]
     assert {(row["program"], row["dtype"]) for row in rows} == {
         (f"elastic-jax, {view}", dtype) for view in ("full", "elastic") for dtype in ("float32", "bfloat16")
     }
-    assert len(rows) == 8 and all(row["seconds"] > 0 and 50 < row["tokens"] <= 200 for row in rows)
+    assert len(rows) == 4 and all(row["seconds"] > 0 and 190 < row["tokens"] <= 200 for row in rows)
     assert "tokens/s" in capsys.readouterr().out
 
 

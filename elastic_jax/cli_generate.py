@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from elastic_jax.cli_args import parse_verb
-from elastic_jax.cli_model import ModelSettings, encode, load_model, load_model_tokenizer, read_prompt
+from elastic_jax.cli_model import ModelSettings, answer_text, encode, load_model, load_model_tokenizer, read_prompt
 from elastic_jax.errors import ConfigError
 from elastic_jax.settings import settings_yaml
 
@@ -57,7 +57,7 @@ def main(argv: Sequence[str]) -> int:
         print(settings_yaml(settings), end="")
         return 0
 
-    import numpy as np
+    import jax.numpy as jnp
 
     from elastic_jax.generation import generate
     from elastic_jax.sampling import Sampling
@@ -68,20 +68,19 @@ def main(argv: Sequence[str]) -> int:
     model = load_model(settings)
     answer = generate(
         model,
-        np.asarray([ids]),
+        jnp.asarray([ids]),
         max_new_tokens=settings.max_new_tokens,
         sampling=sampling,
         routing=None if settings.routing == "auto" else settings.routing,
         router_bias=settings.router_bias,
         seed=settings.seed,
     )
-    count = int(answer.lengths[0])
-    print(tokenizer.decode(np.asarray(answer.tokens[0, :count]), skip_special_tokens=True))
+    print(answer_text(tokenizer, answer))
     if settings.stats:
         prefill, decode = answer.timings.prefill_s, answer.timings.decode_s
         print(
-            f"{len(ids)} prompt tokens in {prefill:.2f} s, {count} new ones in {decode:.2f} s, compilation included; "
-            f"MSR {float(answer.routing.msr()[0]):.2f}; cache {answer.cache_bytes / 2**20:.1f} MiB",
+            f"{len(ids)} prompt tokens in {prefill:.2f} s, {int(answer.lengths[0])} new ones in {decode:.2f} s, "
+            f"compilation included; MSR {float(answer.routing.msr()[0]):.2f}; cache {answer.cache_bytes / 2**20:.1f} MiB",
             file=sys.stderr,
         )
     return 0

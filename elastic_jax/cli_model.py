@@ -12,6 +12,7 @@ from elastic_jax.errors import DataError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from elastic_jax.generation import Generation
     from elastic_jax.model import ElasticForCausalLM
 
 
@@ -28,9 +29,8 @@ class ModelSettings:
 
     def resolved(self) -> tuple[str, str | None]:
         """Source and router with the name `smollm2` replaced by the files behind it."""
-        if self.model != smollm2.NAME:
-            return self.model, self.router
-        return str(smollm2.model_file()), self.router or str(smollm2.shipped_router())
+        router = str(smollm2.shipped_router()) if self.model == smollm2.NAME else None
+        return smollm2.source(self.model), self.router or router
 
 
 def load_model(settings: ModelSettings) -> ElasticForCausalLM:
@@ -77,4 +77,11 @@ def encode(tokenizer: PreTrainedTokenizerBase, text: str, *, chat: bool, system:
         raise DataError("the model has no chat template. Leave --chat out, or use an instruction-tuned model.")
     messages = [{"role": "system", "content": system}] if system else []
     messages.append({"role": "user", "content": text})
-    return tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+    rendered = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    return tokenizer.encode(str(rendered), add_special_tokens=False)
+
+
+def answer_text(tokenizer: PreTrainedTokenizerBase, answer: Generation) -> str:
+    """Text of the first generated row, without special tokens."""
+    ids = answer.tokens[0, : int(answer.lengths[0])].tolist()
+    return str(tokenizer.decode(ids, skip_special_tokens=True))

@@ -59,8 +59,8 @@ def route_prompt(
     padded = np.zeros((1, bucket(len(ids))), np.int32)
     padded[0, : len(ids)] = ids
     lengths = jnp.asarray([len(ids)])
-    routing = _route(model, padded, lengths, jnp.float32(router_bias))
-    logits = np.asarray(routing.logits[:, 0])
+    routing, logits_LBKc = _route(model, jnp.asarray(padded), lengths, jnp.float32(router_bias))
+    logits = np.asarray(logits_LBKc[:, 0])
     return PromptRouting(
         label=label,
         tokens=len(ids),
@@ -73,5 +73,8 @@ def route_prompt(
 
 
 @nnx.jit
-def _route(model: ElasticForCausalLM, ids_BT: jax.Array, lengths_B: jax.Array, router_bias: jax.Array) -> Routing:
-    return model.hidden(ids_BT, lengths=lengths_B, router_bias=router_bias).routing
+def _route(
+    model: ElasticForCausalLM, ids_BT: jax.Array, lengths_B: jax.Array, router_bias: jax.Array
+) -> tuple[Routing, jax.Array]:
+    out = model.hidden(ids_BT, lengths=lengths_B, router_bias=router_bias)
+    return out.routing, out.logits

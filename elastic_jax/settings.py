@@ -188,9 +188,11 @@ def _convert_scalar(value: Any, hint: Any, refuse: typing.Callable[[str], Config
             return float(value)  # YAML 1.1 reads 1e-4 as text
         except (TypeError, ValueError):
             raise refuse("a number") from None
-    if hint in (str, Path) and not isinstance(value, str | Path):
-        raise refuse("text; put it in quotes")
-    return Path(value) if hint is Path else value
+    if hint in (str, Path):
+        if not isinstance(value, str | Path):
+            raise refuse("text; put it in quotes")
+        return hint(value)
+    return value
 
 
 def _unknown(origin: str, path: tuple[str, ...], known: Iterable[str]) -> ConfigError:

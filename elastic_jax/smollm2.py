@@ -28,6 +28,11 @@ def model_file() -> Path:
     return files[0]
 
 
+def source(model: str) -> str:
+    """The file behind the name `smollm2`; any other source as it is."""
+    return str(model_file()) if model == NAME else model
+
+
 def shipped_router() -> Path:
     """Folder of the trained router (a router-only checkpoint) that belongs to the model."""
     return Path(__file__).parent / "data" / "routers" / "smollm2-135m"

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from elastic_jax import smollm2
 from elastic_jax.cli_args import parse_verb, required
 from train.config import RouterTrainConfig
 from train.data.records import TASKS
@@ -15,7 +16,7 @@ def main(argv: Sequence[str]) -> int:
     """Train the attention routers of a model on packed text; a run directory that holds checkpoints is continued."""
     asked = parse_verb(RouterTrainConfig, argv, verb="train router", summary=str(main.__doc__))
     config = asked.settings
-    source = required(config.model, "--model SOURCE", "model to train routers for")
+    source = smollm2.source(required(config.model, "--model SOURCE", "model to train routers for"))
     directory = Path(required(config.run.directory, "--run.directory DIRECTORY", "run directory"))
 
     from elastic_jax.tokenizer import load_tokenizer

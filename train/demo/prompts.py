@@ -30,7 +30,7 @@ def demo_prompts(tokenizer: PreTrainedTokenizerBase, tokens: int) -> tuple[Promp
     from pydoc_data.topics import topics
 
     def cut(text: str, budget: int) -> str:
-        return tokenizer.decode(tokenizer.encode(text)[:budget])
+        return str(tokenizer.decode(tokenizer.encode(text)[:budget]))
 
     haystack = cut(topics["types"], tokens - len(tokenizer.encode(NEEDLE + QUESTION)))
     place = haystack.index(". ", int(len(haystack) * NEEDLE_DEPTH)) + 2

@@ -6,6 +6,7 @@ import time
 from dataclasses import fields, replace
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 from rich.console import Console
 from rich.table import Table
@@ -13,8 +14,8 @@ from transformers import PreTrainedTokenizerBase
 
 from elastic_jax import smollm2
 from elastic_jax.cli_inspect import routing_table
-from elastic_jax.cli_model import encode
-from elastic_jax.generation import Generation, generate
+from elastic_jax.cli_model import answer_text, encode
+from elastic_jax.generation import generate
 from elastic_jax.inspection import route_prompt
 from elastic_jax.model import ElasticForCausalLM, to_params
 from elastic_jax.plots import routing_heatmap, save_figure
@@ -94,8 +95,8 @@ def ask_passkey(tour: Tour, model: ElasticForCausalLM, tokenizer: PreTrainedToke
     table = Table("attention", "sparse heads", "answer", "")
     for label, routing in (("full", "full"), ("routed", None), ("sparse", "sparse")):
         with tour.console.status(f"Answering with {label} attention ..."):
-            answer = generate(model, np.asarray([prompt.ids]), max_new_tokens=8, routing=routing)
-        text = _text(tokenizer, answer).strip().partition("\n")[0]
+            answer = generate(model, jnp.asarray([prompt.ids]), max_new_tokens=8, routing=routing)
+        text = answer_text(tokenizer, answer).strip().partition("\n")[0]
         verdict = "right" if text.startswith(PASS_KEY) else "wrong"
         table.add_row(label, f"{float(answer.routing.msr()[0]):.0%}", text, verdict)
     tour.say(f"{len(prompt.ids):,} tokens of Python's reference manual hide one sentence with the key {PASS_KEY}.")
@@ -106,8 +107,8 @@ def chat(tour: Tour, model: ElasticForCausalLM, tokenizer: PreTrainedTokenizerBa
     """One question in the model's chat format."""
     ids = encode(tokenizer, CHAT, chat=True)
     with tour.console.status("Answering ..."):
-        answer = generate(model, np.asarray([ids]), max_new_tokens=ANSWER_TOKENS)
-    tour.say(f"> {CHAT}\n{_text(tokenizer, answer).strip()}")
+        answer = generate(model, jnp.asarray([ids]), max_new_tokens=ANSWER_TOKENS)
+    tour.say(f"> {CHAT}\n{answer_text(tokenizer, answer).strip()}")
 
 
 def train(tour: Tour, model: ElasticForCausalLM, tokenizer: PreTrainedTokenizerBase) -> ElasticForCausalLM:
@@ -146,10 +147,6 @@ def save_and_reread(tour: Tour, model: ElasticForCausalLM) -> None:
 def _few_of_each(tasks: TasksConfig) -> TasksConfig:
     counts = {item.name: replace(getattr(tasks, item.name), count=RECORDS_PER_TASK) for item in fields(tasks)}
     return replace(tasks, **counts)
-
-
-def _text(tokenizer: PreTrainedTokenizerBase, answer: Generation) -> str:
-    return tokenizer.decode(np.asarray(answer.tokens[0, : int(answer.lengths[0])]), skip_special_tokens=True)
 
 
 def _unused(folder: Path) -> Path:

@@ -11,7 +11,8 @@ class Extras(dict[str, np.ndarray]):
     Compared by identity, so that a model that carries them stays a valid (hashable) static argument of `jit`.
     """
 
-    __hash__ = object.__hash__
+    def __hash__(self) -> int:  # pyrefly: ignore[bad-override]
+        return id(self)
 
     def __eq__(self, other: object) -> bool:
         return self is other

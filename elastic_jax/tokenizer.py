@@ -6,7 +6,7 @@ import importlib
 import os
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from elastic_jax.errors import CheckpointError, ConfigError
 
@@ -60,7 +60,7 @@ def _from_gguf(file: Path) -> PreTrainedTokenizerFast:
 
     fields = open_reader(file).fields
 
-    def value(name: str, default: object = None) -> object:
+    def value(name: str, default: Any = None) -> Any:
         field = fields.get(f"tokenizer.{name}")
         return default if field is None else field.contents()
 
@@ -85,7 +85,7 @@ def _from_gguf(file: Path) -> PreTrainedTokenizerFast:
     names = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
     ids = {name: value(f"ggml.{key}_token_id") for name, key in names.items()}
     if value("ggml.add_bos_token", False):
-        _prepend(tokenizer, tokens, int(ids["bos_token"]))
+        _prepend(tokenizer, tokens, ids["bos_token"])
     return _transformers().PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         chat_template=value("chat_template"),

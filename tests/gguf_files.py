@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from checkpoints import GOLDEN, WEIGHTS
@@ -35,7 +36,7 @@ def interleave(weight: np.ndarray, heads: int) -> np.ndarray:
     return np.ascontiguousarray(np.moveaxis(halves, 1, 2)).reshape(weight.shape)
 
 
-def metadata(config: ModelConfig) -> dict[str, object]:
+def metadata(config: ModelConfig) -> dict[str, Any]:
     return {
         "block_count": config.num_layers,
         "context_length": config.max_position_embeddings,
@@ -56,7 +57,7 @@ def write_gguf(
     name: str,
     *,
     encode: Callable[[np.ndarray], tuple[np.ndarray, GGMLQuantizationType | None]] = lambda x: (x, None),
-    extra_metadata: dict[str, object] | None = None,
+    extra_metadata: dict[str, Any] | None = None,
     extra_tensors: dict[str, np.ndarray] | None = None,
 ) -> Path:
     """The golden model `name` as GGUF; `encode` stores its matrices (as float32 by default)."""

@@ -65,7 +65,7 @@ def config_from_metadata(
         if integer(name, head_dim) != head_dim:
             raise ConfigError(f"GGUF metadata has {prefix}{name}={values[name]}; want the head dimension {head_dim}.")
     context = integer("context_length")
-    raw = {
+    raw: dict[str, Any] = {
         "model_type": architecture,
         "vocab_size": vocab_size,
         "hidden_size": hidden,

@@ -24,7 +24,8 @@ class TensorInfo:
 class TensorSource(Protocol):
     """Tensors of a checkpoint by Hugging Face name, read one at a time so that host memory stays small."""
 
-    tensors: Mapping[str, TensorInfo]
+    @property
+    def tensors(self) -> Mapping[str, TensorInfo]: ...
 
     def read(self, name: str) -> np.ndarray: ...
 

@@ -19,6 +19,7 @@ TEMPLATE = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im
 TEXTS = [
     "The keeper counted 12 ships,   then 345 more.\n\n",
     "it's 3.14159 -- 1,000,000 ²³ ½ ١٢٣",
+    "total:  7 =    42",
     "naïve café 日本語 👩‍👧 \u00a0\t x\n",
     "<|im_start|>user\nhi<|im_end|>",
     "",

@@ -75,5 +75,5 @@ def main(argv: Sequence[str]) -> int:
     from eval.router_report import run_router_report
 
     run_router_report(settings, out)
-    print(f"Report: {out / 'report.md'}")
+    print(f"Report: {out / 'results.md'}")
     return 0

@@ -20,13 +20,16 @@ _TASK_NAMES = {
 
 
 def render_markdown(report: dict[str, Any]) -> str:
-    """All tables of a report, with the settings that made them."""
+    """The whole page: headline, picture, tables, how it was measured, settings."""
     parts = [
+        "# Results: full, all-sparse and routed attention",
         _headline(report),
+        "![Retrieval accuracy by length; sparsity by task](results.png)",
         _retrieval(report),
         _loss(report),
         _sparsity(report),
         _prefill(report),
+        _method(report),
         _settings(report),
     ]
     return "\n\n".join(parts) + "\n"
@@ -126,14 +129,35 @@ def _prefill(report: dict[str, Any]) -> str:
     return "## Prefill time\n\nMedian over retrieval prompts, one at a time.\n\n" + table(header, body)
 
 
+def _method(report: dict[str, Any]) -> str:
+    settings = report["settings"]
+    sink, local, block = settings["blocks"]
+    probes = settings["probes"]
+    return (
+        "## How it was measured\n\n"
+        "Three ways to run the same weights: every head full; every head sparse; each head as the routers decide from "
+        f"the prompt. A sparse head sees {sink} block(s) of {block} tokens at the start and the last {local} blocks, "
+        "the token's own included.\n\n"
+        "A retrieval prompt is an excerpt of real text in which one sentence states a pass key, a secret word or a "
+        f"place of birth, and {probes['distractors']} other(s) state the same of something else; the question follows "
+        f"at the end. No such sentence starts in the first {probes['sink_tokens']} tokens or ends in the last "
+        f"{probes['local_tokens']} before the question, so no sparse head sees both. Prompt and answer run through the "
+        "model once; an answer counts when each of its tokens is the most likely one, which is when greedy decoding "
+        "writes it. Heads that are sparse for the prompt are sparse for the answer too, as in "
+        "`CacheConfig(sparse_decode=True)`. The routers see the prompt, never the answer or the scored text.\n\n"
+        "Texts, names, words and numbers are those that `elastic_jax.text_split` keeps out of router training; the "
+        "backbone may have met the texts in its own pretraining. Every sample runs under all three, so differences "
+        "are paired."
+    )
+
+
 def _settings(report: dict[str, Any]) -> str:
     settings, program = report["settings"], report["program"]
-    sink, local, block = settings["blocks"]
+    texts = ", ".join(f"{name} `{digest}`" for name, digest in settings["texts"].items())
     return (
         "## Settings\n\n"
-        f"Model `{settings['model']}` ({settings['dtype']}), router `{settings['router']}`; sparse heads see {sink} "
-        f"sink block(s) and {local} local blocks of {block} tokens; seed {settings['seed']}; "
-        f"{settings['probes']['distractors']} distractor(s) per prompt; texts {settings['texts']}. "
-        f"elastic-jax {program['elastic_jax']}, commit {program['commit']}, jax {program['jax']}, "
-        f"{program['device']}."
+        f"```\n{report['command']}\n```\n\n"
+        f"Model `{settings['backbone']}` in {settings['dtype']}, router `{settings['router']}`, prompts "
+        f"`{settings['first_samples']}`, texts {texts} (digests). elastic-jax {program['elastic_jax']}, commit "
+        f"{program['commit']}, jax {program['jax']}, {program['device']}."
     )

@@ -1,4 +1,4 @@
-"""The router report: runs every measurement through one journal and writes `report.json`, `.md` and `.png`."""
+"""The router report: runs every measurement through one journal and writes `results.json`, `.md` and `.png`."""
 
 from __future__ import annotations
 
@@ -83,15 +83,28 @@ def run_router_report(settings: RouterReportSettings, out: Path) -> dict[str, An
                 advance(tokens)
         _time_prefill(model, retrieval, digest, journal)
         report = {
-            "settings": identity | {"model": settings.model, "router": digest, "seed": settings.seed},
+            "command": _command(settings),
+            "settings": identity | {"router": digest},
             "program": _program(),
             **summarise(retrieval, perplexity, works, journal),
             "prefill": {str(n): journal[_time_key(n, digest)] for n in settings.lengths},
         }
-    (out / "report.json").write_text(json.dumps(report, indent=1) + "\n")
-    (out / "report.md").write_text(render_markdown(report))
-    draw_report(report, out / "report.png")
+    (out / "results.json").write_text(json.dumps(report, indent=1) + "\n")
+    (out / "results.md").write_text(render_markdown(report))
+    draw_report(report, out / "results.png")
     return report
+
+
+def _command(settings: RouterReportSettings) -> str:
+    """What repeats the run, with folders by their last name: where they are is this machine's affair."""
+    words = ["elastic-jax eval router"]
+    for field in dataclasses.fields(settings):
+        value = getattr(settings, field.name)
+        if value != field.default:
+            values = value if isinstance(value, tuple) else (value,)
+            shown = [Path(v).name if isinstance(v, str) else str(v) for v in values]
+            words += [f"--{field.name.replace('_', '-')}", *shown]
+    return " ".join(words)
 
 
 def _with_blocks(model: ElasticForCausalLM, settings: RouterReportSettings) -> ElasticForCausalLM:

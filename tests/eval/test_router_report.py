@@ -40,7 +40,7 @@ def without_times(report: dict) -> dict:
 
 def test_a_report_has_every_task_length_and_view_and_its_files(finished):
     report, out = finished
-    assert without_times(json.loads((out / "report.json").read_text())) == without_times(report)
+    assert without_times(json.loads((out / "results.json").read_text())) == without_times(report)
     retrieval = {(row["task"], row["length"], row["view"]): row for row in report["retrieval"]}
     assert len(retrieval) == 4 * 2 * 3
     assert retrieval["kv", 320, "full"]["n"] == 3 and retrieval["all", 320, "full"]["n"] == 9
@@ -51,10 +51,16 @@ def test_a_report_has_every_task_length_and_view_and_its_files(finished):
     assert set(report["prefill"]) == {"320", "448"}
     assert report["headline"]["length"] == 448
 
-    markdown = (out / "report.md").read_text()
-    for words in ("| key-value | 320 | 3 |", "| code | 448 |", "At 448 tokens", "prefill takes", "1 sink block"):
+    markdown = (out / "results.md").read_text()
+    for words in (
+        "| key-value | 320 | 3 |",
+        "| code | 448 |",
+        "At 448 tokens",
+        "prefill takes",
+        "--lengths 320 448 --probes 3",
+    ):
         assert words in markdown
-    assert (out / "report.png").read_bytes().startswith(b"\x89PNG")
+    assert (out / "results.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_a_second_run_scores_nothing_and_says_the_same(finished, checkpoint, monkeypatch):

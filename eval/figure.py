@@ -62,7 +62,7 @@ def draw_report(report: dict[str, Any], path: Path) -> None:
             label=f"{length:,} tokens",
         )
     sparsity.set_xticks(range(len(tasks)), tasks)
-    sparsity.set_ylim(0, 1)
+    sparsity.set_ylim(0, 1.15)
     sparsity.set_title("Share of heads that the routers run sparse (MSR)", fontsize=10)
-    sparsity.legend(fontsize=8, loc="lower right")
+    sparsity.legend(fontsize=8, loc="upper center", ncols=len(lengths))
     save_figure(figure, path)

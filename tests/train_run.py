@@ -1,19 +1,18 @@
 """A whole router training run on a tiny random model, shared by the loop's tests; run as a script it can be killed."""
 
-from __future__ import annotations
-
+import os
 import sys
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-
 from tiny import CONFIG, tiny_model
+
 from train.config import DataConfig, OptimConfig, RouterTrainConfig, RunConfig
 from train.data.packing import Sample
 from train.loop import Interrupted, train_router
 
-STEPS = 8
+STEPS = 20
 
 
 def tiny_config(**changes) -> RouterTrainConfig:
@@ -22,7 +21,7 @@ def tiny_config(**changes) -> RouterTrainConfig:
         router=CONFIG.router,
         data=DataConfig(row_length=128, max_segments=3),
         optim=OptimConfig(steps=STEPS, accumulate=2, learning_rate=1e-2),
-        run=RunConfig(save_every=3),
+        run=RunConfig(save_every=6),
     )
     return replace(config, **changes)
 
@@ -38,6 +37,12 @@ def tiny_samples(count: int = 12) -> list[Sample]:
         prompt = np.array([size // 2], np.int32)
         samples.append(Sample(ids, labels, weights, prompt, np.array([index % 5], np.int32)))
     return samples
+
+
+def environment() -> dict[str, str]:
+    """Lets the script find the packages and the test helpers."""
+    here = Path(__file__).parent
+    return os.environ | {"PYTHONPATH": f"{here.parent}:{here}"}
 
 
 def main(directory: str) -> int:

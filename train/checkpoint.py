@@ -21,8 +21,8 @@ class Checkpoints:
 
         self.directory = directory
         self._checkpointer = ocp.training.Checkpointer(
-            directory.absolute(),
-            preservation_policy=ocp.training.preservation_policies.LatestN(keep),
+            str(directory.absolute()),
+            preservation_policy=ocp.training.preservation_policies.LatestN(keep),  # pyrefly: ignore[bad-argument-type]
             cleanup_tmp_directories=True,
         )
 
@@ -63,6 +63,6 @@ class Checkpoints:
 
     def _metadata(self) -> dict[str, Any]:
         found = self._checkpointer.metadata(self.latest_step).custom_metadata
-        if not found or SETTINGS not in found or DATA not in found:
+        if not isinstance(found, dict) or SETTINGS not in found or DATA not in found:
             raise CheckpointError(f"{self.directory}: checkpoint {self.latest_step} was not written by this program.")
         return found

@@ -117,7 +117,9 @@ class GateConfig:
         if self.draws < 1:
             raise ConfigError(f"draws is {self.draws}; want 1 or more.")
         if not 0 < self.end <= self.start or self.decay <= 0:
-            raise ConfigError(f"temperature {self.start} - {self.end}, decay {self.decay}: want start >= end > 0, decay > 0.")
+            raise ConfigError(
+                f"temperature {self.start} - {self.end}, decay {self.decay}: want start >= end > 0 and decay > 0."
+            )
 
 
 @dataclass(frozen=True)
@@ -177,7 +179,7 @@ class RouterTrainConfig:
     """Everything that decides a router training run."""
 
     model: str | None = None
-    """Model to train routers for: Hugging Face directory or hub id, or a .gguf file."""
+    """Model to train routers for: Hugging Face directory or hub id, .gguf file, or `smollm2`, the demo's model."""
     init: str | None = None
     """Router directory to start from; without it the routers start fresh."""
     dtype: Literal["bfloat16", "float32"] = "bfloat16"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Mapping
 from dataclasses import replace
@@ -11,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from elastic_jax.config import ModelConfig
 from elastic_jax.errors import DataError, ElasticError
@@ -69,7 +69,7 @@ def train_router(config: RouterTrainConfig, model: ElasticForCausalLM, samples: 
         refuse_changes(directory, checkpoints.settings(), config)
         state, position = checkpoints.restore(state)
         if position["digest"] != fingerprint:
-            raise DataError(f"{directory}: the training data changed since this run began. Restore it, or start a new run.")
+            raise DataError(f"{directory}: the training data changed since this run began. Restore it or start anew.")
         batches.set_state(position["iterator"])
 
     def save() -> None:
@@ -83,7 +83,7 @@ def train_router(config: RouterTrainConfig, model: ElasticForCausalLM, samples: 
             while done < config.optim.steps:
                 begin = time.perf_counter()
                 state, metrics = step(state, frozen, next(batches))
-                values = _with_speed(to_plain(metrics), time.perf_counter() - begin)
+                values = to_plain(metrics) | _speed(int(metrics["tokens"]), time.perf_counter() - begin)
                 log.write(done, values)
                 _check_finite(done, values, directory)
                 done += 1
@@ -92,8 +92,8 @@ def train_router(config: RouterTrainConfig, model: ElasticForCausalLM, samples: 
                     save()
                 if stop.signal is not None and done < config.optim.steps:
                     raise Interrupted(
-                        f"stopped by {stop.signal.name} after step {done} of {config.optim.steps}; saved in {directory}. "
-                        "Run the same command again to go on.",
+                        f"stopped by {stop.signal.name} after step {done} of {config.optim.steps}; saved in "
+                        f"{directory}. Run the same command again to go on.",
                         128 + stop.signal,
                     )
     finally:
@@ -131,12 +131,13 @@ def _pipeline(config: RouterTrainConfig, samples: list[Sample]) -> Any:
     )
 
 
-def _with_speed(values: dict[str, float | list[float]], seconds: float) -> Values:
-    return values | {"seconds": seconds, "tokens_per_second": values["tokens"] / seconds}
+def _speed(tokens: int, seconds: float) -> dict[str, float]:
+    return {"seconds": seconds, "tokens_per_second": tokens / seconds}
 
 
 def _check_finite(step: int, values: Values, directory: Path) -> None:
-    bad = [name for name in ("loss", "lm_loss", "sparsity_loss", "grad_norm") if not math.isfinite(values[name])]
+    watched = ("loss", "lm_loss", "sparsity_loss", "grad_norm")
+    bad = [name for name in watched if not np.isfinite(values[name])]
     if bad:
         raise TrainingDiverged(
             f"{', '.join(bad)} not finite at step {step}. The metrics are in {directory}, the last checkpoint is from "

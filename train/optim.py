@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from collections.abc import Hashable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -53,9 +54,9 @@ def first_multipliers(config: SparsityConfig, tasks: int, key: jax.Array) -> Mul
 def make_optimizer(config: OptimConfig, sparsity: SparsityConfig) -> optax.GradientTransformation:
     """The update of a `Trainable`.
 
-    Official: one global clip over all, AdamW on both groups, the multipliers' with the gradient's sign turned. Interval:
-    clip and AdamW on the routers, plain projected gradient ascent on the multipliers, whose gradient is the violation
-    itself.
+    Official: one global clip over all, AdamW on both groups, the multipliers' with the gradient's sign turned.
+    Interval: clip and AdamW on the routers, plain projected gradient ascent on the multipliers, whose gradient is the
+    violation itself.
     """
 
     def adamw(peak: float) -> optax.GradientTransformation:
@@ -63,25 +64,27 @@ def make_optimizer(config: OptimConfig, sparsity: SparsityConfig) -> optax.Gradi
             learning_rate(peak, config), config.beta1, config.beta2, config.eps, weight_decay=config.weight_decay
         )
 
-    labels = Trainable("router", "multipliers")
+    routers = adamw(config.learning_rate)
     if sparsity.loss == "official":
         ascent = optax.chain(optax.scale(-1.0), adamw(config.lambda_learning_rate))
-        groups = {"router": adamw(config.learning_rate), "multipliers": ascent}
-        return optax.chain(optax.clip_by_global_norm(config.clip), optax.partition(groups, labels))
-    return optax.partition(
-        {
-            "router": optax.chain(optax.clip_by_global_norm(config.clip), adamw(config.learning_rate)),
-            "multipliers": _projected_ascent(sparsity.dual_learning_rate, sparsity.dual_max),
-        },
-        labels,
-    )
+        return optax.chain(optax.clip_by_global_norm(config.clip), _by_group(routers, ascent))
+    routers = optax.chain(optax.clip_by_global_norm(config.clip), routers)
+    return _by_group(routers, _projected_ascent(sparsity.dual_learning_rate, sparsity.dual_max))
+
+
+def _by_group(
+    router: optax.GradientTransformation, multipliers: optax.GradientTransformation
+) -> optax.GradientTransformation:
+    labels = Trainable._make(("router", "multipliers"))
+    transforms: dict[Hashable, optax.GradientTransformation] = {"router": router, "multipliers": multipliers}
+    return optax.partition(transforms, labels)
 
 
 def _projected_ascent(rate: float, largest: float) -> optax.GradientTransformation:
     """value <- clip(value + rate * gradient, 0, largest)."""
 
-    def update(gradients, state, params):
-        moved = jax.tree.map(lambda g, value: jnp.clip(value + rate * g, 0.0, largest) - value, gradients, params)
+    def update(updates: Any, state: optax.OptState, params: Any = None) -> tuple[Any, optax.OptState]:
+        moved = jax.tree.map(lambda g, value: jnp.clip(value + rate * g, 0.0, largest) - value, updates, params)
         return moved, state
 
     return optax.GradientTransformation(lambda params: optax.EmptyState(), update)

@@ -1,4 +1,4 @@
-"""What a watcher of a run sees: a bar with loss, sparsity and remaining time, or plain lines where there is no terminal."""
+"""What a watcher of a run sees: a bar with loss, sparsity and remaining time, or plain lines without a terminal."""
 
 from __future__ import annotations
 

@@ -110,18 +110,18 @@ def make_step(
         tau = temperature(config.gates, state.step, config.optim.steps)
         key = jax.random.fold_in(jax.random.key(config.run.seed), state.step)
 
-        def accumulate(total: tuple[Trainable, Micro], xs: tuple[Rows, jax.Array]) -> tuple[tuple[Trainable, Micro], None]:
+        def accumulate(total: Any, xs: tuple[Rows, jax.Array]) -> tuple[Any, None]:
             micro_rows, index = xs
             gates = SampledGates(jax.random.fold_in(key, index), tau)
-            gradient = jax.grad(micro_loss, has_aux=True)(state.trainable, frozen, micro_rows, gates, scale)
-            return jax.tree.map(jnp.add, total, gradient), None
+            contribution = jax.grad(micro_loss, has_aux=True)(state.trainable, frozen, micro_rows, gates, scale)
+            return jax.tree.map(jnp.add, total, contribution), None
 
         zero_micro = Micro(*(jnp.zeros(()),) * 3, *(jnp.zeros(len(TASKS)),) * 5)
         zero = (jax.tree.map(jnp.zeros_like, state.trainable), zero_micro)
         (gradient, micro), _ = jax.lax.scan(accumulate, zero, (rows, jnp.arange(count)))
         gradient = jax.tree.map(lambda leaf: leaf / count, gradient)
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.trainable)
-        trainable = optax.apply_updates(state.trainable, updates)
+        trainable: Any = optax.apply_updates(state.trainable, updates)
         metrics = _metrics(micro, count) | {
             "grad_norm": optax.tree.norm(gradient.router),
             "temperature": tau,
@@ -152,8 +152,8 @@ def _micro_metrics(
     learnt_BT: jax.Array,
 ) -> Micro:
     tasks = len(TASKS)
-    full_share = jax.nn.sigmoid(logits_LBMKc[..., 1] - logits_LBMKc[..., 0])
-    entropy_BM = -(jax.scipy.special.xlogy(full_share, full_share) + jax.scipy.special.xlog1py(1 - full_share, -full_share)).mean((0, 3))
+    log_share = jax.nn.log_softmax(logits_LBMKc)
+    entropy_BM = -(jnp.exp(log_share) * log_share).sum(-1).mean((0, 3))
     argmax_BM = (logits_LBMKc[..., 1] <= logits_LBMKc[..., 0]).mean((0, 3))
     means = [task_means(values, rows.task_ids, tasks) for values in (msr_BM, argmax_BM)]
     samples = means[0][1]
@@ -165,7 +165,8 @@ def _micro_metrics(
         sparsity,
         entropy,
         samples,
-        *(mean * samples for mean, _ in means),
+        means[0][0] * samples,
+        means[1][0] * samples,
         member.sum((0, 1)).astype(jnp.float32),
         jnp.einsum("bt,btk->k", nll_BT, member.astype(jnp.float32)),
     )

@@ -53,8 +53,6 @@ def test_official_multipliers_start_within_half():
 def test_interval_multipliers_follow_the_violation_and_stay_within_bounds():
     optimizer = make_optimizer(OptimConfig(), SparsityConfig(dual_learning_rate=0.5, dual_max=0.3))
     start = Trainable({"w": jnp.ones(2)}, {"below": jnp.full(5, 0.1), "above": jnp.full(5, 0.1)})
-    gradient = Trainable(
-        {"w": jnp.zeros(2)}, {"below": jnp.array([0.2, 0.9, 0.0, -0.1, -0.9]), "above": jnp.zeros(5)}
-    )
+    gradient = Trainable({"w": jnp.zeros(2)}, {"below": jnp.array([0.2, 0.9, 0.0, -0.1, -0.9]), "above": jnp.zeros(5)})
     end = run_updates(optimizer, start, gradient)
     np.testing.assert_allclose(end.multipliers["below"], [0.2, 0.3, 0.1, 0.05, 0.0], atol=1e-7)

@@ -77,9 +77,7 @@ def _standard_code() -> tuple[str, ...]:
     root = Path(sysconfig.get_path("stdlib"))
     skip = {"site-packages", "test", "tests", "idlelib", "lib2to3", "pydoc_data", "encodings", "__pycache__"}
     sources = sorted([*root.glob("*.py"), *root.glob("*/*.py")])
-    return _long_texts(
-        path for path in sources if path.parent.name not in skip and split_of(path.name) == "train"
-    )
+    return _long_texts(path for path in sources if path.parent.name not in skip and split_of(path.name) == "train")
 
 
 def _long_texts(paths: Iterable[Path]) -> tuple[str, ...]:
@@ -88,7 +86,7 @@ def _long_texts(paths: Iterable[Path]) -> tuple[str, ...]:
         try:
             text = path.read_text(encoding="utf-8-sig")
         except (OSError, UnicodeDecodeError) as error:
-            raise DataError(f"{path}: cannot be read as UTF-8 text ({error}). Convert, exclude or remove it.") from error
+            raise DataError(f"{path}: cannot be read as UTF-8 text ({error}). Convert or exclude it.") from error
         if len(text) >= MIN_CHARACTERS:
             texts.append(text)
     return tuple(texts)

@@ -71,7 +71,9 @@ def secret_words(count: int, rng: np.random.Generator) -> list[Fact]:
 def birthplaces(count: int, rng: np.random.Generator) -> list[Fact]:
     """A natural sentence about each of several people."""
     names, cities = (rng.choice(source, count, replace=False) for source in (NAMES, CITIES))
-    return [(f"{name} was born in {city}.", f"Where was {name} born?") for name, city in zip(names, cities, strict=True)]
+    return [
+        (f"{name} was born in {city}.", f"Where was {name} born?") for name, city in zip(names, cities, strict=True)
+    ]
 
 
 KINDS: tuple[Callable[[int, np.random.Generator], list[Fact]], ...] = (passkeys, secret_words, birthplaces)

@@ -76,15 +76,15 @@ def tokenise(
 
 
 class Rows(NamedTuple):
-    """Packed rows with static shapes; leading axes are the caller's."""
+    """Packed rows with static shapes; leading axes are the caller's. NumPy in the pipeline, jax inside the step."""
 
-    input_ids: np.ndarray
+    input_ids: Any
     """`[..., T]`"""
-    segment_ids: np.ndarray
+    segment_ids: Any
     """`[..., T]`: 1, 2, ... for the samples of a row, 0 for padding."""
-    labels: np.ndarray
-    weights: np.ndarray
-    prompt_lengths: np.ndarray
+    labels: Any
+    weights: Any
+    prompt_lengths: Any
     """`[..., M]`, 0 where the row has fewer samples."""
-    task_ids: np.ndarray
+    task_ids: Any
     """`[..., M]`, -1 where the row has fewer samples."""

@@ -31,7 +31,6 @@ def make_pipeline(
     import grain
     from grain.experimental import FirstFitPackIterDataset
 
-    lengths = Sample(row_length, row_length, row_length, max_segments, max_segments)._asdict()
     stream = (
         grain.MapDataset.source([sample._asdict() for sample in samples])
         .seed(seed)
@@ -41,16 +40,23 @@ def make_pipeline(
     )
     packed = FirstFitPackIterDataset(
         stream,
-        length_struct=lengths,
+        length_struct=_by_field(row_length, row_length, row_length, max_segments, max_segments),
         num_packing_bins=PACKING_BINS,
         seed=seed,
-        pack_alignment_struct=Sample(block_size, block_size, block_size, 1, 1)._asdict(),
-        padding_struct=Sample(0, 0, 0.0, 0, -1)._asdict(),
+        pack_alignment_struct=_by_field(block_size, block_size, block_size, 1, 1),
+        padding_struct=_by_field(0, 0, 0.0, 0, -1),
         max_sequences_per_bin=max_segments,
     )
-    return packed.map(_row).batch(rows * accumulate).map(
-        lambda batch: Rows(*(field.reshape(accumulate, rows, -1) for field in batch))
+    return (
+        packed.map(_row)
+        .batch(rows * accumulate)
+        .map(lambda batch: Rows(*(field.reshape(accumulate, rows, -1) for field in batch)))
     )
+
+
+def _by_field(*values: float) -> dict[str, float]:
+    """One packing option for each field of `Sample`."""
+    return dict(zip(Sample._fields, values, strict=True))
 
 
 def _row(packed: dict[str, np.ndarray]) -> Rows:

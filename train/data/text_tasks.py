@@ -1,4 +1,4 @@
-"""Records that need the text as a whole or only its end: summaries, continuations of prose and code, few-shot labels."""
+"""Records that need a text as a whole or only its end: summaries, continuations of prose and code, few-shot labels."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def code(corpus: Corpus, tokens: int, windows: Windows, rng: np.random.Generator
 
 
 def labelled_snippets(corpus: Corpus, tokens: int, windows: Windows, rng: np.random.Generator) -> Record:
-    """Few-shot classification: snippets of two to four texts, labelled with arbitrary words; the last label is asked."""
+    """Few-shot classification: snippets of two to four texts, labelled with arbitrary words; one more is asked."""
     texts = corpus.prose + corpus.code
     classes = min(int(rng.integers(2, 5)), len(texts))
     sources = [texts[i] for i in rng.choice(len(texts), size=classes, replace=False)]
@@ -64,7 +64,7 @@ def solved_stories(stories: Sequence[Evidence], tokens: int, windows: Windows, r
     shots: list[str] = []
     used = 0
     while True:
-        item = stories[rng.integers(len(stories))]
+        item = stories[int(rng.integers(len(stories)))]
         shot = f"{' '.join(item.facts)}\nQuestion: {item.question}\nAnswer:"
         used += windows.count(shot) + 3
         if used > tokens and shots:

@@ -71,8 +71,14 @@ def write_folder(folder):
         (folder / name).write_text(prose)
     rows = [
         {"id": "a", "input": "Who?", "context": "x " * 900 + "It was Ada.", "answers": ["Ada"], "gold_index": 3},
-        {"id": "b", "input": "Where?", "context": "Bo has the key. Bo is in Rome.", "answers": ["Rome"], "gold_index": [0, 1]},
-        {"id": "c", "input": "Where is it?", "facts": ["It fell.", "It is in Oslo."], "answers": ["Oslo"], "support": [1]},
+        {
+            "id": "b",
+            "input": "Where?",
+            "context": "Bo has the key. Bo is in Rome.",
+            "answers": ["Rome"],
+            "support": [0, 1],
+        },
+        {"id": "c", "input": "Where?", "facts": ["It fell.", "It is in Oslo."], "answers": ["Oslo"], "support": [1]},
         {"input": "no answers"},
     ]
     (folder / "qa.jsonl").write_text("\n".join(map(json.dumps, rows)))
@@ -100,7 +106,14 @@ def test_excluded_files_are_not_read(tmp_path):
         from_folder(tmp_path)
 
 
-@pytest.mark.parametrize("text", ['{"input": "q", "answers": []}', '{"input": "q", "answers": ["a"], "context": 1}', '{"input": "q", "answers": ["a"]}'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"input": "q", "answers": []}',
+        '{"input": "q", "answers": ["a"], "context": 1}',
+        '{"input": "q", "answers": ["a"]}',
+    ],
+)
 def test_malformed_question_files_are_named(tmp_path, text):
     (tmp_path / "qa.jsonl").write_text(text)
     with pytest.raises(DataError, match="qa.jsonl:1"):

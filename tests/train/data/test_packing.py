@@ -44,7 +44,8 @@ def test_the_question_stands_where_the_record_says():
 def test_chat_prompt_is_the_one_of_inference():
     tokenizer = tiny_tokenizer().__class__(tokenizer_object=tiny_tokenizer().backend_tokenizer)
     tokenizer.chat_template = (
-        "{% for m in messages %}<{{ m.role }}>{{ m.content }}</>{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
+        "{% for m in messages %}<{{ m.role }}>{{ m.content }}</>{% endfor %}"
+        "{% if add_generation_prompt %}<assistant>{% endif %}"
     )
     sample = tokenise([QA], tokenizer, **(OPTIONS | {"template": "chat", "weighting": "tokens"}))[0]
     prompt = tokenizer.decode(sample.input_ids[: sample.prompt_lengths[0]])
@@ -79,8 +80,8 @@ def pipeline(samples, **changes):
 def segments_of(batch):
     """(task, tokens) of every packed sample, with the block where it starts."""
     T, M = batch.input_ids.shape[-1], batch.task_ids.shape[-1]
-    rows = zip(batch.input_ids.reshape(-1, T), batch.segment_ids.reshape(-1, T), batch.task_ids.reshape(-1, M), strict=True)
-    for ids, segments, tasks in rows:
+    rows = batch.input_ids.reshape(-1, T), batch.segment_ids.reshape(-1, T), batch.task_ids.reshape(-1, M)
+    for ids, segments, tasks in zip(*rows, strict=True):
         for number in range(1, segments.max() + 1):
             places = np.flatnonzero(segments == number)
             assert (np.diff(places) == 1).all()
@@ -108,8 +109,8 @@ def test_batches_have_static_shapes_and_marked_padding():
 
 
 def test_epochs_are_shuffled_anew():
-    samples = random_samples(12)
-    order = [ids for _ in range(30) for _, ids, _ in segments_of(next(stream))] if (stream := iter(pipeline(samples))) else []
+    stream = iter(pipeline(random_samples(12)))
+    order = [ids for _ in range(30) for _, ids, _ in segments_of(next(stream))]
     assert order[:12] != order[12:24]
 
 

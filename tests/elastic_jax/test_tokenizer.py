@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -43,8 +44,6 @@ def train() -> PreTrainedTokenizerFast:
 
 
 def write(file: Path, tokenizer: PreTrainedTokenizerFast, **changes: object) -> Path:
-    import json
-
     state = json.loads(tokenizer.backend_tokenizer.to_str())
     tokens = sorted(state["model"]["vocab"], key=state["model"]["vocab"].__getitem__)
     values = {
@@ -99,7 +98,31 @@ def test_digits_in_groups(original: PreTrainedTokenizerFast, tmp_path: Path) -> 
     assert [word for word, _ in words] == ["in", "Ġ", "123", "45", "Ġdays"]
 
 
-@pytest.mark.parametrize(("key", "value"), [("ggml.pre", "klingon"), ("ggml.model", "llama")])
+def test_sentencepiece_vocabulary(tmp_path: Path) -> None:
+    golden = json.loads((GOLDEN / "sentencepiece.json").read_text())
+    values = {
+        "ggml.model": "llama",
+        "ggml.tokens": golden["tokens"],
+        "ggml.scores": golden["scores"],
+        "ggml.token_type": golden["types"],
+        "ggml.bos_token_id": 1,
+        "ggml.eos_token_id": 2,
+        "ggml.unknown_token_id": 0,
+    }
+    extra = {f"tokenizer.{key}": value for key, value in values.items()}
+    tokenizer = load_tokenizer(write_gguf(tmp_path / "model.gguf", "llama_tied", extra_metadata=extra))
+    for text, ids in golden["texts"].items():
+        assert tokenizer(text)["input_ids"] == [1, *ids]
+        assert tokenizer.decode(ids) == text
+    assert tokenizer("</s>", add_special_tokens=False)["input_ids"] == [2]
+
+
+def test_lists_of_unequal_length(original: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="tokens, 1 types"):
+        load_tokenizer(write(tmp_path / "model.gguf", original, **{"ggml.token_type": [1]}))
+
+
+@pytest.mark.parametrize(("key", "value"), [("ggml.pre", "klingon"), ("ggml.model", "wordpiece")])
 def test_vocabularies_of_other_kinds(key: str, value: str, original: PreTrainedTokenizerFast, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=value):
         load_tokenizer(write(tmp_path / "model.gguf", original, **{key: value}))

@@ -1,7 +1,7 @@
 """Makes the golden models beside this file: tiny random checkpoints and what PyTorch computes with them.
 
-Not part of the test-suite, which needs no torch. Run it from an environment with torch, transformers 5, safetensors
-and, for `--smollm2`, gguf and accelerate:
+Not part of the test-suite, which needs no torch. Run it from an environment with torch, transformers 5, safetensors,
+sentencepiece and, for `--smollm2`, gguf and accelerate:
 
     python tests/golden/make.py
     python tests/golden/make.py --smollm2 SmolLM2-135M-Instruct.Q4_1.gguf
@@ -225,6 +225,40 @@ def make_smollm2(file: Path) -> None:
     np.savez_compressed(HERE / "smollm2.npz", **golden)
 
 
+TEXTS = (
+    "The keeper counted 12 ships, then 345 more.",
+    "  two  spaces and\ttabs\n\nnew lines ",
+    "naïve café 日本語 👩 \u00a0 end",
+    "def f(x):\n    return x ** 2",
+    "",
+)
+
+
+def make_sentencepiece() -> None:
+    """A small SentencePiece BPE vocabulary with byte fallback, as Llama 2 has, and its token ids."""
+    import io
+    from pydoc_data.topics import topics
+
+    import sentencepiece
+
+    lines = [line for topic in sorted(topics) for line in topics[topic].splitlines() if line.strip()]
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(lines[:3000]), model_writer=model, vocab_size=600, model_type="bpe", byte_fallback=True,
+        normalization_rule_name="identity", remove_extra_whitespaces=False, num_threads=1, minloglevel=2,
+    )  # fmt: skip
+    pieces = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
+    ids = range(pieces.get_piece_size())
+    kinds = [(pieces.is_unknown, 2), (pieces.is_control, 3), (pieces.is_byte, 6)]
+    golden = {
+        "tokens": [pieces.id_to_piece(i) for i in ids],
+        "scores": [pieces.get_score(i) for i in ids],
+        "types": [next((kind for test, kind in kinds if test(i)), 1) for i in ids],
+        "texts": {text: pieces.encode(text) for text in TEXTS},
+    }
+    (HERE / "sentencepiece.json").write_text(json.dumps(golden) + "\n")
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--smollm2", type=Path, help="GGUF file of SmolLM2-135M-Instruct; makes only smollm2.npz")
@@ -235,3 +269,4 @@ if __name__ == "__main__":
         for number, (name, (family, config)) in enumerate(MODELS.items()):
             make_plain(name, family, config, seed=number)
         make_official(seed=4)
+        make_sentencepiece()

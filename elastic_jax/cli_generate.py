@@ -80,7 +80,8 @@ def main(argv: Sequence[str]) -> int:
         prefill, decode = answer.timings.prefill_s, answer.timings.decode_s
         print(
             f"{len(ids)} prompt tokens in {prefill:.2f} s, {int(answer.lengths[0])} new ones in {decode:.2f} s, "
-            f"compilation included; MSR {float(answer.routing.msr()[0]):.2f}; cache {answer.cache_bytes / 2**20:.1f} MiB",
+            f"compilation included; MSR {float(answer.routing.msr()[0]):.2f}; "
+            f"cache {answer.cache_bytes / 2**20:.1f} MiB",
             file=sys.stderr,
         )
     return 0

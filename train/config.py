@@ -112,6 +112,11 @@ class GateConfig:
     """Independent draws of the gates for each row and step; more give a less noisy gradient at proportional cost."""
     initial_bias: float = 0.0
     """First bias of the full logit: 0 starts as a fair coin, 3 with 95 % of the heads full."""
+    first_weights: Literal["official", "scaled"] = "official"
+    """`official`: every kernel N(0, initializer_range), as released; `scaled`: N(0, 1/inputs), zeros in the last layer,
+    so that the routers see the differences between prompts from the first step."""
+    logit_penalty: float = 0.0
+    """Weight of the mean squared difference of the two logits: keeps decisions open to revision."""
 
     def __post_init__(self) -> None:
         if self.draws < 1:

@@ -58,7 +58,7 @@ def train_router(config: RouterTrainConfig, model: ElasticForCausalLM, samples: 
     model_config = replace(model.config, router=config.router)
     router, frozen = split_params(model)
     if config.init is None:
-        router = fresh_routers(model_config, seed=config.run.seed, initial_bias=config.gates.initial_bias)
+        router = fresh_routers(model_config, config.gates, seed=config.run.seed)
     fingerprint = digest(samples)
     settings = settings_dict(config)
     batches = iter(_pipeline(config, samples))

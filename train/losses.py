@@ -81,6 +81,13 @@ def task_means(values_BM: jax.Array, task_ids_BM: jax.Array, tasks: int) -> tupl
     return jnp.einsum("bm,bmk->k", values_BM, member) / jnp.maximum(count, 1.0), count
 
 
+def logit_penalty(logits_LBMKc: jax.Array, task_ids_BM: jax.Array) -> jax.Array:
+    """Mean square of full logit - sparse logit over layers, heads and the samples present."""
+    present_BM = (task_ids_BM >= 0).astype(jnp.float32)
+    squares_BM = ((logits_LBMKc[..., 1] - logits_LBMKc[..., 0]) ** 2).mean(axis=(0, 3))
+    return (squares_BM * present_BM).sum() / jnp.maximum(present_BM.sum(), 1.0)
+
+
 def official_sparsity_loss(
     msr_BM: jax.Array, task_ids_BM: jax.Array, target: jax.Array, multipliers: Multipliers
 ) -> jax.Array:

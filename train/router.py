@@ -12,11 +12,12 @@ import optax
 from elastic_jax.config import ModelConfig
 from elastic_jax.model import ElasticForCausalLM, from_params, to_params
 from elastic_jax.router import SampledGates, fresh_router_params
-from train.config import RouterTrainConfig
+from train.config import GateConfig, RouterTrainConfig
 from train.data.packing import Rows
 from train.data.records import TASKS
 from train.losses import (
     interval_sparsity_loss,
+    logit_penalty,
     official_sparsity_loss,
     sparse_share,
     task_means,
@@ -56,11 +57,20 @@ def split_params(model: ElasticForCausalLM) -> tuple[RouterParams, dict[str, jax
     return router, {path: array for path, array in params.items() if path not in router}
 
 
-def fresh_routers(config: ModelConfig, *, seed: int, initial_bias: float) -> RouterParams:
-    """Untrained routers whose full logit starts at about `initial_bias`."""
+def fresh_routers(config: ModelConfig, gates: GateConfig, *, seed: int) -> RouterParams:
+    """Untrained routers, drawn as `gates.first_weights` says, whose full logit starts at about `gates.initial_bias`."""
     params = fresh_router_params(config, seed=seed)
+    if gates.first_weights == "scaled":
+        params = {path: _rescaled(path, array, config.initializer_range) for path, array in params.items()}
     path = f"{ROUTER_PREFIX}head.fc3.bias"
-    return params | {path: params[path].at[:, 1].add(initial_bias)}
+    return params | {path: params[path].at[:, 1].add(gates.initial_bias)}
+
+
+def _rescaled(path: str, array: jax.Array, std: float) -> jax.Array:
+    """A kernel `[L, inputs, outputs]` at unit gain; zeros in the last layer. Biases stay as they are."""
+    if not path.endswith(".kernel"):
+        return array
+    return jnp.zeros_like(array) if ".head.fc3." in path else array / (std * array.shape[1] ** 0.5)
 
 
 def first_state(router: RouterParams, config: RouterTrainConfig) -> TrainState:
@@ -99,7 +109,10 @@ def make_step(
         lm = scale * (rows.weights * nll_BT).sum()
         msr_BM = sparse_share(out.z)
         sparsity = sparsity_loss(msr_BM, rows.task_ids, trainable.multipliers)
-        return lm + sparsity, _micro_metrics(rows, lm, sparsity, out.logits, msr_BM, nll_BT, learnt_BT)
+        loss = lm + sparsity
+        if config.gates.logit_penalty:
+            loss += config.gates.logit_penalty * logit_penalty(out.logits, rows.task_ids)
+        return loss, _micro_metrics(rows, lm, sparsity, out.logits, msr_BM, nll_BT, learnt_BT)
 
     def step(state: TrainState, frozen: dict[str, jax.Array], rows: Rows) -> tuple[TrainState, Metrics]:
         rows = jax.tree.map(lambda field: jnp.repeat(field, config.gates.draws, axis=0), rows)

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from train.losses import interval_sparsity_loss, official_sparsity_loss, sparse_share, token_nll
+from train.losses import interval_sparsity_loss, logit_penalty, official_sparsity_loss, sparse_share, token_nll
 
 
 @pytest.fixture
@@ -77,3 +77,8 @@ def test_interval_loss_pulls_towards_the_interval_and_rests_inside(msr, directio
     assert np.sign(slope) == direction
     np.testing.assert_allclose(ascent["below"], [0, 0, 0.5 - msr, 0, 0], atol=1e-6)
     np.testing.assert_allclose(ascent["above"], [0, 0, msr - 0.7, 0, 0], atol=1e-6)
+
+
+def test_logit_penalty_is_the_mean_squared_difference_of_the_samples_present():
+    logits = jnp.zeros((2, 1, 3, 2, 2)).at[0, 0, 0, :, 1].set(2.0).at[:, 0, 2].set(9.0).at[1, 0, 2, 0, 0].set(50.0)
+    assert float(logit_penalty(logits, jnp.array([[0, 3, -1]]))) == pytest.approx(2 * 4.0 / 8)

@@ -87,7 +87,7 @@ def test_language_model_loss_is_the_weighted_mean_over_the_whole_batch(setting):
     """With every head full the loss equals one computed sample by sample from whole logits."""
     config = tiny_config(gates=GateConfig(initial_bias=60.0))
     rows = batch_of(config)
-    router = fresh_routers(setting[0], seed=0, initial_bias=60.0)
+    router = fresh_routers(setting[0], GateConfig(initial_bias=60.0), seed=0)
     _, metrics = stepped(setting, config, rows, router)
     model = tiny_model()
     total, count = 0.0, 0
@@ -108,8 +108,20 @@ def test_language_model_loss_is_the_weighted_mean_over_the_whole_batch(setting):
 
 def test_initial_bias_sets_the_first_share_of_full_heads(setting):
     config = tiny_config(gates=GateConfig(initial_bias=30.0))
-    _, metrics = stepped(setting, config, batch_of(config), fresh_routers(setting[0], seed=0, initial_bias=30.0))
+    _, metrics = stepped(
+        setting, config, batch_of(config), fresh_routers(setting[0], GateConfig(initial_bias=30.0), seed=0)
+    )
     assert np.nanmax(metrics["msr"]) == 0.0 and np.nanmax(metrics["msr_argmax"]) == 0.0
+
+
+def test_scaled_routers_start_at_the_same_logit_for_every_head_and_see_the_prompt(setting):
+    config = tiny_config()
+    router = fresh_routers(setting[0], GateConfig(first_weights="scaled", initial_bias=1.5), seed=0)
+    _, metrics = stepped(setting, config, batch_of(config), router)
+    present = np.asarray(metrics["msr_argmax"])[np.asarray(metrics["nll"]) > 0]
+    assert (present == 0).all()
+    kernel = router["layers.router.task.fc1.kernel"]
+    assert float(kernel.std()) == pytest.approx(kernel.shape[1] ** -0.5, rel=0.1)
 
 
 def test_noise_changes_with_the_step_but_not_between_runs(setting):
@@ -132,7 +144,7 @@ def test_strong_multipliers_bring_the_share_into_the_target(setting, loss):
     target = replace(config.tasks.code, target=(0.9, 1.0))
     config = replace(config, tasks=replace(config.tasks, **{n: target for n in vars(config.tasks)}))
     step, rows = make_step(setting[0], config), batch_of(config)
-    state = first_state(fresh_routers(setting[0], seed=0, initial_bias=2.0), config)
+    state = first_state(fresh_routers(setting[0], GateConfig(initial_bias=2.0), seed=0), config)
     shares = []
     for _ in range(40):
         state, metrics = step(state, setting[2], rows)

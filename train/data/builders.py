@@ -74,9 +74,10 @@ class Builder:
         """A question file's record cut to length; None if cutting would lose a supporting place."""
         answer = self.windows.head(item.answer, OVERHEAD // 2)
         if item.facts:
-            context = needles.story(
-                item.facts, self.prose, tokens - self.windows.count(" ".join(item.facts)), self.windows, rng
-            )
+            filler = tokens - self.windows.count(" ".join(item.facts))
+            if filler < tokens // 4:
+                return None
+            context = needles.story(item.facts, self.prose, filler, self.windows, rng)
         elif item.task == MULTIHOP_QA:
             if self.windows.count(item.context) > tokens:
                 return None

@@ -98,6 +98,15 @@ def test_a_folder_of_texts_and_questions_is_understood(tmp_path):
         assert record.answer.rstrip(".") in record.context
 
 
+def test_a_story_longer_than_the_sample_gives_way_to_other_records(tmp_path):
+    write_folder(tmp_path)
+    row = {"input": "Where?", "facts": ["It fell down again."] * 400, "answers": ["Oslo"], "support": [1, 2]}
+    (tmp_path / "qa.jsonl").write_text("\n".join(json.dumps({"id": f"s{i}", **row}) for i in range(8)))
+    builder = Builder(from_folder(tmp_path), tiny_tokenizer(), min_tokens=400, max_tokens=600, evidence_share=1.0)
+    for index in range(4):
+        assert builder.windows.count(builder.record(MULTIHOP_QA, index).context) <= 600
+
+
 def test_excluded_files_are_not_read(tmp_path):
     write_folder(tmp_path)
     (tmp_path / "qa.jsonl").write_text("not json")

@@ -22,8 +22,8 @@ class DemoSettings:
     """Optimizer steps of router training; 0 leaves it out."""
 
     def __post_init__(self) -> None:
-        if not 512 <= self.prompt_tokens <= 8000:
-            raise ConfigError(f"prompt_tokens is {self.prompt_tokens}; want 512 to 8000.")
+        if not 512 <= self.prompt_tokens <= 4096:
+            raise ConfigError(f"prompt_tokens is {self.prompt_tokens}; want 512 to 4096.")
         if self.train_steps < 0:
             raise ConfigError(f"train_steps is {self.train_steps}; want 0 or more.")
 

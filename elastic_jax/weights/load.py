@@ -115,7 +115,7 @@ def _check(
         check_tensors(checkpoint.where, found, backbone + routers, ignored)
         return
     if router_source is not None:
-        check_tensors("router", router_source.tensors, routers, set())
+        check_tensors("the router directory", router_source.tensors, routers, set())
         ignored |= {name for name in found if ".mask_allocator." in name}
     check_tensors(checkpoint.where, found, backbone, ignored)
 

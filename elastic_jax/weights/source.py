@@ -58,9 +58,9 @@ def check_tensors(where: str, found: Mapping[str, TensorInfo], wanted: Iterable[
         problems.append(f"unexpected {name}, shape {list(found[name].shape)}{_unexpected(name)}")
     if problems:
         raise CheckpointError(
-            f"{where}: {len(problems)} tensors do not fit config.json.\n  "
+            f"{where}: {len(problems)} tensors do not fit the configuration.\n  "
             + "\n  ".join(problems)
-            + "\nCheck that config.json and the weights belong together and that the download is complete."
+            + "\nCheck that the configuration and the weights belong together and that the download is complete."
         )
 
 
@@ -70,7 +70,7 @@ def _missing(name: str) -> str:
 
 def _unexpected(name: str) -> str:
     if name.endswith((".q_proj.bias", ".k_proj.bias", ".v_proj.bias", ".o_proj.bias")):
-        return ": config.json says that attention has no such bias"
+        return ": the configuration has no such bias"
     if name.endswith((".q_norm.weight", ".k_norm.weight")):
         return ": this family has no query and key norm"
     return ""

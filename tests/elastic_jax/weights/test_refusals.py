@@ -52,7 +52,7 @@ def test_every_tensor_problem_is_listed_at_once(tmp_path: Path) -> None:
         "got [64, 32], want [32, 64]: transposed?",
         "mis-shaped model.norm.weight (our norm.scale), got [31], want [32]",
         "unexpected model.layers.0.self_attn.k_proj.weight_scale, shape [1]",
-        "unexpected model.layers.0.self_attn.q_proj.bias, shape [64]: config.json says that attention has no such bias",
+        "unexpected model.layers.0.self_attn.q_proj.bias, shape [64]: the configuration has no such bias",
     ):
         assert line in message
 

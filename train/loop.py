@@ -14,6 +14,7 @@ import numpy as np
 
 from elastic_jax.config import ModelConfig
 from elastic_jax.errors import DataError, ElasticError
+from elastic_jax.extras import Extras
 from elastic_jax.model import ElasticForCausalLM, from_params
 from elastic_jax.settings import settings_dict
 from train.checkpoint import Checkpoints
@@ -113,8 +114,13 @@ def export(
 ) -> None:
     """Writes the trained routers in every format of `run.export`, each to its own folder."""
     from elastic_jax.weights import save_pretrained
+    from elastic_jax.weights.elastic import default_extras
 
     model = from_params(model_config, {**frozen, **state.trainable.router}, source=source)
+    if config.sparsity.loss == "official":
+        first, second = (np.asarray(state.trainable.multipliers[name]) for name in ("linear", "quadratic"))
+        learnt = {"model.sparsity_lambda1_task": first, "model.sparsity_lambda2_task": second}
+        model.extras = Extras(default_extras(model_config) | learnt)
     for form in config.run.export:
         save_pretrained(model, directory / form, format=form, overwrite=True)
 

@@ -13,7 +13,8 @@ from tiny import tiny_model
 from train_run import STEPS, tiny_config, tiny_samples
 
 from elastic_jax.errors import CheckpointError, ConfigError, DataError
-from train.config import OptimConfig
+from elastic_jax.weights import from_pretrained
+from train.config import OptimConfig, RunConfig, SparsityConfig
 from train.loop import TrainingDiverged, train_router
 from train.metrics import MetricLog
 
@@ -115,3 +116,18 @@ def test_settings_out_of_range_are_refused():
         OptimConfig(steps=0)
     with pytest.raises(ConfigError, match="no multiple of router.block_size"):
         replace(tiny_config(), data=replace(tiny_config().data, row_length=100))
+
+
+def test_the_official_multipliers_travel_in_the_elastic_checkpoint(tmp_path):
+    config = tiny_config(
+        sparsity=SparsityConfig(loss="official"),
+        optim=OptimConfig(steps=1),
+        run=RunConfig(export=("elastic",)),
+    )
+    train_router(config, tiny_model(), tiny_samples(), tmp_path / "run")
+    extras = from_pretrained(tmp_path / "run" / "elastic", dtype="auto").extras
+    last = lines(tmp_path / "run")[-1]
+    for number, name in ((1, "linear"), (2, "quadratic")):
+        written = extras[f"model.sparsity_lambda{number}_task"]
+        np.testing.assert_allclose(written, last[f"multiplier_{name}"], atol=2e-3)
+        assert (written > 0).all()

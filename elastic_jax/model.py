@@ -160,8 +160,9 @@ class ElasticForCausalLM(nnx.Module):
         if input_ids_BT.ndim != 2:
             raise ShapeError(f"input_ids has shape {input_ids_BT.shape}; want [batch, tokens]. Add a batch axis.")
         config = self.config
+        B, T = input_ids_BT.shape
         layout = make_layout(
-            input_ids_BT.shape,
+            (B, T),
             lengths=lengths,
             segment_ids=segment_ids,
             num_segments=num_segments,
@@ -178,7 +179,7 @@ class ElasticForCausalLM(nnx.Module):
             layout, pooling_weights(layout, prompt_BM, config.router), cos, sin, router_bias, sampled
         )
         modes = None
-        if gates is not None and sampled is None:
+        if gates is not None and not isinstance(gates, SampledGates):
             mode_shape = (*layout.lengths_BM.shape, config.num_kv_heads)
             outer = mode_shape if layout.packed else (mode_shape[0], mode_shape[2])
             modes = modes_from(gates, (config.num_layers, *outer)).reshape(config.num_layers, *mode_shape)

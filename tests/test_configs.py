@@ -12,7 +12,10 @@ SETTINGS = {"router": RouterTrainConfig}
 """Settings class by the first word of the file's name."""
 
 
-@pytest.mark.parametrize("name", sorted(str(file.relative_to(FOLDER).with_suffix("")) for file in FOLDER.rglob("*.yaml")))
+NAMES = sorted(str(file.relative_to(FOLDER).with_suffix("")) for file in FOLDER.rglob("*.yaml"))
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_recipe_loads_by_its_name(name: str):
     cls = SETTINGS[name.partition("_")[0]]
     assert find_config(name).resolve() == (FOLDER / f"{name}.yaml").resolve()

@@ -48,8 +48,8 @@ def _both_forward(operands: Folded, plan: Schedule, spec: AttentionSpec):
 
 def _both_backward(spec: AttentionSpec, saved, d_outs: tuple[jax.Array, jax.Array]):
     operands, plan, full, sparse = saved
-    d_full = backward(operands, *full, d_outs[0], full_schedule(plan), spec)
-    d_sparse = backward(operands, *sparse, d_outs[1], plan, spec)
+    d_full = backward(operands, full.out, full.lse, d_outs[0], full_schedule(plan), spec)
+    d_sparse = backward(operands, sparse.out, sparse.lse, d_outs[1], plan, spec)
     return jax.tree.map(jnp.add, d_full, d_sparse), None
 
 
@@ -83,7 +83,7 @@ def _routed_backward(spec: AttentionSpec, saved, d_out: jax.Array):
     operands, z_BKQ, plan, chosen, difference = saved
     dz_BKQ = jnp.einsum("bkqrh,bkqrh->bkq", d_out, difference, preferred_element_type=jnp.float32)
     chosen_plan = jax.tree.map(partial(jnp.where, z_BKQ > 0.5), full_schedule(plan), plan)
-    return backward(operands, *chosen, d_out, chosen_plan, spec), dz_BKQ.astype(z_BKQ.dtype), None
+    return backward(operands, chosen.out, chosen.lse, d_out, chosen_plan, spec), dz_BKQ.astype(z_BKQ.dtype), None
 
 
 routed.defvjp(_routed_forward, _routed_backward)

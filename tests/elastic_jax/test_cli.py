@@ -80,7 +80,8 @@ def test_no_verb_prints_the_usage(capsys):
 
 
 @pytest.mark.parametrize(
-    ("typed", "meant"), [(["generat"], "generate"), (["trian", "router"], "train router"), (["train", "ruoter"], "train router")]
+    ("typed", "meant"),
+    [(["generat"], "generate"), (["trian", "router"], "train router"), (["train", "ruoter"], "train router")],
 )
 def test_unknown_verb_suggests_the_nearest(typed, meant, capsys):
     assert cli.main(typed) == 2
@@ -121,7 +122,8 @@ def test_source_tree_needs_no_installation(tmp_path):
     """The verbs of pyproject.toml are found by a Python that has the dependencies but not the package."""
     program = "import sys; sys.meta_path = [f for f in sys.meta_path if 'editable' not in str(f)]\n"
     program += "import importlib.metadata as m; m.entry_points = lambda group: []\n"
-    program += f"sys.path.insert(0, {str(ROOT)!r}); from elastic_jax.cli import main; sys.exit(main(['generate', '--help']))"
+    program += f"sys.path.insert(0, {str(ROOT)!r})\n"
+    program += "from elastic_jax.cli import main; sys.exit(main(['generate', '--help']))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "--max-new-tokens" in done.stdout

@@ -74,9 +74,8 @@ def exp2(x: jax.Array) -> jax.Array:
 
 
 def dot(a: jax.Array, b: jax.Array, contract: tuple[int, int]) -> jax.Array:
-    return lax.dot_general(
-        a, b, (((contract[0],), (contract[1],)), ((), ())), preferred_element_type=jnp.float32, precision="highest"
-    )
+    """Product accumulated in float32, at the caller's `jax.default_matmul_precision`."""
+    return lax.dot_general(a, b, (((contract[0],), (contract[1],)), ((), ())), preferred_element_type=jnp.float32)
 
 
 def fold(

@@ -10,6 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = ["README.md", *(str(page.relative_to(ROOT)) for page in sorted(ROOT.glob("docs/*.md")))]
 MARKED = re.findall(r"<!-- test -->\n```(\w+)\n(.*?)```", README, re.DOTALL)
 PROGRAM = {"python": [sys.executable, "-c"], "sh": ["sh", "-ec"]}
 
@@ -34,7 +35,7 @@ def test_both_kinds_of_example_are_marked():
     assert sorted(language for language, _ in MARKED) == ["python", "sh"]
 
 
-@pytest.mark.parametrize("page", ["README.md", *(str(page.relative_to(ROOT)) for page in sorted(ROOT.glob("docs/*.md")))])
+@pytest.mark.parametrize("page", PAGES)
 def test_links_lead_somewhere(page: str):
     text = (ROOT / page).read_text(encoding="utf-8")
     for target in re.findall(r"\]\(([^)#]+)\)", text):

@@ -56,7 +56,7 @@ def test_gradient_of_the_gates_is_the_slope_of_the_mixture():
         np.testing.assert_allclose(dz[b, head], slope, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["many blocks", "packed", "window"])
+@pytest.mark.parametrize("name", ["packed", "last queries"])
 def test_dual_equals_two_dense_attentions(name):
     inputs = make_inputs(NAMED[name])
 

@@ -45,8 +45,7 @@ def test_an_implementation_that_does_not_exist_yet_never_falls_back():
         call(impl="triton")
 
 
-def test_a_segment_per_block_under_jit_needs_no_values():
-    """Checks of values are for concrete arrays; traced ones go through."""
-    ids = IDS.at[:, 16:].set(2)
-    out = jax.jit(lambda mode, ids: call(mode=mode, segment_ids=ids))(MODE, ids)
-    assert bool((out == call(segment_ids=ids)).all())
+def test_checks_of_values_let_traced_arrays_through():
+    ids = IDS.at[:, 20:].set(2)
+    out = jax.eval_shape(lambda mode, ids: call(mode=mode, segment_ids=ids), MODE + 2, ids)
+    assert out.shape == Q.shape

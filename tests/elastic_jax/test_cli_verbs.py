@@ -169,6 +169,7 @@ def test_ctrl_c_leaves_no_half_written_checkpoint(checkpoint, tmp_path):
     out = tmp_path / "out"
     program = (
         "import os, signal, sys, safetensors.numpy as files\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # background jobs start with it ignored
         "files.save_file = lambda *a, **k: os.kill(os.getpid(), signal.SIGINT)\n"
         "from elastic_jax.cli import main\n"
         f"sys.exit(main(['convert', '--model', {str(checkpoint)!r}, '--out', {str(out)!r}]))"

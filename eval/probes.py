@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 ProbeTask = Literal["passkey", "kv", "fact"]
 PROBE_TASKS: tuple[ProbeTask, ...] = get_args(ProbeTask)
 
+_EXCERPTS = 50
+"""Excerpts to try until one has a place for every needle."""
+
 
 @dataclass(frozen=True)
 class ProbeConfig:
@@ -75,7 +78,8 @@ def make_probe(
 
     Raises:
         ConfigError: the budget leaves no place outside the sink and the local window.
-        DataError: the haystack is shorter than the budget, or the tokenizer merges question and answer.
+        DataError: the haystack is shorter than the budget or has no running prose, or the tokenizer merges question
+            and answer.
     """
     rng = random.Random(f"{config.seed}/{config.split}/{task}/{length}/{index}")
     needles = _draw_needles(rng, task, 1 + config.distractors, config.split)
@@ -91,7 +95,15 @@ def make_probe(
             f"A {task} probe of {length} tokens has no place for its needle: the first {config.sink_tokens} and the "
             f"last {config.local_tokens} tokens of the text are barred. Ask for a longer prompt."
         )
-    pieces = _plant(rng, haystack.excerpt(rng, room), planted, config)
+    for _ in range(_EXCERPTS):
+        pieces = _plant(rng, haystack.excerpt(rng, room), planted, config)
+        if pieces is not None:
+            break
+    else:
+        raise DataError(
+            f"None of {_EXCERPTS} excerpts of {room} tokens has {len(planted)} sentence starts, one for each needle, "
+            "that sparse heads cannot see. Use running prose as haystack, longer prompts, or fewer distractors."
+        )
     needle_start = len(begin_ids) + sum(len(piece.ids) for piece in pieces[: pieces.index(planted[0])])
     body_ids = sum((piece.ids for piece in pieces), begin_ids)
     return Probe(
@@ -144,8 +156,11 @@ def _split_tail(tokenizer: PreTrainedTokenizerBase, tail: str, answer: str) -> t
     return tail_ids, whole[len(tail_ids) :]
 
 
-def _plant(rng: random.Random, body: list[Piece], planted: list[Piece], config: ProbeConfig) -> list[Piece]:
-    """Puts every needle at its own sentence start, at a depth uniform over the places that sparse heads cannot see."""
+def _plant(rng: random.Random, body: list[Piece], planted: list[Piece], config: ProbeConfig) -> list[Piece] | None:
+    """Puts every needle at its own sentence start, at a depth uniform over the places that sparse heads cannot see.
+
+    None if there are fewer such places than needles, as in a passage of tables.
+    """
     starts, position = [], 0
     for piece in body:
         starts.append(position)
@@ -153,10 +168,7 @@ def _plant(rng: random.Random, body: list[Piece], planted: list[Piece], config: 
     low, high = config.sink_tokens, position - config.local_tokens
     free = {index for index, start in enumerate(starts) if low <= start <= high and body[index].text[0].isspace()}
     if len(free) < len(planted):
-        raise DataError(
-            f"The text has {len(free)} sentence starts between tokens {low} and {high}; {len(planted)} needles need "
-            "one each. Use running prose as haystack, or fewer distractors."
-        )
+        return None
     places: dict[int, Piece] = {}
     for needle in planted:
         wanted = rng.uniform(low, high)

@@ -34,6 +34,11 @@ def test_a_probe_keeps_its_promises(task, length, index, distractors):
     assert made.needle_end <= made.question_start - CONFIG.local_tokens
 
 
+def test_an_excerpt_without_room_for_every_needle_is_drawn_again():
+    made = probe("kv", 699, 87, distractors=2)
+    assert made.needle_start >= CONFIG.sink_tokens
+
+
 @pytest.mark.parametrize("task", PROBE_TASKS)
 def test_ids_text_and_positions_agree(task):
     made, tokenizer = probe(task), tiny_tokenizer()

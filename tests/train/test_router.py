@@ -120,6 +120,7 @@ def test_scaled_routers_start_at_the_same_logit_for_every_head_and_see_the_promp
     _, metrics = stepped(setting, config, batch_of(config), router)
     present = np.asarray(metrics["msr_argmax"])[np.asarray(metrics["nll"]) > 0]
     assert (present == 0).all()
+    assert not router["layers.router.head.fc3.kernel"].any()
     kernel = router["layers.router.task.fc1.kernel"]
     assert float(kernel.std()) == pytest.approx(kernel.shape[1] ** -0.5, rel=0.1)
 

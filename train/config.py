@@ -128,6 +128,33 @@ class GateConfig:
 
 
 @dataclass(frozen=True)
+class WarmStartConfig:
+    """Fitting of the routers to the measured worth of every head, before end-to-end training."""
+
+    rows: int = 0
+    """Packed rows on which heads are measured; 0 for no warm start."""
+    key_rows: int = 0
+    """Further rows of which only the pooled keys are taken, at a sixth of the cost: more examples to fit to."""
+    levels: tuple[float, ...] = (0.7, 0.4)
+    """Gate values between sparse (0) and full (1) at which the derivative in every gate is taken."""
+    steps: int = 600
+    """Steps of fitting the routers to the stored keys."""
+    batch: int = 32
+    """Samples in one of them."""
+    learning_rate: float = 1e-3
+    """Peak learning rate; half a cosine to zero."""
+
+    def __post_init__(self) -> None:
+        if min(self.rows, self.key_rows) < 0 or min(self.steps, self.batch) < 1 or self.learning_rate <= 0:
+            raise ConfigError(
+                f"rows {self.rows}, key_rows {self.key_rows}, steps {self.steps}, batch {self.batch}, learning_rate "
+                f"{self.learning_rate}: want rows and key_rows >= 0 and the others above 0."
+            )
+        if not self.levels or not all(0.0 <= level <= 1.0 for level in self.levels):
+            raise ConfigError(f"levels {self.levels}: want one or more gate values from 0 to 1.")
+
+
+@dataclass(frozen=True)
 class OptimConfig:
     """AdamW with linear warm-up and cosine decay to zero."""
 
@@ -196,6 +223,7 @@ class RouterTrainConfig:
     data: DataConfig = field(default_factory=DataConfig)
     sparsity: SparsityConfig = field(default_factory=SparsityConfig)
     gates: GateConfig = field(default_factory=GateConfig)
+    warm_start: WarmStartConfig = field(default_factory=WarmStartConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     run: RunConfig = field(default_factory=RunConfig)
 
@@ -205,3 +233,5 @@ class RouterTrainConfig:
                 f"data.row_length {self.data.row_length} is no multiple of router.block_size {self.router.block_size}; "
                 "samples start on block boundaries."
             )
+        if self.init is not None and self.warm_start.rows:
+            raise ConfigError("init and warm_start.rows are both set. Start from given routers or from measured heads.")

@@ -131,12 +131,14 @@ class GateConfig:
 class WarmStartConfig:
     """Fitting of the routers to the measured worth of every head, before end-to-end training."""
 
-    rows: int = 0
-    """Packed rows on which heads are measured; 0 for no warm start."""
+    rows: tuple[int, ...] = ()
+    """Packed rows on which heads are measured, a number for each round; none for no warm start. The first round goes
+    from full attention towards all-sparse, each further one towards the routing fitted so far, so that it finds what
+    that routing lacks."""
     key_rows: int = 0
     """Further rows of which only the pooled keys are taken, at a sixth of the cost: more examples to fit to."""
-    levels: tuple[float, ...] = (0.7, 0.4)
-    """Gate values between sparse (0) and full (1) at which the derivative in every gate is taken."""
+    levels: tuple[float, ...] = (0.9, 0.5)
+    """Places on that way, 1 at its start and 0 at its end, at which the derivative in every gate is taken."""
     steps: int = 600
     """Steps of fitting the routers to the stored keys."""
     batch: int = 32
@@ -145,13 +147,15 @@ class WarmStartConfig:
     """Peak learning rate; half a cosine to zero."""
 
     def __post_init__(self) -> None:
-        if min(self.rows, self.key_rows) < 0 or min(self.steps, self.batch) < 1 or self.learning_rate <= 0:
+        if min(*self.rows, self.steps, self.batch, 1) < 1 or self.key_rows < 0 or self.learning_rate <= 0:
             raise ConfigError(
-                f"rows {self.rows}, key_rows {self.key_rows}, steps {self.steps}, batch {self.batch}, learning_rate "
-                f"{self.learning_rate}: want rows and key_rows >= 0 and the others above 0."
+                f"rows {list(self.rows)}, key_rows {self.key_rows}, steps {self.steps}, batch {self.batch}, "
+                f"learning_rate {self.learning_rate}: want key_rows >= 0 and the others above 0."
             )
+        if self.key_rows and not self.rows:
+            raise ConfigError(f"key_rows is {self.key_rows} without rows to measure. Set warm_start.rows.")
         if not self.levels or not all(0.0 <= level <= 1.0 for level in self.levels):
-            raise ConfigError(f"levels {self.levels}: want one or more gate values from 0 to 1.")
+            raise ConfigError(f"levels {self.levels}: want one or more numbers from 0 to 1.")
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,11 @@
 """Warm start of the routers: what each head is worth to each task, measured first, then learnt from stored keys.
 
 In a pretrained model a handful of heads carry retrieval, and sampled gates name them only through a very noisy
-gradient. Here every gate of a row is set to the same level between sparse and full, and one backward pass gives the
-derivative of the loss in every gate; its mean over a few levels is the head's share of what full attention is worth
-(integrated gradients along the path from sparse to full). Routers see nothing but pooled keys, so they can then be
-fitted to stored ones, hundreds of steps in the time of one step through the backbone. End-to-end training goes on from
-there.
+gradient. Here all gates move together from full to sparse, and at a few places on the way one backward pass gives the
+derivative of the loss in every gate; its mean is the head's share of what the whole way costs (integrated gradients).
+A further round takes the way from full attention to the routing fitted so far, which charges the heads that it drops.
+Routers see nothing but pooled keys, so they can be fitted to stored ones, hundreds of steps in the time of one step
+through the backbone. End-to-end training goes on from there.
 """
 
 from __future__ import annotations
@@ -36,20 +36,25 @@ class Measured(NamedTuple):
 
     pooled_XLKH: Any
     slope_XLK: Any
-    """Derivative of the sample's loss in each gate, mean over the levels; negative where full attention helps, NaN
-    where only the keys were taken."""
+    """Derivative of the sample's loss in each gate, mean over the way; negative where full attention helps."""
     task_X: Any
+    round_X: Any
+    """Round of the measurement, -1 where only the keys were taken."""
+
+
+Probe = Callable[[dict[str, jax.Array], jax.Array, Rows], tuple[jax.Array, jax.Array]]
+"""(params, end of the way by task [tasks, L, K], rows) -> (pooled keys [L, B, M, K, H], slopes [L, B, M, K])."""
 
 
 class Probes(NamedTuple):
-    """Jitted `(params, rows) -> (pooled keys [L, B, M, K, H], slopes [L, B, M, K])`; `keys` gives NaN for slopes."""
+    """Both jitted; the keys are those of the last level, and `keys` gives zeros for slopes."""
 
-    worth: Callable[[dict[str, jax.Array], Rows], tuple[jax.Array, jax.Array]]
-    keys: Callable[[dict[str, jax.Array], Rows], tuple[jax.Array, jax.Array]]
+    worth: Probe
+    keys: Probe
 
 
 def make_probes(config: ModelConfig, *, levels: tuple[float, ...], max_segments: int) -> Probes:
-    """Builds both. The keys are those of the last level."""
+    """Builds the probes for rows of at most `max_segments` samples."""
 
     def loss(z_LBMK: jax.Array, params: dict[str, jax.Array], rows: Rows) -> tuple[jax.Array, jax.Array]:
         model = from_params(config, params)
@@ -63,29 +68,27 @@ def make_probes(config: ModelConfig, *, levels: tuple[float, ...], max_segments:
         nll_BT = token_nll(out.hidden_BTD, model.head_kernel(), rows.labels, rows.weights > 0)
         return (rows.weights * nll_BT).sum(), out.pooled
 
-    def gates(rows: Rows, level: jax.Array | float) -> jax.Array:
-        return jnp.full((config.num_layers, *rows.task_ids.shape, config.num_kv_heads), level, jnp.float32)
+    def gates(end_tLK: jax.Array, rows: Rows, level: jax.Array | float) -> jax.Array:
+        end_LBMK = jnp.moveaxis(end_tLK[jnp.maximum(rows.task_ids, 0)], 2, 0)
+        return level + (1.0 - level) * end_LBMK
 
-    def worth(params: dict[str, jax.Array], rows: Rows) -> tuple[jax.Array, jax.Array]:
+    def worth(params: dict[str, jax.Array], end_tLK: jax.Array, rows: Rows) -> tuple[jax.Array, jax.Array]:
         def at_level(_: Any, level: jax.Array) -> tuple[jax.Array, jax.Array]:
-            slope, pooled = jax.grad(loss, has_aux=True)(gates(rows, level), params, rows)
+            slope, pooled = jax.grad(loss, has_aux=True)(gates(end_tLK, rows, level), params, rows)
             return pooled, slope
 
-        pooled, slopes = jax.lax.scan(at_level, jnp.zeros(_pooled_shape(config, rows)), jnp.array(levels))
+        first = jnp.zeros((config.num_layers, *rows.task_ids.shape, config.num_kv_heads, config.head_dim))
+        pooled, slopes = jax.lax.scan(at_level, first, jnp.array(levels))
         return pooled, slopes.mean(0)
 
-    def keys(params: dict[str, jax.Array], rows: Rows) -> tuple[jax.Array, jax.Array]:
-        z = gates(rows, levels[-1])
-        return loss(z, params, rows)[1], jnp.full_like(z, jnp.nan)
+    def keys(params: dict[str, jax.Array], end_tLK: jax.Array, rows: Rows) -> tuple[jax.Array, jax.Array]:
+        z = gates(end_tLK, rows, levels[-1])
+        return loss(z, params, rows)[1], jnp.zeros_like(z)
 
     return Probes(jax.jit(worth), jax.jit(keys))
 
 
-def _pooled_shape(config: ModelConfig, rows: Rows) -> tuple[int, ...]:
-    return (config.num_layers, *rows.task_ids.shape, config.num_kv_heads, config.head_dim)
-
-
-def by_sample(rows: Rows, pooled: jax.Array, slope: jax.Array) -> Measured:
+def by_sample(rows: Rows, pooled: jax.Array, slope: jax.Array, *, round_index: int) -> Measured:
     """The samples of packed rows, one after the other."""
     task = np.asarray(rows.task_ids).reshape(-1)
     pooled_XLKH, slope_XLK = (
@@ -93,7 +96,7 @@ def by_sample(rows: Rows, pooled: jax.Array, slope: jax.Array) -> Measured:
         for x in (pooled, slope)
     )
     present = task >= 0
-    return Measured(pooled_XLKH[present], slope_XLK[present], task[present])
+    return Measured(pooled_XLKH[present], slope_XLK[present], task[present], np.full(present.sum(), round_index))
 
 
 def fit(
@@ -107,13 +110,13 @@ def fit(
     """Routers fitted to stored pooled keys; `on_step` hears how many steps are done and the loss of
     each.
 
-    The loss of a sample is sum over heads of gate probability * mean slope of its task, plus the squared violation of
-    the task's sparsity target and the logit penalty of end-to-end training. Means by task, because the slopes of one
-    sample are mostly noise.
+    The loss of a sample is the sum over heads of gate probability * worth of the head to the sample's task, plus the
+    squared violation of the task's sparsity target and the logit penalty of end-to-end training. Worth is the mean
+    slope by task, because the slopes of one sample are mostly noise, added up over the rounds.
     """
     settings = config.warm_start
     logits = make_logits(model)
-    worth_tLK = jnp.stack([_mean(measured.slope_XLK[measured.task_X == task]) for task in range(len(TASKS))])
+    worth_tLK = jnp.array(_by_task(lambda task: _worth(measured, task)))
     low, high = (jnp.array([task.target[end] for task in config.tasks.by_id]) for end in (0, 1))
 
     def loss(router: RouterParams, pooled_XLKH: jax.Array, task_X: jax.Array) -> jax.Array:
@@ -160,7 +163,25 @@ def make_logits(config: ModelConfig) -> Callable[[RouterParams, jax.Array], jax.
     return logits
 
 
-def _mean(slopes_XLK: np.ndarray) -> jax.Array:
-    """Mean over the measured samples; zeros without any."""
-    known = slopes_XLK[np.isfinite(slopes_XLK).all((1, 2))]
-    return jnp.array(known.sum(0) / max(len(known), 1))
+def mean_gates(router: RouterParams, measured: Measured, model: ModelConfig) -> jax.Array:
+    """Mean probability of full attention by task, `[tasks, L, K]`; 0 for a task without samples."""
+    full_LXK = np.asarray(jax.nn.softmax(make_logits(model)(router, measured.pooled_XLKH))[..., 1])
+    full_XLK = np.moveaxis(full_LXK, 0, 1)
+    return jnp.array(_by_task(lambda task: _mean(full_XLK[measured.task_X == task])))
+
+
+def _by_task(value: Callable[[int], np.ndarray]) -> np.ndarray:
+    return np.stack([value(task) for task in range(len(TASKS))])
+
+
+def _worth(measured: Measured, task: int) -> np.ndarray:
+    rounds = range(int(measured.round_X.max()) + 1)
+    return sum(
+        (_mean(measured.slope_XLK[(measured.task_X == task) & (measured.round_X == index)]) for index in rounds),
+        np.zeros(measured.slope_XLK.shape[1:], np.float32),
+    )
+
+
+def _mean(values_XLK: np.ndarray) -> np.ndarray:
+    """Mean over samples; zeros without any."""
+    return values_XLK.sum(0) / max(len(values_XLK), 1)

@@ -12,7 +12,7 @@ from train.config import SparsityConfig, TaskConfig, TasksConfig, WarmStartConfi
 from train.data.packing import Rows
 from train.losses import token_nll
 from train.router import fresh_routers
-from train.warm_start import Measured, by_sample, fit, make_logits, make_probes
+from train.warm_start import Measured, by_sample, fit, make_logits, make_probes, mean_gates
 
 LENGTHS = (60, 40)
 
@@ -31,7 +31,8 @@ def packed_rows() -> Rows:
 def test_slopes_are_the_mean_derivative_of_the_loss_over_the_levels():
     model, rows, levels = tiny_model(), packed_rows(), (0.8, 0.3)
     probes = make_probes(CONFIG, levels=levels, max_segments=3)
-    pooled, slope = probes.worth(to_params(model), rows)
+    end = jnp.zeros((5, 2, 2)).at[3, 0, 1].set(0.5)
+    pooled, slope = probes.worth(to_params(model), end, rows)
 
     @jax.jit
     def loss(z):
@@ -42,19 +43,19 @@ def test_slopes_are_the_mean_derivative_of_the_loss_over_the_levels():
     at = (1, 0, 0, 1)
     differences = []
     for level in levels:
-        z = jnp.full(slope.shape, level)
+        z = jnp.full(slope.shape, level).at[0, 0, 0, 1].set(level + 0.5 * (1 - level))
         differences.append((loss(z.at[at].add(0.05)) - loss(z.at[at].add(-0.05))) / 0.1)
     np.testing.assert_allclose(slope[at], np.mean(differences), rtol=0.05)
     assert abs(float(slope[at])) > 1e-5
-    keys, none = probes.keys(to_params(model), rows)
+    keys, none = probes.keys(to_params(model), end, rows)
     np.testing.assert_allclose(keys, pooled, atol=1e-5)
-    assert np.isnan(none).all()
+    assert not none.any()
 
 
 def test_samples_come_out_of_packed_rows_in_order_and_padding_does_not():
     pooled, slope = np.random.default_rng(0).normal(size=(2, 1, 3, 2, 8)), np.ones((2, 1, 3, 2))
-    measured = by_sample(packed_rows(), jnp.asarray(pooled), jnp.asarray(slope))
-    assert measured.task_X.tolist() == [3, 0]
+    measured = by_sample(packed_rows(), jnp.asarray(pooled), jnp.asarray(slope), round_index=1)
+    assert measured.round_X.tolist() == [1, 1] and measured.task_X.tolist() == [3, 0]
     np.testing.assert_allclose(measured.pooled_XLKH[1], pooled[:, 0, 1], rtol=1e-6)
     assert measured.slope_XLK.shape == (2, 2, 2)
 
@@ -66,9 +67,9 @@ def test_fitted_routers_keep_the_heads_that_a_task_needs():
     pooled = rng.normal(size=(80, 2, 2, 8)).astype(np.float32)
     pooled[:, :, 1] += 2.0
     pooled[:, :, :, 0] += 5.0 * (task[:, None, None] == 0)
-    slope = np.full((80, 2, 2), np.nan, np.float32)
-    slope[:20] = 0.0
+    slope = np.zeros((80, 2, 2), np.float32)
     slope[:20:2, 0, 1] = -1.0
+    rounds = np.where(np.arange(80) < 20, 0, -1)
     tasks = TasksConfig(
         single_qa=TaskConfig(target=(0.7, 0.8)), code=TaskConfig(target=(0.95, 1.0)), icl=TaskConfig(count=0)
     )
@@ -76,15 +77,19 @@ def test_fitted_routers_keep_the_heads_that_a_task_needs():
         tiny_config(),
         tasks=tasks,
         sparsity=SparsityConfig(penalty=20.0),
-        warm_start=WarmStartConfig(rows=1, steps=150, learning_rate=5e-3),
+        warm_start=WarmStartConfig(rows=(1,), steps=150, learning_rate=5e-3),
     )
     router = fresh_routers(CONFIG, replace(config.gates, first_weights="scaled"), seed=0)
     losses = []
-    fitted = fit(router, Measured(pooled, slope, task), CONFIG, config, on_step=lambda done, loss: losses.append(loss))
+    fitted = fit(
+        router, Measured(pooled, slope, task, rounds), CONFIG, config, on_step=lambda done, loss: losses.append(loss)
+    )
     unseen = rng.normal(size=(40, 2, 2, 8)).astype(np.float32)
     unseen[:, :, 1] += 2.0
     unseen[:20, :, :, 0] += 5.0
     logits = make_logits(CONFIG)(fitted, jnp.asarray(unseen))
+    gates = mean_gates(fitted, Measured(pooled, slope, task, rounds), CONFIG)
+    assert gates[0, 0, 1] > 0.8 and gates[3].max() < 0.3 and not gates[1].any()
     full = np.asarray(logits[..., 1] > logits[..., 0])
     assert len(losses) == 150 and losses[-1] < losses[0]
     assert full[0, :20, 1].mean() > 0.9

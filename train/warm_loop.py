@@ -61,6 +61,8 @@ def warm_routers(
     upto = 0
     for phase in phases(settings):
         upto += phase.rows
+        if record.rows >= upto:
+            continue
         if phase.round_index > 0:
             end_tLK = mean_gates(_fit(router, record.upto(phase.round_index), model, config), record.all(), model)
         probe = partial(probes.keys if phase.round_index < 0 else probes.worth, router | frozen, end_tLK)

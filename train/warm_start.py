@@ -36,7 +36,8 @@ class Measured(NamedTuple):
 
     pooled_XLKH: Any
     slope_XLK: Any
-    """Derivative of the sample's loss in each gate, mean over the way; negative where full attention helps."""
+    """Mean derivative of the sample's loss in each gate on the way times the gate's way, from the end to full;
+    negative where full attention helps."""
     task_X: Any
     round_X: Any
     """Round of the measurement, -1 where only the keys were taken."""
@@ -79,7 +80,7 @@ def make_probes(config: ModelConfig, *, levels: tuple[float, ...], max_segments:
 
         first = jnp.zeros((config.num_layers, *rows.task_ids.shape, config.num_kv_heads, config.head_dim))
         pooled, slopes = jax.lax.scan(at_level, first, jnp.array(levels))
-        return pooled, slopes.mean(0)
+        return pooled, slopes.mean(0) * (1.0 - gates(end_tLK, rows, 0.0))
 
     def keys(params: dict[str, jax.Array], end_tLK: jax.Array, rows: Rows) -> tuple[jax.Array, jax.Array]:
         z = gates(end_tLK, rows, levels[-1])

@@ -47,6 +47,12 @@ def test_slopes_are_the_mean_derivative_of_the_loss_over_the_levels():
         differences.append((loss(z.at[at].add(0.05)) - loss(z.at[at].add(-0.05))) / 0.1)
     np.testing.assert_allclose(slope[at], np.mean(differences), rtol=0.05)
     assert abs(float(slope[at])) > 1e-5
+    half_way = (0, 0, 0, 1)
+    differences = []
+    for level in levels:
+        z = jnp.full(slope.shape, level).at[half_way].set(level + 0.5 * (1 - level))
+        differences.append((loss(z.at[half_way].add(0.05)) - loss(z.at[half_way].add(-0.05))) / 0.1)
+    np.testing.assert_allclose(slope[half_way], 0.5 * np.mean(differences), rtol=0.05)
     keys, none = probes.keys(to_params(model), end, rows)
     np.testing.assert_allclose(keys, pooled, atol=1e-5)
     assert not none.any()

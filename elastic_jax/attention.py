@@ -13,8 +13,8 @@ from elastic_jax.layers import Linear, RMSNorm
 from elastic_jax.layout import Layout
 from elastic_jax.rope import apply_rope
 from elastic_jax.router import AttentionRouter, SampledGates, argmax_gates, pool_keys, sample_gates
-from elastic_jax.routing import HeadMode
-from pallas_kernels import hybrid_attention, routed_attention
+from elastic_jax.routing import HeadMode, skipped_share
+from pallas_kernels import hybrid_attention, routed_attention, select_blocks
 
 
 class LayerContext(NamedTuple):
@@ -29,12 +29,16 @@ class LayerContext(NamedTuple):
 
 
 class LayerRecord(NamedTuple):
-    """What one layer reports: router logits `[B, M, K, 2]`, gates `[B, M, K]` (1.0 = full), rotated keys and values."""
+    """What one layer reports: router logits `[B, M, K, 2]`, gates `[B, M, K]` (1.0 = full), rotated keys and values.
+
+    `skipped` `[B, M, K]`: see `Routing.skipped`.
+    """
 
     logits: jax.Array
     gates: jax.Array
     k_BTKH: jax.Array
     v_BTKH: jax.Array
+    skipped: jax.Array | None
 
 
 class Attention(nnx.Module):
@@ -76,18 +80,44 @@ class Attention(nnx.Module):
             lengths=layout.lengths,
             window=self.config.sliding_window,
         )
+        mask_name = "full_block_mask" if sparse.pattern == "xa-ssa" else "block_mask"
         if mode is None and context.sampled is not None:
             key = jax.random.fold_in(context.sampled.key, layer)
             gates = sample_gates(logits, key, context.sampled.temperature)
-            out = routed_attention(q, k, v, per_row(gates, layout), **options)
+            mask = self.choose_blocks(q, k, None, layout)
+            out = routed_attention(q, k, v, per_row(gates, layout), **options, **{mask_name: mask})
         else:
             if mode is None:
                 gates = argmax_gates(logits, context.router_bias)
             else:
                 gates = (mode == HeadMode.FULL).astype(jnp.float32)
             modes = jnp.where(gates > 0, HeadMode.FULL, HeadMode.SPARSE).astype(jnp.int32)
-            out = hybrid_attention(q, k, v, per_row(modes, layout), **options)
-        return self.o_proj(out), LayerRecord(logits, gates, k, v)
+            mask = self.choose_blocks(q, k, gates, layout)
+            out = hybrid_attention(q, k, v, per_row(modes, layout), **options, **{mask_name: mask})
+        skipped = None if mask is None else skipped_share(jax.lax.stop_gradient(gates), mask, layout, self.config)
+        return self.o_proj(out), LayerRecord(logits, gates, k, v, skipped)
+
+    def choose_blocks(
+        self, q_BTNH: jax.Array, k_BTKH: jax.Array, gates_BMK: jax.Array | None, layout: Layout
+    ) -> jax.Array | None:
+        """Mask of the blocks that XA heads keep, `[B, N, T / block, T / block]`; None under fa-ssa.
+
+        Heads that are not XA under `gates_BMK` are not scored; None scores all, since training runs both branches.
+        """
+        sparse = self.config.router
+        if sparse.pattern == "fa-ssa":
+            return None
+        full_heads_choose = sparse.pattern == "xa-ssa"
+        return select_blocks(
+            q_BTNH,
+            k_BTKH,
+            threshold=sparse.xa_threshold,
+            stride=sparse.xa_stride,
+            block_size=sparse.block_size,
+            heads=None if gates_BMK is None else ((gates_BMK > 0) == full_heads_choose).any(1),
+            segment_ids=layout.segment_ids,
+            lengths=layout.lengths,
+        )
 
 
 def per_row(values_BMK: jax.Array, layout: Layout) -> jax.Array:

@@ -35,7 +35,7 @@ class Hidden(NamedTuple):
 
     `z` (1.0 = full) and the router `logits` are `[L, B, K]` and `[L, B, K, 2]`, with a sequence axis M after B for
     packed rows. `layers` `[L + 1, B, T, D]` holds the input of each layer and, last, the normed output. `kv` holds
-    rotated keys and values, each `[L, B, T, K, H]`.
+    rotated keys and values, each `[L, B, T, K, H]`. `skipped` is that of `Routing`.
     """
 
     hidden_BTD: jax.Array
@@ -43,11 +43,12 @@ class Hidden(NamedTuple):
     z: jax.Array
     layers: jax.Array | None
     kv: tuple[jax.Array, jax.Array] | None
+    skipped: jax.Array | None
 
     @property
     def routing(self) -> Routing:
         mode = jnp.where(self.z > 0, HeadMode.FULL, HeadMode.SPARSE).astype(jnp.int8)
-        return Routing(mode, self.logits)
+        return Routing(mode, self.logits, self.skipped)
 
 
 class Embedding(nnx.Module):
@@ -190,15 +191,17 @@ class ElasticForCausalLM(nnx.Module):
             state, mode, index = xs
             y_BTD, record = nnx.merge(graph, state)(x_BTD, context, mode, index)
             kept = (record.k_BTKH, record.v_BTKH) if return_kv else None
-            routed = (per_row(record.logits, layout), per_row(record.gates, layout))
+            told = (record.logits, record.gates, record.skipped)
+            routed = jax.tree.map(lambda x: per_row(x, layout), told)
             return y_BTD, (routed, x_BTD if return_layers else None, kept)
 
         body = jax.checkpoint(step) if remat else step
         x_BTD = self.embed(input_ids_BT)
-        x_BTD, ((logits, z), inputs, kv) = jax.lax.scan(body, x_BTD, (stacked, modes, jnp.arange(config.num_layers)))
+        x_BTD, (routed, inputs, kv) = jax.lax.scan(body, x_BTD, (stacked, modes, jnp.arange(config.num_layers)))
         hidden_BTD = self.norm(x_BTD)
         layers = jnp.concatenate([inputs, hidden_BTD[None]]) if return_layers else None
-        return Hidden(hidden_BTD, logits, z, layers, kv)
+        logits, z, skipped = routed
+        return Hidden(hidden_BTD, logits, z, layers, kv, skipped)
 
     def head(self, hidden: jax.Array) -> jax.Array:
         """Vocabulary logits, float32 `[..., V]`, of normed hidden states `[..., D]`."""

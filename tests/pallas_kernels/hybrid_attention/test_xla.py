@@ -1,17 +1,17 @@
 import jax
 import jax.numpy as jnp
 import pytest
-from attention_cases import CASES, PARAMETERS, assert_close, make_inputs
+from attention_cases import CASES, PARAMETERS, assert_close, make_inputs, random_block_masks
 
 from pallas_kernels import hybrid_attention
 
 NAMED = {case.name: case for case in CASES}
 
 
-def value_and_grads(inputs, impl):
+def value_and_grads(inputs, impl, **masks):
     @jax.jit
     def run(q, k, v):
-        out, pull = jax.vjp(lambda *a: hybrid_attention(*a, inputs.mode, **inputs.options, impl=impl), q, k, v)
+        out, pull = jax.vjp(lambda *a: hybrid_attention(*a, inputs.mode, **inputs.options, **masks, impl=impl), q, k, v)
         return out, *pull(inputs.d_out)
 
     return run(inputs.q, inputs.k, inputs.v)
@@ -61,3 +61,36 @@ def test_modes_are_data():
         wanted = hybrid_attention(inputs.q, inputs.k, inputs.v, mode, **inputs.options, impl="reference")
         assert_close(run(mode), wanted, 1e-5)
     assert run._cache_size() == 1
+
+
+@pytest.mark.parametrize(
+    "name, listed",
+    [
+        ("many blocks", ("block_mask", "full_block_mask")),
+        ("packed", ("block_mask",)),
+        ("last queries", ("full_block_mask",)),
+        pytest.param("window in packed rows", ("block_mask",), marks=pytest.mark.slow),
+        pytest.param("padded", ("block_mask",), marks=pytest.mark.slow),
+        pytest.param("published, 700", ("block_mask", "full_block_mask"), marks=pytest.mark.slow),
+    ],
+)
+def test_listed_blocks_equal_the_dense_reference(name, listed):
+    inputs = make_inputs(NAMED[name])
+    masks = dict(zip(listed, random_block_masks(NAMED[name]), strict=False))
+    got, wanted = (value_and_grads(inputs, impl, **masks) for impl in ("xla", "reference"))
+    for what, a, b in zip(("out", "dq", "dk", "dv"), got, wanted, strict=True):
+        assert_close(a, b, 1e-5, what)
+
+
+def test_blocks_that_no_head_lists_are_never_read():
+    """Values that are not numbers would show, since zero times them is not zero."""
+    inputs = make_inputs(NAMED["many blocks"])
+    mask = random_block_masks(NAMED["many blocks"])[0].at[..., jnp.array([1, 4, 5])].set(False)
+    block = jnp.arange(inputs.v.shape[1]) // 16
+    unread = jnp.isin(block, jnp.array([1, 4, 5]))[None, :, None, None]
+    v = jnp.where(unread, jnp.nan, inputs.v)
+    out = hybrid_attention(
+        inputs.q, inputs.k, v, inputs.mode, **inputs.options, block_mask=mask, full_block_mask=mask, impl="xla"
+    )
+    assert bool(jnp.isfinite(out).all())
+    assert bool((out != 0).any())

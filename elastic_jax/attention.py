@@ -10,11 +10,11 @@ from flax import nnx
 
 from elastic_jax.config import ModelConfig
 from elastic_jax.layers import Linear, RMSNorm
-from elastic_jax.layout import Layout
+from elastic_jax.layout import Layout, per_token
 from elastic_jax.rope import apply_rope
 from elastic_jax.router import AttentionRouter, SampledGates, argmax_gates, pool_keys, sample_gates
 from elastic_jax.routing import HeadMode, skipped_share
-from pallas_kernels import hybrid_attention, routed_attention, select_blocks
+from pallas_kernels import dual_attention, hybrid_attention, routed_attention, select_blocks
 
 
 class LayerContext(NamedTuple):
@@ -26,14 +26,15 @@ class LayerContext(NamedTuple):
     sin_BTh: jax.Array
     router_bias: jax.Array | float
     sampled: SampledGates | None
+    soft: bool
+    """Whether imposed gates lie between 0 and 1 and mix both attentions."""
 
 
 class LayerRecord(NamedTuple):
-    """What one layer reports: router logits `[B, M, K, 2]`, gates `[B, M, K]` (1.0 = full), rotated keys and values.
+    """What one layer reports: pooled keys `[B, M, K, H]`, router logits `[B, M, K, 2]`, gates `[B, M, K]` (1.0 = full),
+    rotated keys and values, and what `Routing.skipped` says, `[B, M, K]`."""
 
-    `skipped` `[B, M, K]`: see `Routing.skipped`.
-    """
-
+    pooled: jax.Array
     logits: jax.Array
     gates: jax.Array
     k_BTKH: jax.Array
@@ -63,12 +64,18 @@ class Attention(nnx.Module):
         return q, k, v
 
     def __call__(
-        self, x_BTD: jax.Array, router: AttentionRouter, context: LayerContext, mode: jax.Array | None, layer: jax.Array
+        self,
+        x_BTD: jax.Array,
+        router: AttentionRouter,
+        context: LayerContext,
+        gates: jax.Array | None,
+        layer: jax.Array,
     ) -> tuple[jax.Array, LayerRecord]:
-        """`mode` `[B, M, K]` imposes head modes; None lets the router decide (or sample, in training)."""
+        """`gates` `[B, M, K]` imposes full (1.0) and sparse heads; None lets the router decide (or sample)."""
         q, k, v = self.project(x_BTD)
         layout = context.layout
-        logits = router(pool_keys(k, context.pool_weights_BT, layout))
+        pooled = pool_keys(k, context.pool_weights_BT, layout)
+        logits = router(pooled)
         q = apply_rope(q, context.cos_BTh, context.sin_BTh)
         k = apply_rope(k, context.cos_BTh, context.sin_BTh)
         sparse = self.config.router
@@ -80,29 +87,31 @@ class Attention(nnx.Module):
             lengths=layout.lengths,
             window=self.config.sliding_window,
         )
-        mask_name = "full_block_mask" if sparse.pattern == "xa-ssa" else "block_mask"
-        if mode is None and context.sampled is not None:
+        sampling = gates is None and context.sampled is not None
+        if sampling:
             key = jax.random.fold_in(context.sampled.key, layer)
             gates = sample_gates(logits, key, context.sampled.temperature)
-            mask = self.choose_blocks(q, k, None, layout)
-            out = routed_attention(q, k, v, per_row(gates, layout), **options, **{mask_name: mask})
+        elif gates is None:
+            gates = argmax_gates(logits, context.router_bias)
+        both_run = sampling or context.soft
+        mask = self.choose_blocks(q, k, None if both_run else gates, layout)
+        options["full_block_mask" if sparse.pattern == "xa-ssa" else "block_mask"] = mask
+        if sampling:
+            out = routed_attention(q, k, v, per_row(gates, layout), **options)
+        elif context.soft:
+            out = mix(gates, *dual_attention(q, k, v, **options), layout)
         else:
-            if mode is None:
-                gates = argmax_gates(logits, context.router_bias)
-            else:
-                gates = (mode == HeadMode.FULL).astype(jnp.float32)
             modes = jnp.where(gates > 0, HeadMode.FULL, HeadMode.SPARSE).astype(jnp.int32)
-            mask = self.choose_blocks(q, k, gates, layout)
-            out = hybrid_attention(q, k, v, per_row(modes, layout), **options, **{mask_name: mask})
+            out = hybrid_attention(q, k, v, per_row(modes, layout), **options)
         skipped = None if mask is None else skipped_share(jax.lax.stop_gradient(gates), mask, layout, self.config)
-        return self.o_proj(out), LayerRecord(logits, gates, k, v, skipped)
+        return self.o_proj(out), LayerRecord(pooled, logits, gates, k, v, skipped)
 
     def choose_blocks(
         self, q_BTNH: jax.Array, k_BTKH: jax.Array, gates_BMK: jax.Array | None, layout: Layout
     ) -> jax.Array | None:
         """Mask of the blocks that XA heads keep, `[B, N, T / block, T / block]`; None under fa-ssa.
 
-        Heads that are not XA under `gates_BMK` are not scored; None scores all, since training runs both branches.
+        Heads that are not XA under `gates_BMK` are not scored; None scores all, for training, which runs both branches.
         """
         sparse = self.config.router
         if sparse.pattern == "fa-ssa":
@@ -123,3 +132,10 @@ class Attention(nnx.Module):
 def per_row(values_BMK: jax.Array, layout: Layout) -> jax.Array:
     """Drops the sequence axis of rows that hold one sequence each: `[B, M, K]` to `[B, K]` unless packed."""
     return values_BMK if layout.packed else values_BMK[:, 0]
+
+
+def mix(gates_BMK: jax.Array, full_BTNH: jax.Array, sparse_BTNH: jax.Array, layout: Layout) -> jax.Array:
+    """gate * full + (1 - gate) * sparse, every token with the gates of its sequence."""
+    z_BTK = jax.vmap(per_token, in_axes=(2, None), out_axes=2)(gates_BMK, layout)
+    z_BTN1 = jnp.repeat(z_BTK, full_BTNH.shape[2] // z_BTK.shape[2], axis=2)[..., None]
+    return (z_BTN1 * full_BTNH + (1 - z_BTN1) * sparse_BTNH).astype(full_BTNH.dtype)

@@ -15,12 +15,12 @@ from elastic_jax.config import ModelConfig
 from elastic_jax.errors import CheckpointError, ShapeError
 from elastic_jax.extras import Extras
 from elastic_jax.layers import GatedMLP, Linear, RMSNorm
-from elastic_jax.layout import make_layout
+from elastic_jax.layout import Layout, make_layout
 from elastic_jax.rope import rope_table
-from elastic_jax.router import AttentionRouter, SampledGates, pooling_weights
+from elastic_jax.router import AttentionRouter, SampledGates, SoftGates, pooling_weights
 from elastic_jax.routing import HeadMode, Routing, modes_from
 
-Gates = Routing | jax.Array | str | SampledGates | None
+Gates = Routing | jax.Array | str | SampledGates | SoftGates | None
 
 
 class Output(NamedTuple):
@@ -33,14 +33,16 @@ class Output(NamedTuple):
 class Hidden(NamedTuple):
     """Result of the decoder stack, before the vocabulary head.
 
-    `z` (1.0 = full) and the router `logits` are `[L, B, K]` and `[L, B, K, 2]`, with a sequence axis M after B for
-    packed rows. `layers` `[L + 1, B, T, D]` holds the input of each layer and, last, the normed output. `kv` holds
+    `z` (1.0 = full), the router `logits` and the `pooled` keys that they follow from are `[L, B, K]`,
+    `[L, B, K, 2]` and `[L, B, K, H]`, with a sequence axis M after B for packed rows. `layers` `[L + 1, B, T, D]`
+    holds the input of each layer and, last, the normed output. `kv` holds
     rotated keys and values, each `[L, B, T, K, H]`. `skipped` is that of `Routing`.
     """
 
     hidden_BTD: jax.Array
     logits: jax.Array
     z: jax.Array
+    pooled: jax.Array
     layers: jax.Array | None
     kv: tuple[jax.Array, jax.Array] | None
     skipped: jax.Array | None
@@ -73,9 +75,9 @@ class DecoderLayer(nnx.Module):
         self.router = AttentionRouter(config.head_dim, config.router, std=config.initializer_range, rngs=rngs)
 
     def __call__(
-        self, x_BTD: jax.Array, context: LayerContext, mode: jax.Array | None, layer: jax.Array
+        self, x_BTD: jax.Array, context: LayerContext, gates: jax.Array | None, layer: jax.Array
     ) -> tuple[jax.Array, LayerRecord]:
-        attended, record = self.attn(self.input_norm(x_BTD), self.router, context, mode, layer)
+        attended, record = self.attn(self.input_norm(x_BTD), self.router, context, gates, layer)
         return self.feed_forward(x_BTD + attended), record
 
     def feed_forward(self, x_BTD: jax.Array) -> jax.Array:
@@ -155,7 +157,8 @@ class ElasticForCausalLM(nnx.Module):
         """Runs the decoder stack without the vocabulary head; see `__call__` for the shared arguments.
 
         `prompt_lengths` `[B]` (`[B, M]` packed) bounds what the routers pool (default: every token). `gates` also
-        takes `SampledGates`, which makes the result differentiable in the routers. `remat` recomputes each layer in
+        takes `SampledGates` or `SoftGates`, which make the result differentiable in the routers or in the gates.
+        `remat` recomputes each layer in
         the backward pass. `num_segments` bounds the sequences of a packed row.
         """
         if input_ids_BT.ndim != 2:
@@ -175,33 +178,37 @@ class ElasticForCausalLM(nnx.Module):
         cos, sin = rope_table(
             config.rope, config.head_dim, layout.positions_BT, layout.seq_len_BT, config.max_position_embeddings
         )
-        sampled = gates if isinstance(gates, SampledGates) else None
         context = LayerContext(
-            layout, pooling_weights(layout, prompt_BM, config.router), cos, sin, router_bias, sampled
+            layout,
+            pooling_weights(layout, prompt_BM, config.router),
+            cos,
+            sin,
+            router_bias,
+            sampled=gates if isinstance(gates, SampledGates) else None,
+            soft=isinstance(gates, SoftGates),
         )
-        modes = None
+        imposed = None
         if gates is not None and not isinstance(gates, SampledGates):
-            mode_shape = (*layout.lengths_BM.shape, config.num_kv_heads)
-            outer = mode_shape if layout.packed else (mode_shape[0], mode_shape[2])
-            modes = modes_from(gates, (config.num_layers, *outer)).reshape(config.num_layers, *mode_shape)
+            shape = (config.num_layers, *layout.lengths_BM.shape, config.num_kv_heads)
+            imposed = _imposed_gates(gates, shape, layout)
 
         graph, stacked = nnx.split(self.layers)
 
         def step(x_BTD: jax.Array, xs: tuple) -> tuple[jax.Array, tuple]:
-            state, mode, index = xs
-            y_BTD, record = nnx.merge(graph, state)(x_BTD, context, mode, index)
+            state, layer_gates, index = xs
+            y_BTD, record = nnx.merge(graph, state)(x_BTD, context, layer_gates, index)
             kept = (record.k_BTKH, record.v_BTKH) if return_kv else None
-            told = (record.logits, record.gates, record.skipped)
+            told = (record.logits, record.gates, record.pooled, record.skipped)
             routed = jax.tree.map(lambda x: per_row(x, layout), told)
             return y_BTD, (routed, x_BTD if return_layers else None, kept)
 
         body = jax.checkpoint(step) if remat else step
         x_BTD = self.embed(input_ids_BT)
-        x_BTD, (routed, inputs, kv) = jax.lax.scan(body, x_BTD, (stacked, modes, jnp.arange(config.num_layers)))
+        x_BTD, (routed, inputs, kv) = jax.lax.scan(body, x_BTD, (stacked, imposed, jnp.arange(config.num_layers)))
         hidden_BTD = self.norm(x_BTD)
         layers = jnp.concatenate([inputs, hidden_BTD[None]]) if return_layers else None
-        logits, z, skipped = routed
-        return Hidden(hidden_BTD, logits, z, layers, kv, skipped)
+        logits, z, pooled, skipped = routed
+        return Hidden(hidden_BTD, logits, z, pooled, layers, kv, skipped)
 
     def head(self, hidden: jax.Array) -> jax.Array:
         """Vocabulary logits, float32 `[..., V]`, of normed hidden states `[..., D]`."""
@@ -210,6 +217,16 @@ class ElasticForCausalLM(nnx.Module):
     def head_kernel(self) -> jax.Array:
         """The vocabulary matrix `[D, V]`, tied or not."""
         return self.embed.embedding[...].T if self.lm_head is None else self.lm_head.kernel[...]
+
+
+def _imposed_gates(gates: Routing | jax.Array | str | SoftGates, shape: tuple[int, ...], layout: Layout) -> jax.Array:
+    """Gates `[L, B, M, K]` (1.0 = full) from what a caller imposes; the sequence axis exists only in packed rows."""
+    outer = shape if layout.packed else (*shape[:2], shape[3])
+    if not isinstance(gates, SoftGates):
+        return (modes_from(gates, outer) == HeadMode.FULL).astype(jnp.float32).reshape(shape)
+    if gates.z.shape != outer:
+        raise ShapeError(f"gates have shape {gates.z.shape}; want {outer}: layers, batch rows, KV heads of this call.")
+    return gates.z.reshape(shape)
 
 
 def param_shapes(config: ModelConfig, dtype: Any = jnp.bfloat16) -> dict[str, jax.ShapeDtypeStruct]:

@@ -10,7 +10,8 @@ from tiny import CONFIG, tiny_model
 
 from train.config import DataConfig, OptimConfig, RouterTrainConfig, RunConfig
 from train.data.packing import Sample
-from train.loop import Interrupted, train_router
+from train.interrupt import Interrupted
+from train.loop import train_router
 
 STEPS = 20
 

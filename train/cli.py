@@ -22,7 +22,8 @@ def main(argv: Sequence[str]) -> int:
     from elastic_jax.tokenizer import load_tokenizer
     from elastic_jax.weights import from_pretrained
     from train.dataset import load_samples
-    from train.loop import Interrupted, train_router
+    from train.interrupt import Interrupted
+    from train.loop import train_router
 
     samples = load_samples(config, load_tokenizer(source))
     if asked.dry_run:

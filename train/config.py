@@ -128,6 +128,37 @@ class GateConfig:
 
 
 @dataclass(frozen=True)
+class WarmStartConfig:
+    """Fitting of the routers to the measured worth of every head, before end-to-end training."""
+
+    rows: tuple[int, ...] = ()
+    """Packed rows on which heads are measured, a number for each round; none for no warm start. The first round goes
+    from full attention towards all-sparse, each further one towards the routing fitted so far, so that it finds what
+    that routing lacks."""
+    key_rows: int = 0
+    """Further rows of which only the pooled keys are taken, at a sixth of the cost: more examples to fit to."""
+    levels: tuple[float, ...] = (0.9, 0.5)
+    """Places on that way, 1 at its start and 0 at its end, at which the derivative in every gate is taken."""
+    steps: int = 600
+    """Steps of fitting the routers to the stored keys."""
+    batch: int = 32
+    """Samples in one of them."""
+    learning_rate: float = 1e-3
+    """Peak learning rate; half a cosine to zero."""
+
+    def __post_init__(self) -> None:
+        if min(*self.rows, self.steps, self.batch, 1) < 1 or self.key_rows < 0 or self.learning_rate <= 0:
+            raise ConfigError(
+                f"rows {list(self.rows)}, key_rows {self.key_rows}, steps {self.steps}, batch {self.batch}, "
+                f"learning_rate {self.learning_rate}: want key_rows >= 0 and the others above 0."
+            )
+        if self.key_rows and not self.rows:
+            raise ConfigError(f"key_rows is {self.key_rows} without rows to measure. Set warm_start.rows.")
+        if not self.levels or not all(0.0 <= level <= 1.0 for level in self.levels):
+            raise ConfigError(f"levels {self.levels}: want one or more numbers from 0 to 1.")
+
+
+@dataclass(frozen=True)
 class OptimConfig:
     """AdamW with linear warm-up and cosine decay to zero."""
 
@@ -196,6 +227,7 @@ class RouterTrainConfig:
     data: DataConfig = field(default_factory=DataConfig)
     sparsity: SparsityConfig = field(default_factory=SparsityConfig)
     gates: GateConfig = field(default_factory=GateConfig)
+    warm_start: WarmStartConfig = field(default_factory=WarmStartConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     run: RunConfig = field(default_factory=RunConfig)
 
@@ -205,3 +237,5 @@ class RouterTrainConfig:
                 f"data.row_length {self.data.row_length} is no multiple of router.block_size {self.router.block_size}; "
                 "samples start on block boundaries."
             )
+        if self.init is not None and self.warm_start.rows:
+            raise ConfigError("init and warm_start.rows are both set. Start from given routers or from measured heads.")

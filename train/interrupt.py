@@ -5,6 +5,16 @@ from __future__ import annotations
 import signal
 from types import FrameType, TracebackType
 
+from elastic_jax.errors import ElasticError
+
+
+class Interrupted(ElasticError):
+    """Training stopped at a signal, after saving."""
+
+    def __init__(self, message: str, exit_code: int):
+        super().__init__(message)
+        self.exit_code = exit_code
+
 
 class StopRequest:
     """While active, the first SIGTERM or SIGINT is noted in `signal`; a second one acts as it always does."""

@@ -22,21 +22,14 @@ from train.config import RouterTrainConfig
 from train.data.packing import Sample
 from train.data.pipeline import make_pipeline
 from train.dataset import digest
-from train.interrupt import StopRequest
+from train.interrupt import Interrupted, StopRequest
 from train.metrics import MetricLog, Values, to_plain
 from train.progress import TrainingProgress
 from train.router import TrainState, first_state, fresh_routers, make_step, split_params
 from train.run_directory import claim, refuse_changes
+from train.warm_loop import warm_routers
 
 CHECKPOINT_FOLDER = "checkpoints"
-
-
-class Interrupted(ElasticError):
-    """Training stopped at a signal, after saving."""
-
-    def __init__(self, message: str, exit_code: int):
-        super().__init__(message)
-        self.exit_code = exit_code
 
 
 class TrainingDiverged(ElasticError):
@@ -62,9 +55,12 @@ def train_router(config: RouterTrainConfig, model: ElasticForCausalLM, samples: 
         router = fresh_routers(model_config, config.gates, seed=config.run.seed)
     fingerprint = digest(samples)
     settings = settings_dict(config)
+    checkpoints = Checkpoints(directory / CHECKPOINT_FOLDER, keep=config.run.keep)
+    if config.warm_start.rows and checkpoints.latest_step is None:
+        rows = iter(_pipeline(config, samples))
+        router = warm_routers(router, frozen, model_config, config, rows, directory, fingerprint=fingerprint)
     batches = iter(_pipeline(config, samples))
     state = first_state(jax.tree.map(jnp.array, router), config)
-    checkpoints = Checkpoints(directory / CHECKPOINT_FOLDER, keep=config.run.keep)
     done = checkpoints.latest_step or 0
     if checkpoints.latest_step is not None:
         refuse_changes(directory, checkpoints.settings(), config)

@@ -102,6 +102,11 @@ def official_sparsity_loss(
     return jnp.where(present, means, 0.0).sum() / jnp.maximum(present.sum(), 1)
 
 
+def target_violation(msr: jax.Array, low: jax.Array, high: jax.Array) -> jax.Array:
+    """How far each MSR lies outside low - high."""
+    return jnp.maximum(jnp.maximum(low - msr, msr - high), 0.0)
+
+
 def interval_sparsity_loss(
     msr_BM: jax.Array,
     task_ids_BM: jax.Array,
@@ -119,7 +124,7 @@ def interval_sparsity_loss(
     """
     task_BM = jnp.maximum(task_ids_BM, 0)
     below_BM, above_BM = low[task_BM] - msr_BM, msr_BM - high[task_BM]
-    violation_BM = jnp.maximum(jnp.maximum(below_BM, above_BM), 0.0)
+    violation_BM = target_violation(msr_BM, low[task_BM], high[task_BM])
     loss_BM = (
         multipliers["below"][task_BM] * below_BM
         + multipliers["above"][task_BM] * above_BM

@@ -51,6 +51,38 @@ class TrainingProgress:
             print(f"step {done}/{self._steps}  {text}", flush=True)
 
 
+class CountProgress:
+    """A bar for work that has a number of equal parts; use as a context manager and call `update` with the count."""
+
+    def __init__(self, label: str, total: int):
+        self._console = Console()
+        self._label, self._total = label, total
+        self._bar = Progress(
+            TextColumn(label),
+            MofNCompleteColumn(),
+            BarColumn(bar_width=20),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=self._console,
+            disable=not self._console.is_terminal,
+        )
+        self._task = self._bar.add_task("", total=total)
+
+    def __enter__(self) -> CountProgress:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+
+    def update(self, done: int) -> None:
+        self._bar.update(self._task, completed=done)
+        if not self._console.is_terminal and (done % max(self._total // PLAIN_EVERY, 1) == 0 or done == self._total):
+            print(f"{self._label} {done}/{self._total}", flush=True)
+
+
 def describe(values: Values) -> str:
     """One line: losses, share of sparse heads by task (as sampled), seconds per step."""
     share = values["msr"]

@@ -7,7 +7,7 @@ from tiny import CONFIG, random_ids, tiny_model
 
 from elastic_jax.errors import CheckpointError, ShapeError
 from elastic_jax.model import from_params, param_shapes, to_params
-from elastic_jax.router import SampledGates
+from elastic_jax.router import SampledGates, SoftGates
 
 
 @nnx.jit(static_argnames=("routing",))
@@ -83,6 +83,28 @@ def test_remat_changes_nothing_and_sampled_gates_reach_every_router():
     for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(remat), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
         assert (np.abs(a).reshape(len(a), -1).max(1) > 0).all()
+
+
+def test_soft_gates_mix_both_attentions_and_carry_their_derivative():
+    model, ids = tiny_model(), random_ids((1, 160))
+    segments = jnp.asarray(np.repeat([[1, 2]], [96, 64], axis=1), jnp.int32)
+    modes = jnp.asarray(np.random.default_rng(3).integers(0, 2, (2, 1, 2, 2)))
+
+    @nnx.jit
+    def score(model, z):
+        out = model.hidden(ids, segment_ids=segments, num_segments=2, gates=SoftGates(z))
+        return jnp.sin(out.hidden_BTD).sum(), out.hidden_BTD
+
+    slope = nnx.jit(nnx.grad(lambda model, z: score(model, z)[0], argnums=1))
+    imposed = model.hidden(ids, segment_ids=segments, num_segments=2, gates=modes)
+    np.testing.assert_allclose(score(model, 1.0 - modes)[1], imposed.hidden_BTD, atol=2e-5)
+    z = jnp.full((2, 1, 2, 2), 0.6)
+    bumped = [z.at[1, 0, 0, 1].add(step) for step in (0.05, -0.05)]
+    difference = (score(model, bumped[0])[0] - score(model, bumped[1])[0]) / 0.1
+    np.testing.assert_allclose(slope(model, z)[1, 0, 0, 1], difference, rtol=0.02)
+    assert abs(float(difference)) > 1e-3
+    with pytest.raises(ShapeError, match=r"gates have shape \(2, 1, 2\)"):
+        score(model, z[:, :, 0])
 
 
 def test_params_round_trip_and_every_misfit_is_listed():

@@ -15,13 +15,17 @@ from train.data.windows import Windows
 ANSWER_TOKENS = 64
 """Length of a continuation that is asked for."""
 
+DOCUMENTED_SHARE = 0.3
+"""Summaries of documented modules among the summarization records of a corpus that also has prose. Plain prose is the
+harder case for a router: the same text with a fact hidden in it needs other heads."""
+
 SUMMARY_REQUEST = "Summarize the text above in a few sentences."
 CODE_REQUEST = "Write the next lines of the code above."
 
 
 def summary(corpus: Corpus, tokens: int, windows: Windows, rng: np.random.Generator) -> Record:
     """A module and its docstring, or plain prose to continue where no summary is at hand."""
-    if corpus.documented and (not corpus.prose or rng.random() < 0.5):
+    if corpus.documented and (not corpus.prose or rng.random() < DOCUMENTED_SHARE):
         body, docstring = corpus.documented[rng.integers(len(corpus.documented))]
         answer = windows.head(docstring, min(4 * ANSWER_TOKENS, tokens // 2))
         context = windows.head(body, tokens - windows.count(answer))

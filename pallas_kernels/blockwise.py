@@ -25,7 +25,8 @@ NOTHING_SEEN = -1e29
 KEY_TILE = 4
 """Key blocks of a wide tile. XLA's CPU matmuls need about 512 columns; 4 divides the published 16 local blocks."""
 QUERY_TILE_ROWS = 1536
-"""Rows of a query tile, where several query blocks make one: the matmuls gain up to here."""
+"""Most rows of a tile of several query blocks. More rows make better matmuls on several cores; more than 4 blocks would
+make sparse heads visit too many that only some of the rows see."""
 
 type Bounds = tuple[jax.Array, jax.Array]
 """Half-open range of key blocks, one for each row or for all."""
@@ -110,7 +111,8 @@ def fold(
     """Operands in whole tiles. Packed rows keep single query blocks, since segments end anywhere."""
     geometry = Geometry(spec.block_size, q_BTNH.shape[1], k_BSKH.shape[1])
     block_rows = q_BTNH.shape[2] // k_BSKH.shape[2] * spec.block_size
-    r = 1 if segment_ids is not None else min(4, geometry.query_blocks, max(1, QUERY_TILE_ROWS // block_rows))
+    most = 1 if segment_ids is not None else min(QUERY_TILE_ROWS // block_rows, geometry.query_blocks)
+    r = max(blocks for blocks in (1, 2, 4) if blocks <= max(most, 1))
     tiling = Tiling(r, min(KEY_TILE, geometry.key_blocks))
     spare = tiling.key - 1
     geometry = geometry._replace(spare=spare + -(geometry.query_blocks + spare) % r)

@@ -1,9 +1,12 @@
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pallas_kernels.block_selection.selection import first_chunk_tokens, keep_blocks
+from pallas_kernels.block_selection import selection
+from pallas_kernels.block_selection.selection import first_chunk_tokens
 
+keep_blocks = jax.jit(selection.keep_blocks)
 MASS = [0.05, 0.30, 0.02, 0.25, 0.08, 0.30]
 
 

@@ -9,6 +9,10 @@ from pallas_kernels import select_blocks
 NAMED = {case.name: case for case in CASES}
 
 
+def select(q, k, **options):
+    return jax.jit(lambda q, k: select_blocks(q, k, **options))(q, k)
+
+
 def sequence_by_sequence(q, k, block, stride, threshold):
     """One head of one sequence in float64 loops: `[T, H]` and `[S, H]` to bool `[T blocks, S blocks]` and margins."""
     (T, H), S = q.shape, k.shape[0]
@@ -41,9 +45,7 @@ def test_equals_loops_over_groups(name, impl):
     case, inputs = NAMED[name], make_inputs(NAMED[name])
     q, k = 3 * np.asarray(inputs.q, np.float64), np.asarray(inputs.k, np.float64)
     rows = {key: inputs.options[key] for key in ("lengths", "segment_ids")}
-    got = np.asarray(
-        select_blocks(3 * inputs.q, inputs.k, threshold=0.7, stride=4, block_size=case.block, impl=impl, **rows)
-    )
+    got = np.asarray(select(3 * inputs.q, inputs.k, threshold=0.7, stride=4, block_size=case.block, impl=impl, **rows))
     keys, left = k.shape[1], k.shape[1] - q.shape[1]
     wanted, sure = np.zeros_like(got), np.ones(got.shape[:3], bool)
     for b, n in np.ndindex(got.shape[:2]):
@@ -67,7 +69,7 @@ def test_equals_loops_over_groups(name, impl):
 def test_compat_keeps_a_block_more_in_the_first_chunk():
     inputs = make_inputs(NAMED["many blocks"])
     options = {"threshold": 0.5, "stride": 4, "block_size": 16}
-    ours, theirs = (select_blocks(inputs.q, inputs.k, **options, compat=compat) for compat in (False, True))
+    ours, theirs = (select(inputs.q, inputs.k, **options, compat=compat) for compat in (False, True))
     assert bool((theirs | ~ours).all())
     extra = theirs.sum(-1) - ours.sum(-1)
     assert int(extra.max()) >= 1 and int(extra[..., :2].max()) == 0
@@ -77,7 +79,7 @@ def test_heads_without_need_keep_the_ends_only():
     inputs = make_inputs(NAMED["many blocks"])
     options = {"stride": 4, "block_size": 16}
     heads = jnp.array([[True, False], [False, True]])
-    got, everywhere = (select_blocks(inputs.q, inputs.k, **options, heads=h) for h in (heads, None))
+    got, everywhere = (select(inputs.q, inputs.k, **options, heads=h) for h in (heads, None))
     ends = np.eye(10, dtype=bool) | (np.arange(10) == 0)
     for b, n in np.ndindex(got.shape[:2]):
         np.testing.assert_array_equal(got[b, n], everywhere[b, n] if heads[b, n // 3] else ends)
@@ -90,7 +92,7 @@ def test_padding_may_hold_anything_and_keeps_nothing(impl):
 
     def run(value):
         q, k = (jnp.where(exists, x, value) for x in (inputs.q, inputs.k))
-        return select_blocks(q, k, stride=4, block_size=16, lengths=inputs.options["lengths"], impl=impl)
+        return select(q, k, stride=4, block_size=16, lengths=inputs.options["lengths"], impl=impl)
 
     clean, dirty = run(0.0), run(jnp.nan)
     np.testing.assert_array_equal(clean, dirty)

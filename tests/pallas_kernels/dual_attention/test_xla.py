@@ -91,3 +91,12 @@ def test_gates_of_the_wrong_shape_are_refused():
         routed_attention(inputs.q, inputs.k, inputs.v, inputs.z[..., :2], **inputs.options)
     with pytest.raises(ValueError, match="z holds 0.5"):
         routed_attention(inputs.q, inputs.k, inputs.v, inputs.z * 0.5, **inputs.options)
+
+
+def test_masks_of_the_wrong_shape_are_refused():
+    inputs = make_inputs(NAMED["packed"])
+    mask = jnp.ones((2, 9, 10, 9), jnp.bool_)
+    with pytest.raises(ValueError, match="full_block_mask is bool"):
+        routed_attention(inputs.q, inputs.k, inputs.v, inputs.z, **inputs.options, full_block_mask=mask)
+    with pytest.raises(ValueError, match="block_mask is bool"):
+        dual_attention(inputs.q, inputs.k, inputs.v, **inputs.options, block_mask=mask)

@@ -87,16 +87,15 @@ class Attention(nnx.Module):
             lengths=layout.lengths,
             window=self.config.sliding_window,
         )
-        sampling = gates is None and context.sampled is not None
-        if sampling:
-            key = jax.random.fold_in(context.sampled.key, layer)
-            gates = sample_gates(logits, key, context.sampled.temperature)
+        sampled = context.sampled if gates is None else None
+        if sampled is not None:
+            gates = sample_gates(logits, jax.random.fold_in(sampled.key, layer), sampled.temperature)
         elif gates is None:
             gates = argmax_gates(logits, context.router_bias)
-        both_run = sampling or context.soft
+        both_run = sampled is not None or context.soft
         mask = self.choose_blocks(q, k, None if both_run else gates, layout)
         options["full_block_mask" if sparse.pattern == "xa-ssa" else "block_mask"] = mask
-        if sampling:
+        if sampled is not None:
             out = routed_attention(q, k, v, per_row(gates, layout), **options)
         elif context.soft:
             out = mix(gates, *dual_attention(q, k, v, **options), layout)

@@ -313,8 +313,8 @@ def attend[O](
             if bounds is None:
                 return update(state, q_RH, k_SH, v_SH, None)
             k_pos = start * spec.block_size + jnp.arange(blocks * spec.block_size)
-            row_bounds = tuple(per_row(x, rows)[:, None] for x in bounds)
-            return update(state, q_RH, k_SH, v_SH, visible(q_pos[:, None], k_pos, row_bounds, spec))
+            lower, upper = (per_row(x, rows)[:, None] for x in bounds)
+            return update(state, q_RH, k_SH, v_SH, visible(q_pos[:, None], k_pos, (lower, upper), spec))
 
         def extend(state, lower, upper):
             return traverse((lower, upper), plan.diag, tiling.key, spec, visit, state)

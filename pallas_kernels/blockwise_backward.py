@@ -103,8 +103,8 @@ def backward(
             mask_SR = None
             if bounds is not None:
                 k_pos = at + jnp.arange(width)
-                row_bounds = tuple(per_row(x, rows) for x in bounds)
-                mask_SR = visible(q_pos, k_pos[:, None], row_bounds, spec)
+                lower, upper = (per_row(x, rows) for x in bounds)
+                mask_SR = visible(q_pos, k_pos[:, None], (lower, upper), spec)
             more_dq, more_dk, more_dv = products(row_side, k_SH, k_HS, v_SH, mask_SR)
             return dq_HR + more_dq, add(dk_PSH, head, at, more_dk), add(dv_PSH, head, at, more_dv)
 

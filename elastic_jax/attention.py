@@ -13,8 +13,8 @@ from elastic_jax.layers import Linear, RMSNorm
 from elastic_jax.layout import Layout, per_token
 from elastic_jax.rope import apply_rope
 from elastic_jax.router import AttentionRouter, SampledGates, argmax_gates, pool_keys, sample_gates
-from elastic_jax.routing import HeadMode
-from pallas_kernels import dual_attention, hybrid_attention, routed_attention
+from elastic_jax.routing import HeadMode, skipped_share
+from pallas_kernels import dual_attention, hybrid_attention, routed_attention, select_blocks
 
 
 class LayerContext(NamedTuple):
@@ -32,13 +32,14 @@ class LayerContext(NamedTuple):
 
 class LayerRecord(NamedTuple):
     """What one layer reports: pooled keys `[B, M, K, H]`, router logits `[B, M, K, 2]`, gates `[B, M, K]` (1.0 = full),
-    rotated keys and values."""
+    rotated keys and values, and what `Routing.skipped` says, `[B, M, K]`."""
 
     pooled: jax.Array
     logits: jax.Array
     gates: jax.Array
     k_BTKH: jax.Array
     v_BTKH: jax.Array
+    skipped: jax.Array | None
 
 
 class Attention(nnx.Module):
@@ -86,17 +87,45 @@ class Attention(nnx.Module):
             lengths=layout.lengths,
             window=self.config.sliding_window,
         )
-        if gates is None and context.sampled is not None:
-            key = jax.random.fold_in(context.sampled.key, layer)
-            gates = sample_gates(logits, key, context.sampled.temperature)
+        sampled = context.sampled if gates is None else None
+        if sampled is not None:
+            gates = sample_gates(logits, jax.random.fold_in(sampled.key, layer), sampled.temperature)
+        elif gates is None:
+            gates = argmax_gates(logits, context.router_bias)
+        both_run = sampled is not None or context.soft
+        mask = self.choose_blocks(q, k, None if both_run else gates, layout)
+        options["full_block_mask" if sparse.pattern == "xa-ssa" else "block_mask"] = mask
+        if sampled is not None:
             out = routed_attention(q, k, v, per_row(gates, layout), **options)
-        elif gates is not None and context.soft:
+        elif context.soft:
             out = mix(gates, *dual_attention(q, k, v, **options), layout)
         else:
-            gates = argmax_gates(logits, context.router_bias) if gates is None else gates
             modes = jnp.where(gates > 0, HeadMode.FULL, HeadMode.SPARSE).astype(jnp.int32)
             out = hybrid_attention(q, k, v, per_row(modes, layout), **options)
-        return self.o_proj(out), LayerRecord(pooled, logits, gates, k, v)
+        skipped = None if mask is None else skipped_share(jax.lax.stop_gradient(gates), mask, layout, self.config)
+        return self.o_proj(out), LayerRecord(pooled, logits, gates, k, v, skipped)
+
+    def choose_blocks(
+        self, q_BTNH: jax.Array, k_BTKH: jax.Array, gates_BMK: jax.Array | None, layout: Layout
+    ) -> jax.Array | None:
+        """Mask of the blocks that XA heads keep, `[B, N, T / block, T / block]`; None under fa-ssa.
+
+        Heads that are not XA under `gates_BMK` are not scored; None scores all, for training, which runs both branches.
+        """
+        sparse = self.config.router
+        if sparse.pattern == "fa-ssa":
+            return None
+        full_heads_choose = sparse.pattern == "xa-ssa"
+        return select_blocks(
+            q_BTNH,
+            k_BTKH,
+            threshold=sparse.xa_threshold,
+            stride=sparse.xa_stride,
+            block_size=sparse.block_size,
+            heads=None if gates_BMK is None else ((gates_BMK > 0) == full_heads_choose).any(1),
+            segment_ids=layout.segment_ids,
+            lengths=layout.lengths,
+        )
 
 
 def per_row(values_BMK: jax.Array, layout: Layout) -> jax.Array:

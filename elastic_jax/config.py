@@ -63,6 +63,10 @@ class RouterConfig:
     sink_blocks: int = 1
     local_blocks: int = 16
     """Local blocks including the diagonal one."""
+    xa_threshold: float = 0.9
+    """Share of a query block's worth that the kept blocks of an XA head reach."""
+    xa_stride: int = 16
+    """Tokens of a group that XA scores at once."""
 
     def __post_init__(self) -> None:
         _check_choice("router pooling", self.pooling, Literal["boundary", "prompt"])
@@ -76,6 +80,10 @@ class RouterConfig:
         )
         if self.sink_blocks < 0:
             raise ConfigError(f"router sink_blocks is {self.sink_blocks}; want 0 or more.")
+        if not 0 < self.xa_threshold <= 1:
+            raise ConfigError(f"router xa_threshold is {self.xa_threshold}; want above 0 and at most 1.")
+        if self.pattern != "fa-ssa" and (self.xa_stride < 1 or self.block_size % self.xa_stride):
+            raise ConfigError(f"router xa_stride is {self.xa_stride}; want a divisor of block_size, {self.block_size}.")
 
 
 @dataclass(frozen=True)

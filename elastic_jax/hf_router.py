@@ -39,7 +39,7 @@ _PATTERNS: dict[tuple[str, str], Pattern] = {
 }
 _MARKS = ("toggle_type", "retrieval_mode", "pooling_mode", "sink_size", "local_window_size", "enable_ada_sparsity")
 _OWN = "elastic_jax"
-_OWN_FIELDS = ("pooling", "pool_window", "width", "block_size")
+_OWN_FIELDS = ("pooling", "pool_window", "width", "block_size", "xa_threshold", "xa_stride")
 
 
 def is_elastic(fields: dict[str, Any]) -> bool:

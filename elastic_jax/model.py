@@ -36,7 +36,7 @@ class Hidden(NamedTuple):
     `z` (1.0 = full), the router `logits` and the `pooled` keys that they follow from are `[L, B, K]`,
     `[L, B, K, 2]` and `[L, B, K, H]`, with a sequence axis M after B for packed rows. `layers` `[L + 1, B, T, D]`
     holds the input of each layer and, last, the normed output. `kv` holds
-    rotated keys and values, each `[L, B, T, K, H]`.
+    rotated keys and values, each `[L, B, T, K, H]`. `skipped` is that of `Routing`.
     """
 
     hidden_BTD: jax.Array
@@ -45,11 +45,12 @@ class Hidden(NamedTuple):
     pooled: jax.Array
     layers: jax.Array | None
     kv: tuple[jax.Array, jax.Array] | None
+    skipped: jax.Array | None
 
     @property
     def routing(self) -> Routing:
         mode = jnp.where(self.z > 0, HeadMode.FULL, HeadMode.SPARSE).astype(jnp.int8)
-        return Routing(mode, self.logits)
+        return Routing(mode, self.logits, self.skipped)
 
 
 class Embedding(nnx.Module):
@@ -197,17 +198,17 @@ class ElasticForCausalLM(nnx.Module):
             state, layer_gates, index = xs
             y_BTD, record = nnx.merge(graph, state)(x_BTD, context, layer_gates, index)
             kept = (record.k_BTKH, record.v_BTKH) if return_kv else None
-            routed = tuple(per_row(x, layout) for x in (record.logits, record.gates, record.pooled))
+            told = (record.logits, record.gates, record.pooled, record.skipped)
+            routed = jax.tree.map(lambda x: per_row(x, layout), told)
             return y_BTD, (routed, x_BTD if return_layers else None, kept)
 
         body = jax.checkpoint(step) if remat else step
         x_BTD = self.embed(input_ids_BT)
-        x_BTD, ((logits, z, pooled), inputs, kv) = jax.lax.scan(
-            body, x_BTD, (stacked, imposed, jnp.arange(config.num_layers))
-        )
+        x_BTD, (routed, inputs, kv) = jax.lax.scan(body, x_BTD, (stacked, imposed, jnp.arange(config.num_layers)))
         hidden_BTD = self.norm(x_BTD)
         layers = jnp.concatenate([inputs, hidden_BTD[None]]) if return_layers else None
-        return Hidden(hidden_BTD, logits, z, pooled, layers, kv)
+        logits, z, pooled, skipped = routed
+        return Hidden(hidden_BTD, logits, z, pooled, layers, kv, skipped)
 
     def head(self, hidden: jax.Array) -> jax.Array:
         """Vocabulary logits, float32 `[..., V]`, of normed hidden states `[..., D]`."""

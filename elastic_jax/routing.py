@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from elastic_jax.config import ModelConfig
 from elastic_jax.errors import ShapeError
+from elastic_jax.layout import Layout
 
 
 class HeadMode(IntEnum):
@@ -22,10 +23,15 @@ class HeadMode(IntEnum):
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Routing:
-    """Decisions of all routers: `mode` int8 `[L, B, K]` (`[L, B, M, K]` packed), `logits` float32 `[..., 2]`."""
+    """Decisions of all routers: `mode` int8 `[L, B, K]` (`[L, B, M, K]` packed), `logits` float32 `[..., 2]`.
+
+    `skipped` float32, shaped like `mode`, is the share of causal pairs that each head skipped; only the patterns that
+    choose blocks by content (fa-xa, xa-ssa) record it.
+    """
 
     mode: jax.Array
     logits: jax.Array | None = None
+    skipped: jax.Array | None = None
 
     def msr(self) -> jax.Array:
         """Model sparsity ratio: share of (layer, KV head) pairs that are sparse, `[B]` (`[B, M]` packed)."""
@@ -41,7 +47,12 @@ class Routing:
         if lengths.shape != self.mode.shape[1:-1]:
             raise ShapeError(f"lengths has shape {lengths.shape}; want {self.mode.shape[1:-1]}, one per sequence.")
         if config.router.pattern != "fa-ssa":
-            raise NotImplementedError(f"ESR of pattern {config.router.pattern!r} needs the kept-block masks.")
+            if self.skipped is None:
+                raise ShapeError(
+                    f"this routing does not say which blocks pattern {config.router.pattern!r} kept; take the routing "
+                    "that a forward pass returns."
+                )
+            return (self.skipped[-1:] if last_layer else self.skipped).mean(axis=(0, -1))
         sparse = (self.mode[-1:] if last_layer else self.mode) == HeadMode.SPARSE
         return sparse.mean(axis=(0, -1), dtype=jnp.float32) * streaming_skip_ratio(lengths, config)
 
@@ -57,6 +68,28 @@ def streaming_skip_ratio(lengths: jax.Array, config: ModelConfig) -> jax.Array:
     skipped = block * (block * surplus * (surplus + 1) / 2 + rest * last_surplus)
     pairs = lengths.astype(jnp.float32) * (lengths + 1) / 2
     return skipped / jnp.maximum(pairs, 1.0)
+
+
+def skipped_share(gates_BMK: jax.Array, mask_BNIJ: jax.Array, layout: Layout, config: ModelConfig) -> jax.Array:
+    """Share of the causal pairs of each sequence that its heads skip, float32 `[B, M, K]`, under fa-xa or xa-ssa.
+
+    `mask_BNIJ` holds the blocks that the XA heads kept; a KV head counts the mean of its query heads.
+    """
+    block, (B, N, blocks, _) = config.router.block_size, mask_BNIJ.shape
+    M, K = gates_BMK.shape[1:]
+    sequence_BT = jnp.pad(layout.sequence_BT, ((0, 0), (0, -layout.sequence_BT.shape[1] % block)), constant_values=M)
+    sequence_BIs = sequence_BT.reshape(B, blocks, block)
+    rows_BI = (sequence_BIs < M).sum(-1)
+    before_BKI = jnp.tril(mask_BNIJ, -1).sum(-1).reshape(B, K, N // K, blocks).mean(2)
+    kept_BKI = rows_BI[:, None] * (block * before_BKI + (rows_BI[:, None] + 1) / 2)
+    member_BMI = (sequence_BIs[:, None, :, 0] == jnp.arange(M)[:, None]).astype(jnp.float32)
+    kept_BMK = jnp.einsum("bmi,bki->bmk", member_BMI, kept_BKI)
+    length_BM1 = layout.lengths_BM[..., None].astype(jnp.float32)
+    by_choice = 1 - kept_BMK / jnp.maximum(length_BM1 * (length_BM1 + 1) / 2, 1.0)
+    by_choice = jnp.where(length_BM1 > 0, by_choice, 0.0)
+    if config.router.pattern == "fa-xa":
+        return (1 - gates_BMK) * by_choice
+    return gates_BMK * by_choice + (1 - gates_BMK) * streaming_skip_ratio(layout.lengths_BM, config)[..., None]
 
 
 def modes_from(routing: Routing | jax.Array | str, shape: tuple[int, ...]) -> jax.Array:

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from pallas_kernels.layout import Geometry
 from pallas_kernels.schedule import AttentionSpec
 
 
@@ -87,9 +88,14 @@ def check_choice(name: str, choice: jax.Array, batch: int, kv_heads: int, packed
             raise ValueError(f"{name} holds {bad}; wanted only 0 and 1.")
 
 
-def check_block_mask(name: str, mask: jax.Array | None, shape: tuple[int, int, int, int]) -> None:
-    """A boolean mask of key blocks for each query head and query block."""
-    if mask is not None and (mask.shape != shape or mask.dtype != jnp.bool_):
-        raise ValueError(
-            f"{name} is {mask.dtype}{mask.shape}; wanted bool{shape}: batch, query heads, query blocks, key blocks."
-        )
+def check_block_masks(
+    q: jax.Array, k: jax.Array, block_size: int, block_mask: jax.Array | None, full_block_mask: jax.Array | None
+) -> None:
+    """Boolean masks of key blocks for each query head and query block."""
+    geometry = Geometry(block_size, q.shape[1], k.shape[1])
+    shape = (q.shape[0], q.shape[2], geometry.query_blocks, geometry.key_blocks)
+    for name, mask in (("block_mask", block_mask), ("full_block_mask", full_block_mask)):
+        if mask is not None and (mask.shape != shape or mask.dtype != jnp.bool_):
+            raise ValueError(
+                f"{name} is {mask.dtype}{mask.shape}; wanted bool{shape}: batch, query heads, query blocks, key blocks."
+            )

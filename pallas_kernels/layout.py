@@ -31,10 +31,12 @@ class Geometry(NamedTuple):
     block: int
     queries: int
     keys: int
+    spare: int = 0
+    """Blocks of padding after the last key."""
 
     @property
     def key_blocks(self) -> int:
-        return -(-self.keys // self.block)
+        return -(-self.keys // self.block) + self.spare
 
     @property
     def first_query_block(self) -> int:

@@ -115,6 +115,17 @@ def make_inputs(case: Case, dtype: jnp.dtype = jnp.float32, seed: int = 0) -> In
     )
 
 
+def random_block_masks(case: Case, density: float = 0.4, seed: int = 0) -> tuple[jax.Array, jax.Array]:
+    """Two masks that differ between query heads; some rows list nothing, some blocks above the diagonal are listed."""
+    rng = np.random.default_rng(seed)
+    queries = case.keys if case.queries is None else case.queries
+    key_blocks = -(-case.keys // case.block)
+    query_blocks = key_blocks - (case.keys - queries) // case.block
+    shape = (2, case.batch, case.kv_heads * case.groups, query_blocks, key_blocks)
+    first, second = jnp.asarray(rng.random(shape) < density)
+    return first, second
+
+
 def assert_close(got: jax.Array, wanted: jax.Array, tolerance: float, what: str = "") -> None:
     """Largest error relative to the largest value, or to 1 where all are smaller."""
     got, wanted = np.asarray(got, np.float32), np.asarray(wanted, np.float32)

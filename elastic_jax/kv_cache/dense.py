@@ -61,12 +61,17 @@ class DenseCache:
 
 
 def visible_keys(query_position_B: jax.Array, slots: int, mode_BK: jax.Array, config: ModelConfig) -> jax.Array:
-    """Which cache slots a query at `query_position_B` may read: bool `[B, K, slots]`, the mask of prefill continued."""
+    """Which cache slots a query at `query_position_B` may read: bool `[B, K, slots]`, the mask of prefill continued.
+
+    Heads that choose their blocks by content (XA) do so for whole blocks of queries, in prefill; here they read all.
+    """
     sparse = config.router
     key, query = jnp.arange(slots)[None], query_position_B[:, None]
     causal = key <= query
     if config.sliding_window is not None:
         causal &= query - key < config.sliding_window
     key_block, query_block = key // sparse.block_size, query // sparse.block_size
+    if sparse.pattern == "fa-xa":
+        return jnp.broadcast_to(causal[:, None], (*mode_BK.shape, slots))
     streaming = causal & ((key_block < sparse.sink_blocks) | (key_block > query_block - sparse.local_blocks))
     return jnp.where(mode_BK[:, :, None] == HeadMode.FULL, causal[:, None], streaming[:, None])

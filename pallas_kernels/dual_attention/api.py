@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import jax
 
-from pallas_kernels.checks import attention_spec, check_choice, check_qkv, check_rows
+from pallas_kernels.checks import attention_spec, check_block_masks, check_choice, check_qkv, check_rows
 from pallas_kernels.dispatch import choose
 from pallas_kernels.dual_attention.reference import dual_attention_reference, routed_attention_reference
 from pallas_kernels.dual_attention.xla import dual_attention_xla, routed_attention_xla
@@ -21,6 +21,8 @@ def dual_attention(
     sink_blocks: int = 1,
     local_blocks: int = 16,
     block_size: int = 128,
+    block_mask: jax.Array | None = None,
+    full_block_mask: jax.Array | None = None,
     segment_ids: jax.Array | None = None,
     lengths: jax.Array | None = None,
     window: int | None = None,
@@ -28,6 +30,8 @@ def dual_attention(
     impl: str = "auto",
 ) -> tuple[jax.Array, jax.Array]:
     """Full and sparse attention of every head, in one pass over the keys. Differentiable in q, k and v.
+
+    With a block mask the branches need not contain each other and take a pass each.
 
     Arguments and errors are those of `hybrid_attention`.
 
@@ -44,8 +48,18 @@ def dual_attention(
         scale=scale,
     )
     check_rows(q_BTNH.shape[0], k_BSKH.shape[1], block_size, segment_ids, lengths)
+    check_block_masks(q_BTNH, k_BSKH, block_size, block_mask, full_block_mask)
     run = choose("dual_attention", impl, DUAL)
-    return run(q_BTNH, k_BSKH, v_BSKH, spec, segment_ids=segment_ids, lengths=lengths)
+    return run(
+        q_BTNH,
+        k_BSKH,
+        v_BSKH,
+        spec,
+        block_mask=block_mask,
+        full_block_mask=full_block_mask,
+        segment_ids=segment_ids,
+        lengths=lengths,
+    )
 
 
 def routed_attention(
@@ -57,6 +71,8 @@ def routed_attention(
     sink_blocks: int = 1,
     local_blocks: int = 16,
     block_size: int = 128,
+    block_mask: jax.Array | None = None,
+    full_block_mask: jax.Array | None = None,
     segment_ids: jax.Array | None = None,
     lengths: jax.Array | None = None,
     window: int | None = None,
@@ -86,6 +102,17 @@ def routed_attention(
         scale=scale,
     )
     check_rows(q_BTNH.shape[0], k_BSKH.shape[1], block_size, segment_ids, lengths)
+    check_block_masks(q_BTNH, k_BSKH, block_size, block_mask, full_block_mask)
     check_choice("z", z, q_BTNH.shape[0], k_BSKH.shape[2], packed=segment_ids is not None)
     run = choose("routed_attention", impl, ROUTED)
-    return run(q_BTNH, k_BSKH, v_BSKH, z, spec, segment_ids=segment_ids, lengths=lengths)
+    return run(
+        q_BTNH,
+        k_BSKH,
+        v_BSKH,
+        z,
+        spec,
+        block_mask=block_mask,
+        full_block_mask=full_block_mask,
+        segment_ids=segment_ids,
+        lengths=lengths,
+    )

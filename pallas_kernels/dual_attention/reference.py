@@ -16,6 +16,8 @@ def dual_attention_reference(
     v_BSKH: jax.Array,
     spec: AttentionSpec,
     *,
+    block_mask: jax.Array | None = None,
+    full_block_mask: jax.Array | None = None,
     segment_ids: jax.Array | None = None,
     lengths: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
@@ -23,7 +25,17 @@ def dual_attention_reference(
 
     def every_head(mode: int) -> jax.Array:
         modes = jnp.full((q_BTNH.shape[0], k_BSKH.shape[2]), mode)
-        return hybrid_attention_reference(q_BTNH, k_BSKH, v_BSKH, modes, spec, segment_ids=segment_ids, lengths=lengths)
+        return hybrid_attention_reference(
+            q_BTNH,
+            k_BSKH,
+            v_BSKH,
+            modes,
+            spec,
+            block_mask=block_mask,
+            full_block_mask=full_block_mask,
+            segment_ids=segment_ids,
+            lengths=lengths,
+        )
 
     return every_head(0), every_head(1)
 
@@ -35,11 +47,22 @@ def routed_attention_reference(
     z: jax.Array,
     spec: AttentionSpec,
     *,
+    block_mask: jax.Array | None = None,
+    full_block_mask: jax.Array | None = None,
     segment_ids: jax.Array | None = None,
     lengths: jax.Array | None = None,
 ) -> jax.Array:
     """z * full + (1 - z) * sparse; autodiff of this is the gradient that the other implementations compute."""
-    full, sparse = dual_attention_reference(q_BTNH, k_BSKH, v_BSKH, spec, segment_ids=segment_ids, lengths=lengths)
+    full, sparse = dual_attention_reference(
+        q_BTNH,
+        k_BSKH,
+        v_BSKH,
+        spec,
+        block_mask=block_mask,
+        full_block_mask=full_block_mask,
+        segment_ids=segment_ids,
+        lengths=lengths,
+    )
     (B, T, N, _), (S, K) = q_BTNH.shape, k_BSKH.shape[1:3]
     rows = describe_rows(B, Geometry(spec.block_size, T, S), lengths, segment_ids)
     z_BKT = by_block(z, rows)[:, :, jnp.arange(S - T, S) // spec.block_size]

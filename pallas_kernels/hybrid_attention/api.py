@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import jax
 
-from pallas_kernels.checks import attention_spec, check_block_mask, check_choice, check_qkv, check_rows
+from pallas_kernels.checks import attention_spec, check_block_masks, check_choice, check_qkv, check_rows
 from pallas_kernels.dispatch import choose
 from pallas_kernels.hybrid_attention.reference import hybrid_attention_reference
 from pallas_kernels.hybrid_attention.xla import hybrid_attention_xla
-from pallas_kernels.layout import Geometry
 
 IMPLEMENTATIONS = {"reference": hybrid_attention_reference, "xla": hybrid_attention_xla}
 
@@ -59,16 +58,14 @@ def hybrid_attention(
         NotImplementedError: `impl` does not exist yet, or does not support the masks.
     """
     check_qkv(q_BTNH, k_BSKH, v_BSKH)
-    B, T, N, H = q_BTNH.shape
+    B, H = q_BTNH.shape[0], q_BTNH.shape[3]
     S, K = k_BSKH.shape[1:3]
     spec = attention_spec(
         H, sink_blocks=sink_blocks, local_blocks=local_blocks, block_size=block_size, window=window, scale=scale
     )
     check_rows(B, S, block_size, segment_ids, lengths)
     check_choice("mode", mode, B, K, packed=segment_ids is not None)
-    geometry = Geometry(block_size, T, S)
-    for name, mask in (("block_mask", block_mask), ("full_block_mask", full_block_mask)):
-        check_block_mask(name, mask, (B, N, geometry.query_blocks, geometry.key_blocks))
+    check_block_masks(q_BTNH, k_BSKH, block_size, block_mask, full_block_mask)
     return choose("hybrid_attention", impl, IMPLEMENTATIONS)(
         q_BTNH,
         k_BSKH,

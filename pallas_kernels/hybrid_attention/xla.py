@@ -1,4 +1,4 @@
-"""Hybrid attention in plain XLA, for every platform: full and sparse heads in one loop nest."""
+"""Hybrid attention in plain XLA, for every platform: full, sparse and listed blocks in one loop nest."""
 
 from __future__ import annotations
 
@@ -6,29 +6,29 @@ from functools import partial
 
 import jax
 
-from pallas_kernels.blockwise import Extend, Folded, Softmax, attend, fold, query_schedule
+from pallas_kernels.blockwise import Extend, Folded, Softmax, Tiling, Visits, attend, fold, plan_visits
 from pallas_kernels.blockwise_backward import backward
 from pallas_kernels.layout import clear_padding, unfold_queries
 from pallas_kernels.schedule import AttentionSpec, Schedule
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(2,))
-def scheduled_attention(operands: Folded, plan: Schedule, spec: AttentionSpec) -> jax.Array:
-    """Attention of every query block to its scheduled key blocks, `[B, K, Q, R, H]`."""
-    return _forward(operands, plan, spec)[0]
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def scheduled_attention(operands: Folded, visits: Visits, spec: AttentionSpec, tiling: Tiling) -> jax.Array:
+    """Attention of every query block to the key blocks that it visits, `[B, K, Q, R, H]`."""
+    return _forward(operands, visits, spec, tiling)[0]
 
 
-def _forward(operands: Folded, plan: Schedule, spec: AttentionSpec):
-    def collect(index: jax.Array, state: Softmax, plan: Schedule, extend: Extend):
+def _forward(operands: Folded, visits: Visits, spec: AttentionSpec, tiling: Tiling):
+    def collect(tile: jax.Array, state: Softmax, plan: Schedule, extend: Extend):
         return state.output().astype(operands.q_BKQRH.dtype), state.lse(spec.scale)
 
-    out, lse = attend(operands, plan, spec, collect)
-    return out, (operands, plan, out, lse)
+    out, lse = attend(operands, visits, spec, tiling, collect)
+    return out, (operands, visits, out, lse)
 
 
-def _backward(spec: AttentionSpec, saved, d_out: jax.Array):
-    operands, plan, out, lse = saved
-    return backward(operands, out, lse, d_out, plan, spec), None
+def _backward(spec: AttentionSpec, tiling: Tiling, saved, d_out: jax.Array):
+    operands, visits, out, lse = saved
+    return backward(operands, out, lse, d_out, visits, spec, tiling), None
 
 
 scheduled_attention.defvjp(_forward, _backward)
@@ -47,9 +47,7 @@ def hybrid_attention_xla(
     lengths: jax.Array | None = None,
 ) -> jax.Array:
     """See `hybrid_attention`."""
-    if block_mask is not None or full_block_mask is not None:
-        raise NotImplementedError("The xla implementation has no block masks yet. Use impl='reference'.")
-    operands, rows, geometry = fold(q_BTNH, k_BSKH, v_BSKH, spec, lengths, segment_ids)
-    plan = query_schedule(mode != 0, rows, spec, geometry)
-    out = unfold_queries(scheduled_attention(operands, plan, spec), geometry)
+    operands, rows, geometry, tiling = fold(q_BTNH, k_BSKH, v_BSKH, spec, lengths, segment_ids)
+    visits = plan_visits(mode != 0, rows, spec, geometry, block_mask=block_mask, full_block_mask=full_block_mask)
+    out = unfold_queries(scheduled_attention(operands, visits, spec, tiling), geometry)
     return clear_padding(out, rows.valid_BS)

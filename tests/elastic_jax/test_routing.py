@@ -4,7 +4,8 @@ import pytest
 
 from elastic_jax.config import ModelConfig, RouterConfig
 from elastic_jax.errors import ShapeError
-from elastic_jax.routing import HeadMode, Routing, modes_from, streaming_skip_ratio
+from elastic_jax.layout import make_layout
+from elastic_jax.routing import HeadMode, Routing, modes_from, skipped_share, streaming_skip_ratio
 
 CONFIG = ModelConfig("llama", 8, 8, 8, 2, 2, 2, 4, 8192)
 
@@ -36,6 +37,32 @@ def test_msr_and_esr_average_over_layers_and_heads():
     assert float(routing.esr(jnp.array([8192]), CONFIG, last_layer=True)[0]) == pytest.approx(ratio)
     with pytest.raises(ShapeError, match="one per sequence"):
         routing.esr(jnp.array([1, 2]), CONFIG)
+
+
+@pytest.mark.parametrize("pattern", ["fa-xa", "xa-ssa"])
+def test_skipped_share_counts_the_pairs_of_the_kept_blocks(pattern):
+    router = RouterConfig(block_size=16, local_blocks=1, pattern=pattern)
+    config = ModelConfig("llama", 8, 8, 8, 2, 4, 2, 4, 8192, router=router)
+    segments = np.r_[[1] * 40, [0] * 8, [2] * 50]
+    layout = make_layout((1, 98), segment_ids=jnp.asarray(segments[None]), num_segments=2, block_size=16)
+    mask = np.random.default_rng(0).random((1, 4, 7, 7)) < 0.5
+    mask[:, :, 3:, :3] = False
+    mask |= np.eye(7, dtype=bool)
+    gates = np.array([[[1, 0], [0, 1]]])
+    got = skipped_share(jnp.asarray(gates, jnp.float32), jnp.asarray(mask), layout, config)
+    token = np.arange(98)
+    for segment, head in np.ndindex(2, 2):
+        inside = np.flatnonzero(segments == segment + 1)
+        causal = token[inside, None] >= token[inside]
+        blocks = inside // 16
+        is_xa = gates[0, segment, head] == (pattern == "xa-ssa")
+        if is_xa:
+            kept = mask[0, 2 * head : 2 * head + 2][:, blocks[:, None], blocks].mean(0)
+        elif gates[0, segment, head]:
+            kept = np.ones(causal.shape)
+        else:
+            kept = (blocks == blocks[0]) | (blocks[:, None] == blocks)
+        assert float(got[0, segment, head]) == pytest.approx(1 - (kept * causal).sum() / causal.sum(), abs=1e-6)
 
 
 def test_modes_from_names_arrays_and_records():

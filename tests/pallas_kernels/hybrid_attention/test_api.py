@@ -31,13 +31,27 @@ def call(q=Q, k=KV, v=KV, mode=MODE, **options):
         ({"window": 0}, "window is 0"),
         ({"scale": -1.0}, "scale is -1.0"),
         ({"impl": "cuda"}, "unknown impl 'cuda'"),
+        ({"mode": jnp.full((2, 2), -1)}, "holds -1"),
+        ({"mode": jnp.full((2, 2), 0.5)}, "holds 0.5"),
+        ({"q": Q[:, :0]}, "non-empty"),
         ({"block_mask": jnp.ones((2, 2, 3, 3), jnp.bool_)}, "wanted bool(2, 6, 3, 3)"),
+        ({"full_block_mask": jnp.ones((2, 6, 3, 2), jnp.bool_)}, "full_block_mask is bool(2, 6, 3, 2)"),
+        ({"block_mask": jnp.ones((2, 6, 3, 3))}, "block_mask is float32"),
     ],
 )
 def test_bad_input_is_named(arguments, words):
-    with pytest.raises(ValueError) as error:
-        call(**arguments)
-    assert words in str(error.value)
+    for impl in ("reference", "xla"):
+        with pytest.raises(ValueError) as error:
+            call(**({"impl": impl} | arguments))
+        assert words in str(error.value)
+
+
+@pytest.mark.parametrize("impl", ["reference", "xla"])
+def test_a_mode_that_is_only_known_at_run_time_counts_as_sparse_unless_zero(impl):
+    v = KV * jnp.arange(40.0)[:, None, None]
+    run = jax.jit(lambda mode: call(mode=mode, v=v, local_blocks=1, sink_blocks=0, impl=impl))
+    odd, sparse, full = (run(jnp.array([[0, value], [value, 0]])) for value in (7, 1, 0))
+    assert bool((odd == sparse).all()) and not bool((odd == full).all())
 
 
 def test_an_implementation_that_does_not_exist_yet_never_falls_back():

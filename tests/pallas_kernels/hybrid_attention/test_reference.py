@@ -58,10 +58,3 @@ def test_block_masks_replace_the_patterns_of_their_heads():
 
     assert_close(run(block_mask=masks[0], full_block_mask=masks[1]), run(), 1e-6)
     assert np.abs(run(full_block_mask=masks[0]) - run()).max() > 0.1
-
-
-def test_block_masks_are_refused_where_they_do_not_exist():
-    inputs = make_inputs(NAMED["one token"])
-    mask = jnp.ones((1, 3, 1, 1), jnp.bool_)
-    with pytest.raises(NotImplementedError, match="reference"):
-        hybrid_attention(inputs.q, inputs.k, inputs.v, inputs.mode, **inputs.options, block_mask=mask, impl="xla")

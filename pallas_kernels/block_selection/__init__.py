@@ -1,0 +1,1 @@
+"""Choice of the key blocks that block-sparse heads attend to."""

@@ -1,0 +1,87 @@
+"""Worth of key blocks by XAttention's antidiagonal sums (arXiv 2503.16428)."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from pallas_kernels.block_selection.selection import first_chunk_tokens
+from pallas_kernels.layout import Geometry, clear_padding, describe_rows, fold_keys, fold_queries
+
+
+class SelectionSpec(NamedTuple):
+    """Static parameters of a selection."""
+
+    threshold: float
+    stride: int
+    block_size: int
+    compat: bool
+
+
+class Groups(NamedTuple):
+    """Operands with `stride` tokens joined into one group; A groups make a block, D = stride * H."""
+
+    q_BNQAD: jax.Array
+    """Tokens of a group in reverse order, so that the product with a group of keys sums an antidiagonal."""
+    k_BKJAD: jax.Array
+    live_BQA: jax.Array
+    """Groups that hold a query."""
+    start_BQ: jax.Array
+    """First key block of the query block's segment."""
+    diag_Q: jax.Array
+    first_chunk_BQ: jax.Array | None
+    """Query blocks that the released code treats differently; None for our rule."""
+
+
+def make_groups(
+    q_BTNH: jax.Array,
+    k_BSKH: jax.Array,
+    spec: SelectionSpec,
+    lengths: jax.Array | None,
+    segment_ids: jax.Array | None,
+) -> tuple[Groups, Geometry]:
+    (B, T, N, H), (S, K) = q_BTNH.shape, k_BSKH.shape[1:3]
+    geometry = Geometry(spec.block_size, T, S)
+    rows = describe_rows(B, geometry, lengths, segment_ids)
+    q, k = clear_padding(q_BTNH, rows.valid_BS), clear_padding(k_BSKH, rows.valid_BS)
+    Q, J, A = geometry.query_blocks, geometry.key_blocks, spec.block_size // spec.stride
+    first = geometry.first_query_block
+    q = fold_queries(q, N, geometry).reshape(B, N, Q, A, spec.stride, H)[..., ::-1, :]
+    k = fold_keys(k, geometry)
+
+    valid_BS = jnp.ones((B, S), jnp.bool_) if rows.valid_BS is None else rows.valid_BS
+    valid_BJs = jnp.pad(valid_BS, ((0, 0), (0, geometry.right))).reshape(B, J, spec.block_size)
+    is_query = jnp.arange(J * spec.block_size).reshape(J, spec.block_size) >= S - T
+    live_BQA = (valid_BJs & is_query)[:, first:].reshape(B, Q, A, spec.stride).any(-1)
+    start_BQ, diag_Q = rows.start_BJ[:, first:], jnp.arange(first, J)
+    first_chunk = None
+    if spec.compat:
+        same_BQJ = rows.segment_BJ[:, first:, None] == rows.segment_BJ[:, None]
+        length_BQ = jnp.einsum("bqj,bj->bq", same_BQJ.astype(jnp.int32), valid_BJs.sum(-1))
+        first_chunk = (diag_Q - start_BQ) * spec.block_size < first_chunk_tokens(length_BQ)
+    groups = Groups(
+        q.reshape(B, N, Q, A, -1), k.reshape(B, K, J, A, spec.stride * H), live_BQA, start_BQ, diag_Q, first_chunk
+    )
+    return groups, geometry
+
+
+def block_mass(
+    q_QAD: jax.Array, k_JAD: jax.Array, live_QA: jax.Array, start_Q: jax.Array, diag_Q: jax.Array, spec: SelectionSpec
+) -> jax.Array:
+    """Softmax over groups of keys, summed over blocks: float32 `[Q, J]`, the rows of one head."""
+    (A, D), J = q_QAD.shape[1:], k_JAD.shape[0]
+    scores = jnp.einsum("qad,jcd->qajc", q_QAD, k_JAD, preferred_element_type=jnp.float32)
+    if spec.compat:
+        scores = scores.astype(q_QAD.dtype).astype(jnp.float32)
+    head_dim = D // spec.stride
+    scores = scores * (head_dim**-0.5 / spec.stride)
+    group_QA, group_JA = (block[:, None] * A + jnp.arange(A) for block in (diag_Q, jnp.arange(J)))
+    seen = (group_JA <= group_QA[:, :, None, None]) & (group_JA >= start_Q[:, None, None, None] * A)
+    scores = jnp.where(seen & live_QA[:, :, None, None], scores, -jnp.inf)
+    top = scores.max((2, 3), keepdims=True)
+    weights = jnp.exp(scores - jnp.where(jnp.isfinite(top), top, 0.0))
+    weights = weights / jnp.maximum(weights.sum((2, 3), keepdims=True), 1e-30)
+    mass = weights.sum((1, 3))
+    return mass.astype(q_QAD.dtype).astype(jnp.float32) if spec.compat else mass

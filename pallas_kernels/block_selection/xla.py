@@ -1,0 +1,60 @@
+"""Block selection in plain XLA: head by head, so that heads without need cost nothing, over the causal range only."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from pallas_kernels.block_selection.scoring import Groups, SelectionSpec, block_mass, make_groups
+from pallas_kernels.block_selection.selection import keep_blocks
+
+STRIPS = 8
+"""Strips of query blocks that a head is scored in; each sees the keys up to its own end only."""
+
+
+def select_blocks_xla(
+    q_BTNH: jax.Array,
+    k_BSKH: jax.Array,
+    spec: SelectionSpec,
+    *,
+    heads: jax.Array | None = None,
+    segment_ids: jax.Array | None = None,
+    lengths: jax.Array | None = None,
+) -> jax.Array:
+    """See `select_blocks`."""
+    groups, geometry = make_groups(q_BTNH, k_BSKH, spec, lengths, segment_ids)
+    (B, N, Q), K = groups.q_BNQAD.shape[:3], groups.k_BKJAD.shape[1]
+    J, first = geometry.key_blocks, geometry.first_query_block
+    height = -(-Q // STRIPS)
+
+    def score(row: jax.Array, head: jax.Array) -> jax.Array:
+        q_QAD, k_JAD = groups.q_BNQAD[row, head], groups.k_BKJAD[row, head // (N // K)]
+        strips = []
+        for at in range(0, Q, height):
+            part, end = slice(at, at + height), min(first + at + height, J)
+            mass = block_mass(
+                q_QAD[part],
+                k_JAD[:end],
+                groups.live_BQA[row, part],
+                groups.start_BQ[row, part],
+                groups.diag_Q[part],
+                spec,
+            )
+            strips.append(jnp.pad(mass, ((0, 0), (0, J - end))))
+        return jnp.concatenate(strips)
+
+    def choose(item: jax.Array) -> jax.Array:
+        row, head = item // N, item % N
+        if heads is None:
+            mass = score(row, head)
+        else:
+            needed = heads[row, head // (N // K)]
+            mass = lax.cond(needed, lambda: score(row, head), lambda: jnp.zeros((Q, J), jnp.float32))
+        return keep_blocks(mass, groups.start_BQ[row], groups.diag_Q, spec.threshold, _row(groups, row))
+
+    return lax.map(choose, jnp.arange(B * N)).reshape(B, N, Q, J)
+
+
+def _row(groups: Groups, row: jax.Array) -> jax.Array | None:
+    return None if groups.first_chunk_BQ is None else groups.first_chunk_BQ[row]

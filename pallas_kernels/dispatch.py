@@ -3,10 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from importlib import import_module
 
 import jax
 
 PLANNED = ("tpu", "triton", "mosaic_gpu")
+
+
+def deferred(module: str, name: str) -> Callable:
+    """A function of a module that is imported at the first call only: its toolchain may be absent, or slow to load."""
+
+    def call(*arguments, **options):
+        return getattr(import_module(module), name)(*arguments, **options)
+
+    return call
 
 
 def choose[F: Callable](op: str, impl: str, implementations: Mapping[str, F]) -> F:

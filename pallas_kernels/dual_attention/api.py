@@ -5,12 +5,20 @@ from __future__ import annotations
 import jax
 
 from pallas_kernels.checks import attention_spec, check_choice, check_qkv, check_rows
-from pallas_kernels.dispatch import choose
+from pallas_kernels.dispatch import choose, deferred
 from pallas_kernels.dual_attention.reference import dual_attention_reference, routed_attention_reference
 from pallas_kernels.dual_attention.xla import dual_attention_xla, routed_attention_xla
 
-DUAL = {"reference": dual_attention_reference, "xla": dual_attention_xla}
-ROUTED = {"reference": routed_attention_reference, "xla": routed_attention_xla}
+DUAL = {
+    "reference": dual_attention_reference,
+    "xla": dual_attention_xla,
+    "triton": deferred("pallas_kernels.dual_attention.triton", "dual_attention_triton"),
+}
+ROUTED = {
+    "reference": routed_attention_reference,
+    "xla": routed_attention_xla,
+    "triton": deferred("pallas_kernels.dual_attention.triton", "routed_attention_triton"),
+}
 
 
 def dual_attention(

@@ -5,12 +5,16 @@ from __future__ import annotations
 import jax
 
 from pallas_kernels.checks import attention_spec, check_block_mask, check_choice, check_qkv, check_rows
-from pallas_kernels.dispatch import choose
+from pallas_kernels.dispatch import choose, deferred
 from pallas_kernels.hybrid_attention.reference import hybrid_attention_reference
 from pallas_kernels.hybrid_attention.xla import hybrid_attention_xla
 from pallas_kernels.layout import Geometry
 
-IMPLEMENTATIONS = {"reference": hybrid_attention_reference, "xla": hybrid_attention_xla}
+IMPLEMENTATIONS = {
+    "reference": hybrid_attention_reference,
+    "xla": hybrid_attention_xla,
+    "triton": deferred("pallas_kernels.hybrid_attention.triton", "hybrid_attention_triton"),
+}
 
 
 def hybrid_attention(

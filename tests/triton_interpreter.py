@@ -56,6 +56,13 @@ class Tensor:
         return self.array.strides
 
 
+class Interpreted(interpreter.InterpretedFunction):
+    """A kernel or a function that kernels call. The interpreter would patch Triton's language again at every call."""
+
+    def __call__(self, *arguments: Any, **options: Any) -> Any:
+        return self.rewrite()(*arguments, **options)
+
+
 def _widen(handle: interpreter.TensorHandle) -> interpreter.TensorHandle:
     if handle.dtype.scalar != tl.bfloat16:
         return handle
@@ -63,7 +70,7 @@ def _widen(handle: interpreter.TensorHandle) -> interpreter.TensorHandle:
 
 
 def _interpreted_launch(
-    kernel: interpreter.InterpretedFunction,
+    kernel: Interpreted,
     grid: int,
     arguments: Mapping[str, Any],
     outputs: Mapping[str, jax.ShapeDtypeStruct],
@@ -80,7 +87,11 @@ def _interpreted_launch(
         inputs = {name: Tensor(np.array(x)) for name, x in zip(arrays, values, strict=True)}
         # A kernel must write every element that is read later, so what it does not write is poison.
         poison = {name: Tensor(np.full(x.shape, -77, x.dtype)) for name, x in outputs.items()}
-        kernel[(grid,)](**inputs, **scalars, **absent, **poison, **constants)
+        standard_library = interpreter._patch_lang(tl.standard.cdiv.fn)
+        try:
+            kernel[(grid,)](**inputs, **scalars, **absent, **poison, **constants)
+        finally:
+            standard_library.restore()
         return tuple(x.array for x in poison.values())
 
     return dict(zip(outputs, jax.pure_callback(run, tuple(outputs.values()), *arrays.values()), strict=True))
@@ -93,7 +104,7 @@ def interpreted(patch: Any, capability: int = 90) -> Iterator[None]:
         for module in KERNEL_MODULES:
             for name, value in vars(module).copy().items():
                 if isinstance(value, JITFunction):
-                    patch.setattr(module, name, interpreter.InterpretedFunction(value.fn))
+                    patch.setattr(module, name, Interpreted(value.fn))
         for module in LAUNCHING_MODULES:
             patch.setattr(module, "launch", _interpreted_launch)
         patch.setattr(attention, "compute_capability", lambda: capability)

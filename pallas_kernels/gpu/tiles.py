@@ -18,11 +18,15 @@ def load_rows(ptr, at, exist, ROWS: tl.constexpr, STRIDE: tl.constexpr, HEAD: tl
     ptrs = ptr + tl.cast(at, tl.int64) * STRIDE + (tl.arange(0, ROWS)[:, None] * STRIDE + dims)
     if exist is None:
         if HEAD == HEAD_PAD:
-            return tl.load(ptrs)
-        return tl.load(ptrs, mask=dims < HEAD, other=0.0)
-    if HEAD == HEAD_PAD:
-        return tl.load(ptrs, mask=exist[:, None], other=0.0)
-    return tl.load(ptrs, mask=exist[:, None] & (dims < HEAD), other=0.0)
+            rows = tl.load(ptrs)
+        else:
+            rows = tl.load(ptrs, mask=dims < HEAD, other=0.0)
+    else:
+        if HEAD == HEAD_PAD:
+            rows = tl.load(ptrs, mask=exist[:, None], other=0.0)
+        else:
+            rows = tl.load(ptrs, mask=exist[:, None] & (dims < HEAD), other=0.0)
+    return rows
 
 
 @triton.jit
@@ -44,11 +48,13 @@ def dot(a, b, acc=None):
 @triton.jit
 def visible(q_pos, k_pos, EDGE: tl.constexpr, WINDOW: tl.constexpr):
     """Token mask of a tile: causal where EDGE, and inside the token window if there is one (WINDOW > 0)."""
-    if WINDOW > 0:
-        if EDGE:
-            return (k_pos <= q_pos) & (q_pos - k_pos < WINDOW)
-        return q_pos - k_pos < WINDOW
-    return k_pos <= q_pos
+    if not EDGE:
+        seen = q_pos - k_pos < WINDOW
+    elif WINDOW > 0:
+        seen = (k_pos <= q_pos) & (q_pos - k_pos < WINDOW)
+    else:
+        seen = k_pos <= q_pos
+    return seen
 
 
 @triton.jit
@@ -96,7 +102,8 @@ def key_tile_start(step, first, n_sink, lo, blocks_ptr, BLOCK: tl.constexpr, KEY
     """First token of the tile that a step visits: sinks first, then the local run; or the next listed block."""
     PER_BLOCK: tl.constexpr = BLOCK // KEYS
     if LISTED:
-        block = tl.load(blocks_ptr + step // PER_BLOCK).to(tl.int32)
-        return block * BLOCK + (step % PER_BLOCK) * KEYS
-    sinks = n_sink * PER_BLOCK
-    return tl.where(step < sinks, first * PER_BLOCK + step, lo * PER_BLOCK + step - sinks) * KEYS
+        tile = tl.load(blocks_ptr + step // PER_BLOCK).to(tl.int32) * PER_BLOCK + step % PER_BLOCK
+    else:
+        sinks = n_sink * PER_BLOCK
+        tile = tl.where(step < sinks, first * PER_BLOCK + step, lo * PER_BLOCK + step - sinks)
+    return tile * KEYS

@@ -1,0 +1,93 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from attention_cases import CASES, assert_close, make_inputs
+from triton_interpreter import interpreted
+
+from pallas_kernels import hybrid_attention
+
+NAMED = {case.name: case for case in CASES}
+QUICK = ("one token", "above a block", "last queries", "window in packed rows", "published, 127")
+SMALL_ENOUGH = [case for case in CASES if case.keys <= 700]
+
+
+@pytest.fixture(autouse=True)
+def on_the_interpreter(monkeypatch):
+    with interpreted(monkeypatch):
+        yield
+
+
+def value_and_grads(inputs, impl, **options):
+    @jax.jit
+    def run(q, k, v):
+        out, pull = jax.vjp(
+            lambda *a: hybrid_attention(*a, inputs.mode, **inputs.options, **options, impl=impl), q, k, v
+        )
+        return out, *pull(inputs.d_out)
+
+    return jax.block_until_ready(run(inputs.q, inputs.k, inputs.v))
+
+
+def assert_equals_reference(inputs, tolerance, **options):
+    got, wanted = (value_and_grads(inputs, impl, **options) for impl in ("triton", "reference"))
+    for name, a, b in zip(("out", "dq", "dk", "dv"), got, wanted, strict=True):
+        assert a.dtype == b.dtype
+        assert_close(a, b, tolerance, name)
+
+
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param(c, id=c.name, marks=[] if c.name in QUICK else [pytest.mark.slow]) for c in SMALL_ENOUGH],
+)
+def test_equals_the_dense_reference(case):
+    assert_equals_reference(make_inputs(case), 1e-5)
+
+
+@pytest.mark.parametrize("dtype, tolerance", [(jnp.bfloat16, 2e-2), (jnp.float16, 3e-3)])
+def test_16_bit_operands_accumulate_in_float32(dtype, tolerance):
+    assert_equals_reference(make_inputs(NAMED["last queries"], dtype), tolerance)
+
+
+@pytest.mark.parametrize("head_dim", [96, pytest.param(256, marks=pytest.mark.slow)])
+def test_wide_heads(head_dim):
+    case = NAMED["above a block"]
+    assert_equals_reference(make_inputs(type(case)(**(vars(case) | {"head_dim": head_dim, "groups": 1}))), 1e-5)
+
+
+@pytest.mark.parametrize("name", ["last queries", pytest.param("packed", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("masked", ["sparse", "full", "both"])
+def test_block_masks(name, masked):
+    inputs = make_inputs(NAMED[name])
+    (batch, queries, heads, _), keys = inputs.q.shape, inputs.k.shape[1]
+    shape = (batch, heads, -(-keys // 16) - (keys - queries) // 16, -(-keys // 16))
+    rng = np.random.default_rng(1)
+    masks = {
+        option: jnp.asarray(rng.random(shape) < 0.4)
+        for option, of in (("block_mask", "sparse"), ("full_block_mask", "full"))
+        if masked in (of, "both")
+    }
+    assert_equals_reference(inputs, 1e-5, **masks)
+
+
+def test_padding_may_hold_anything():
+    inputs = make_inputs(NAMED["last queries"])
+    exists = jnp.arange(inputs.k.shape[1]) < inputs.options["lengths"][:, None]
+
+    @jax.jit
+    def run(value):
+        q, k, v, d_out = (
+            jnp.where(exists[:, -x.shape[1] :, None, None], x, value) for x in (inputs.q, inputs.k, inputs.v, inputs.d_out)
+        )
+        out, pull = jax.vjp(lambda *a: hybrid_attention(*a, inputs.mode, **inputs.options, impl="triton"), q, k, v)
+        return out, *pull(d_out)
+
+    for clean, dirty in zip(run(0.0), run(jnp.nan), strict=True):
+        assert bool((clean == dirty).all())
+        assert bool((jnp.where(exists[:, -clean.shape[1] :, None, None], 0, clean) == 0).all())
+
+
+def test_blocks_that_no_tile_divides_are_refused():
+    inputs = make_inputs(NAMED["one token"])
+    with pytest.raises(ValueError, match="block_size=24 on a GPU; wanted a multiple of 16"):
+        hybrid_attention(inputs.q, inputs.k, inputs.v, inputs.mode, block_size=24, impl="triton")

@@ -11,26 +11,22 @@ import jax
 import jax.extend
 import triton
 
+from pallas_kernels.dispatch import nvidia_capability
+
 
 def compute_capability() -> int:
-    """Compute capability of the default device, times 10 (90 for an H100).
-
-    A device of a compile-only topology does as well: set `jax.default_device`.
+    """`nvidia_capability`, which must exist.
 
     Raises:
         RuntimeError: the default device is no NVIDIA GPU.
     """
-    device = jax.config.jax_default_device
-    if device is None or isinstance(device, str):
-        device = jax.devices(device)[0]
-    capability = getattr(device, "compute_capability", None)
+    capability = nvidia_capability()
     if capability is None:
         raise RuntimeError(
-            f"The GPU kernels need an NVIDIA GPU; the default device is {device.device_kind!r} ({device.platform}). "
+            f"The GPU kernels need an NVIDIA GPU; the default device is {jax.devices()[0].device_kind!r}. "
             "Use impl='auto', or impl='xla' for any platform."
         )
-    major, minor = str(capability).split(".")
-    return 10 * int(major) + int(minor)
+    return capability
 
 
 @cache

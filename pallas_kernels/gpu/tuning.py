@@ -36,13 +36,16 @@ def shared_bytes(kernel: str, tile: Tile, capability: int, head_pad: int, itemsi
         "dkv": (2 * key_tile, 2 * query_tile + 8 * tile.queries),
     }[kernel]
     copies = max(1, tile.stages if capability >= 90 else tile.stages - 1)
-    return stays + copies * streams
+    # Before Hopper the weights pass through shared memory when the warps do not fill the rows.
+    rows = tile.keys if kernel == "dkv" else tile.queries
+    passed = tile.queries * tile.keys * itemsize if capability < 90 and rows < 128 else 0
+    return stays + copies * streams + passed
 
 
 @cache
 def table(capability: int) -> dict[str, dict[str, dict[str, int]]]:
     """Tiles for 16-bit operands by kernel and padded head dim; empty for a chip without a file."""
-    file = resources.files("pallas_kernels.gpu") / "tiles" / f"sm_{capability}.json"
+    file = resources.files("pallas_kernels.gpu") / "tile_tables" / f"sm_{capability}.json"
     return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
 
 

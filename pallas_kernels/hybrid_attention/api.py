@@ -14,7 +14,10 @@ IMPLEMENTATIONS = {
     "reference": hybrid_attention_reference,
     "xla": hybrid_attention_xla,
     "triton": deferred("pallas_kernels.hybrid_attention.triton", "hybrid_attention_triton"),
+    "mosaic_gpu": deferred("pallas_kernels.hybrid_attention.mosaic_gpu", "hybrid_attention_mosaic_gpu"),
 }
+
+hopper_refusal = deferred("pallas_kernels.hybrid_attention.mosaic_gpu", "why_not")
 
 
 def hybrid_attention(
@@ -53,14 +56,16 @@ def hybrid_attention(
         lengths: int `[B]`, valid leading tokens of each row. Padding may hold anything; its outputs are 0.
         window: every head sees only the last `window` tokens, on top of its mode.
         scale: factor of the scores; 1 / sqrt(H) by default.
-        impl: "auto", "reference" or "xla".
+        impl: "auto" takes the best for the platform; or "reference", "xla", "triton" (NVIDIA GPUs from compute
+            capability 8.0, blocks of a multiple of 16 tokens) or "mosaic_gpu" (9.0, 16-bit operands, no masks).
 
     Returns:
         `[B, T, N, H]` in the type of q.
 
     Raises:
         ValueError: a shape, a segment start or an option that does not fit.
-        NotImplementedError: `impl` does not exist yet, or does not support the masks.
+        NotImplementedError: `impl` does not exist yet, or does not serve the case.
+        RuntimeError: `impl` is for a device that is not there.
     """
     check_qkv(q_BTNH, k_BSKH, v_BSKH)
     B, T, N, H = q_BTNH.shape
@@ -73,7 +78,12 @@ def hybrid_attention(
     geometry = Geometry(block_size, T, S)
     for name, mask in (("block_mask", block_mask), ("full_block_mask", full_block_mask)):
         check_block_mask(name, mask, (B, N, geometry.query_blocks, geometry.key_blocks))
-    return choose("hybrid_attention", impl, IMPLEMENTATIONS)(
+    masks = block_mask is not None or full_block_mask is not None
+
+    def serves(name: str) -> bool:
+        return name != "mosaic_gpu" or hopper_refusal(q_BTNH, spec, masks) is None
+
+    return choose("hybrid_attention", impl, IMPLEMENTATIONS, serves)(
         q_BTNH,
         k_BSKH,
         v_BSKH,

@@ -1,4 +1,4 @@
-"""Lets Mosaic GPU kernels with accumulators in `run_state` run in JAX's GPU interpret mode, which knows no such thing."""
+"""Lets Mosaic GPU kernels with accumulators in `run_state`, which JAX's interpreter does not know, run on the CPU."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from jax._src.state.types import AbstractRef
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from pallas_kernels.hybrid_attention import mosaic_gpu
+from pallas_kernels.gpu import launch
 
 
 def _zero_based_run_state(body: Callable) -> Callable:
@@ -42,7 +42,9 @@ def _multiply_registers(*, token, place, thread, acc_key, acc_transforms, a, b_k
         memory.access(key, jax.tree.map(int, gpu_callbacks._remove_noop_transforms(transforms)))
         for key, transforms in zip(keys, (acc_transforms, b_transforms), strict=True)
     ]
-    acc, b = (memory.get_buffer_content(key, at, thread, logging_info=info)[0] for key, at in zip(keys, ranges))
+    acc, b = (
+        memory.get_buffer_content(key, at, thread, logging_info=info)[0] for key, at in zip(keys, ranges, strict=True)
+    )
     product = np.matmul(np.asarray(a, np.float32), np.asarray(b, np.float32))
     memory.store_buffer_content(keys[0], ranges[0], acc + product.astype(acc.dtype), thread, logging_info=info)
     return token
@@ -76,7 +78,7 @@ def interpreted(patch: Any) -> Iterator[None]:
     with patch.context() as patch:
         patch.setattr(interpreter, "_interpret_wgmma_ref_p", _wgmma_rule(interpreter._interpret_wgmma_ref_p))
         patch.setattr(pl, "run_state", _zero_based_run_state)
-        patch.setattr(mosaic_gpu, "compute_capability", lambda: 90)
+        patch.setattr(launch, "nvidia_capability", lambda: 90)
         try:
             with plgpu.force_gpu_interpret_mode(plgpu.InterpretGPUParams()):
                 yield

@@ -17,6 +17,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from pallas_kernels.gpu import attention, block_list
+from pallas_kernels.gpu import launch as launching
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 TYPES = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16", "int8": "i8", "int16": "i16", "int32": "i32"}
@@ -82,7 +83,7 @@ def compiled(patch: Any, capability: int, folder: Path) -> Iterator[list[Report]
     with patch.context() as patch:
         for module in (attention, block_list):
             patch.setattr(module, "launch", launch)
-        patch.setattr(attention, "compute_capability", lambda: capability)
+        patch.setattr(launching, "nvidia_capability", lambda: capability)
         yield reports
 
 

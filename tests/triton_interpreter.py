@@ -14,7 +14,7 @@ import triton.language as tl
 from triton import JITFunction
 from triton.runtime import interpreter
 
-from pallas_kernels.gpu import attention, backward, block_list, forward, tiles
+from pallas_kernels.gpu import attention, backward, block_list, forward, launch, tiles
 
 KERNEL_MODULES = (tl, tl.standard, tiles, forward, backward, block_list, attention)
 LAUNCHING_MODULES = (attention, block_list)
@@ -107,7 +107,7 @@ def interpreted(patch: Any, capability: int = 90) -> Iterator[None]:
                     patch.setattr(module, name, Interpreted(value.fn))
         for module in LAUNCHING_MODULES:
             patch.setattr(module, "launch", _interpreted_launch)
-        patch.setattr(attention, "compute_capability", lambda: capability)
+        patch.setattr(launch, "nvidia_capability", lambda: capability)
         # The interpreter multiplies the bit patterns of bfloat16 operands.
         product = interpreter.InterpreterBuilder.create_dot
         patch.setattr(

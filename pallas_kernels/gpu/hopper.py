@@ -131,9 +131,7 @@ def _program(
             acc = acc * lax.broadcast_in_dim(decay, acc.shape, [0])
             total = total * decay + weights.sum(axis=1)
             # The barrier ends the softmax here: none of it may move into this warpgroup's turn to multiply.
-            acc, total, new_top, weights = lax.optimization_barrier(
-                (acc, total, new_top, weights.astype(q_ref.dtype))
-            )
+            acc, total, new_top, weights = lax.optimization_barrier((acc, total, new_top, weights.astype(q_ref.dtype)))
             plgpu.barrier_arrive(turn)
             plgpu.barrier_wait(v_full.at[slot])
             plgpu.barrier_wait(turn)

@@ -35,15 +35,14 @@ def make_plan(
     block_mask: jax.Array | None = None,
     full_block_mask: jax.Array | None = None,
 ) -> Plan:
-    """Plan of a call in which `sparse` (`[B, K]` or `[B, M, K]`) says which heads are sparse, of `heads` query heads."""
-    J, Q, fixed = geometry.key_blocks, geometry.query_blocks, geometry.first_query_block
+    """Plan of a call with `heads` query heads; `sparse` (`[B, K]` or `[B, M, K]`) says which KV heads are sparse."""
+    J, fixed = geometry.key_blocks, geometry.first_query_block
     blocks = jnp.arange(J)
     sparse_BKJ = by_block(sparse, rows)
     streaming_BKJ = sparse_BKJ if block_mask is None else jnp.zeros_like(sparse_BKJ)
     start_BKJ = jnp.broadcast_to(rows.start_BJ[:, None], sparse_BKJ.shape)
-    schedule = block_schedule(
-        streaming_BKJ[:, :, fixed:], start_BKJ[:, :, fixed:], jnp.broadcast_to(blocks[fixed:], (*sparse.shape[:1], sparse.shape[-1], Q)), spec
-    )
+    diag_BKQ = jnp.broadcast_to(blocks[fixed:], streaming_BKJ[:, :, fixed:].shape)
+    schedule = block_schedule(streaming_BKJ[:, :, fixed:], start_BKJ[:, :, fixed:], diag_BKQ, spec)
     runs_BKQ3 = jnp.stack([schedule.first, schedule.n_sink, schedule.lo], -1).astype(jnp.int32)
 
     changes_BJ = jnp.pad(rows.segment_BJ[:, 1:] != rows.segment_BJ[:, :-1], ((0, 0), (0, 1)), constant_values=True)
@@ -95,8 +94,9 @@ class Work(NamedTuple):
 
 
 def heaviest_first(steps: jax.Array) -> jax.Array:
-    """Flat indices of `steps`, the largest first: programs that start last are short, so no chip unit waits long for
-    the end (longest processing time first). Ties stay in order, so that heads that share keys run side by side."""
+    """Flat indices of `steps`, the largest first (longest processing time first): full heads start with their last
+    queries, streaming heads fill in, and the programs that start last are short, so that no multiprocessor works on
+    alone at the end. Ties stay in order, so that heads that share keys run side by side."""
     return jnp.argsort(-steps.reshape(-1), stable=True).astype(jnp.int32)
 
 

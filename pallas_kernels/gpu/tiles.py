@@ -30,9 +30,7 @@ def load_rows(ptr, at, exist, ROWS: tl.constexpr, STRIDE: tl.constexpr, HEAD: tl
 
 
 @triton.jit
-def store_rows(
-    ptr, at, exist, x, ROWS: tl.constexpr, STRIDE: tl.constexpr, HEAD: tl.constexpr, HEAD_PAD: tl.constexpr
-):
+def store_rows(ptr, at, exist, x, ROWS: tl.constexpr, STRIDE: tl.constexpr, HEAD: tl.constexpr, HEAD_PAD: tl.constexpr):
     """Inverse of `load_rows`, in the type of the array."""
     dims = tl.arange(0, HEAD_PAD)[None, :]
     ptrs = ptr + tl.cast(at, tl.int64) * STRIDE + (tl.arange(0, ROWS)[:, None] * STRIDE + dims)

@@ -68,7 +68,9 @@ def choose_tile(kernel: str, capability: int, head_pad: int, itemsize: int, bloc
         ValueError: blocks that no tile divides, or a chip older than sm_80, or with too little shared memory.
     """
     if capability < 80:
-        raise ValueError(f"The GPU kernels need compute capability 8.0; this GPU has {capability / 10}. Use impl='xla'.")
+        raise ValueError(
+            f"The GPU kernels need compute capability 8.0; this GPU has {capability / 10}. Use impl='xla'."
+        )
     divisor = block & -block
     if divisor < SMALLEST_TILE:
         raise ValueError(

@@ -49,7 +49,5 @@ def hybrid_attention_triton(
     B, T, N, _ = q_BTNH.shape
     geometry = Geometry(spec.block_size, T, k_BSKH.shape[1])
     rows = describe_rows(B, geometry, lengths, segment_ids)
-    plan = make_plan(
-        mode != 0, rows, spec, geometry, heads=N, block_mask=block_mask, full_block_mask=full_block_mask
-    )
+    plan = make_plan(mode != 0, rows, spec, geometry, heads=N, block_mask=block_mask, full_block_mask=full_block_mask)
     return planned_attention(q_BTNH, k_BSKH, v_BSKH, plan, spec)

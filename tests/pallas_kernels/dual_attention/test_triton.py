@@ -1,13 +1,14 @@
 import jax
 import jax.numpy as jnp
 import pytest
-from attention_cases import CASES, assert_close, make_inputs
+from attention_cases import CASES, Case, assert_close, make_inputs
 from triton_interpreter import interpreted
 
 from pallas_kernels import dual_attention, routed_attention
 
 NAMED = {case.name: case for case in CASES}
 SMALL_ENOUGH = [case for case in CASES if case.keys <= 700]
+SHORT = Case("last queries, short", 70, queries=55, kv_heads=2, local=2, lengths=(67,))
 
 
 @pytest.fixture(autouse=True)
@@ -27,10 +28,7 @@ def routed_value_and_grads(inputs, impl):
 
 @pytest.mark.parametrize(
     "case",
-    [
-        pytest.param(c, id=c.name, marks=[] if c.name in ("last queries", "window in packed rows") else pytest.mark.slow)
-        for c in SMALL_ENOUGH
-    ],
+    [pytest.param(c, id=c.name, marks=[] if c is SHORT else pytest.mark.slow) for c in (SHORT, *SMALL_ENOUGH)],
 )
 def test_routed_equals_autodiff_of_the_mixture(case):
     inputs = make_inputs(case)
@@ -40,16 +38,16 @@ def test_routed_equals_autodiff_of_the_mixture(case):
 
 
 def test_routed_in_bfloat16():
-    inputs = make_inputs(NAMED["above a block"], jnp.bfloat16)
+    inputs = make_inputs(SHORT, jnp.bfloat16)
     got, wanted = (routed_value_and_grads(inputs, impl) for impl in ("triton", "reference"))
     for name, a, b in zip(("out", "dq", "dk", "dv", "dz"), got, wanted, strict=True):
         assert a.dtype == b.dtype
         assert_close(a, b, 2e-2, name)
 
 
-@pytest.mark.parametrize("name", ["last queries", pytest.param("packed", marks=pytest.mark.slow)])
-def test_dual_equals_two_dense_attentions(name):
-    inputs = make_inputs(NAMED[name])
+@pytest.mark.parametrize("case", [SHORT, pytest.param(NAMED["packed"], marks=pytest.mark.slow)], ids=lambda c: c.name)
+def test_dual_equals_two_dense_attentions(case):
+    inputs = make_inputs(case)
 
     def run(impl):
         @jax.jit
@@ -65,8 +63,8 @@ def test_dual_equals_two_dense_attentions(name):
 
 def test_gates_ignore_padding():
     """NaN in the cotangent of padding must not reach the gradient of the gates."""
-    inputs = make_inputs(NAMED["last queries"])
-    exists = (jnp.arange(150) < inputs.options["lengths"][:, None])[:, -41:, None, None]
+    inputs = make_inputs(SHORT)
+    exists = (jnp.arange(70) < 67)[None, -55:, None, None]
 
     @jax.jit
     def dz(value):

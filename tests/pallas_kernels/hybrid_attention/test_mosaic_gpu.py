@@ -13,7 +13,7 @@ from attention_cases import Case, assert_close, make_inputs
 from mosaic_gpu_interpreter import interpreted
 
 from pallas_kernels import hybrid_attention
-from pallas_kernels.hybrid_attention import mosaic_gpu
+from pallas_kernels.gpu import launch
 
 ROOT = Path(__file__).parents[3]
 BLOCK = {"block": 128, "local": 1, "head_dim": 64}
@@ -61,7 +61,7 @@ def test_equals_the_dense_reference(case, mode, monkeypatch):
     ],
 )
 def test_cases_that_it_does_not_serve_are_named(changes, options, words, monkeypatch):
-    monkeypatch.setattr(mosaic_gpu, "compute_capability", lambda: 90)
+    monkeypatch.setattr(launch, "nvidia_capability", lambda: 90)
     dtype, head_dim = changes.get("dtype", jnp.bfloat16), changes.get("head_dim", 64)
     q, kv = jnp.ones((1, 4, 2, head_dim), dtype), jnp.ones((1, 4, 1, head_dim), dtype)
     with pytest.raises(NotImplementedError, match=words):

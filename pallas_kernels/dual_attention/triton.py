@@ -31,9 +31,9 @@ def _both_forward(q: Array, k: Array, v: Array, full_plan: Plan, sparse_plan: Pl
 
 
 def _both_backward(spec: AttentionSpec, saved, d_outs: tuple[Array, Array]):
-    *operands, pair, full_plan, sparse_plan = saved
-    d_full = backward(*operands, pair["out"], pair["lse"], d_outs[0], full_plan, spec)
-    d_sparse = backward(*operands, pair["other"], pair["other_lse"], d_outs[1], sparse_plan, spec)
+    q, k, v, pair, full_plan, sparse_plan = saved
+    d_full = backward(q, k, v, pair["out"], pair["lse"], d_outs[0], full_plan, spec)
+    d_sparse = backward(q, k, v, pair["other"], pair["other_lse"], d_outs[1], sparse_plan, spec)
     return *jax.tree.map(jnp.add, d_full, d_sparse), None, None
 
 

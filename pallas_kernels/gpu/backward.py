@@ -4,6 +4,9 @@ Weights are recomputed from the log-sum-exp. `inner` is the row sum of dO * O. A
 gradients in q, k and v are those of the chosen branch, whose plan is passed.
 """
 
+# Kernels are Triton's language, not Python's:
+# pyrefly: ignore-errors
+
 import triton
 import triton.language as tl
 

@@ -31,7 +31,7 @@ def compact_kernel(keep_ptr, width, blocks_ptr, count_ptr, CHUNK: tl.constexpr):
         keep = tl.load(keep_ptr + row * width + index, mask=index < width, other=0).to(tl.int32)
         place = count + tl.cumsum(keep, 0) - keep
         tl.store(blocks_ptr + row * width + place, index.to(tl.int16), mask=keep != 0)
-        count += tl.sum(keep, 0)
+        count += tl.sum(keep, 0)  # pyrefly: ignore[unsupported-operation]
     tl.store(count_ptr + row, count)
 
 

@@ -4,6 +4,9 @@ Keys and values are loaded where they lie, `[B, S, K, H]`, by the index of the K
 that the plan gives, most key blocks first, so that the last ones to run are the short ones.
 """
 
+# Kernels are Triton's language, not Python's:
+# pyrefly: ignore-errors
+
 import triton
 import triton.language as tl
 
@@ -124,12 +127,17 @@ def forward_kernel(
                 acc, top, total, q, k_ptr, v_ptr, k_at, q_pos, limit, log2_scale,
                 KEYS, K * HEAD, HEAD, HEAD_PAD, False, WINDOW,
             )  # fmt: skip
-        if full == 0:
+        if full != 0:
+            write(
+                out_ptr, lse_ptr, acc, top, total, q_pos, at, first_row, keys, limit, log2_scale,
+                QUERIES, N * HEAD, HEAD, HEAD_PAD,
+            )  # fmt: skip
+        else:
             write(
                 other_ptr, other_lse_ptr, acc, top, total, q_pos, at, first_row, keys, limit, log2_scale,
                 QUERIES, N * HEAD, HEAD, HEAD_PAD,
             )  # fmt: skip
-    if not PAIR or full != 0:
+    else:
         write(
             out_ptr, lse_ptr, acc, top, total, q_pos, at, first_row, keys, limit, log2_scale,
             QUERIES, N * HEAD, HEAD, HEAD_PAD,

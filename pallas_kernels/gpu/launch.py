@@ -38,7 +38,11 @@ def jax_triton() -> Any:
     rules, primitive = triton_lib.pe.dce_rules, triton_lib.triton_kernel_call_p
     wanted = len(inspect.signature(rules[jax.extend.core.primitives.scan_p]).parameters)
     if len(inspect.signature(rules[primitive]).parameters) != wanted:
-        rules[primitive] = lambda *arguments: ([True] * len(arguments[-1].invars), arguments[-1])
+
+        def keep_everything(*arguments: Any) -> Any:
+            return [True] * len(arguments[-1].invars), arguments[-1]
+
+        rules[primitive] = keep_everything
     return jax_triton
 
 

@@ -59,8 +59,8 @@ def _forward(q: Array, k: Array, v: Array, plan: Plan, rows: Rows, spec: Attenti
 
 
 def _backward(spec: AttentionSpec, saved, d_out: Array):
-    *operands, plan = saved
-    return *backward(*operands, d_out, plan, spec), None, None
+    q, k, v, out, lse_BNT, plan = saved
+    return *backward(q, k, v, out, lse_BNT, d_out, plan, spec), None, None
 
 
 planned_attention.defvjp(_forward, _backward)

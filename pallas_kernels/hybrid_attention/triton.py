@@ -26,8 +26,8 @@ def _forward(q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, plan: Plan
 
 
 def _backward(spec: AttentionSpec, saved, d_out_BTNH: jax.Array):
-    *operands, plan = saved
-    return *backward(*operands, d_out_BTNH, plan, spec), None
+    q_BTNH, k_BSKH, v_BSKH, out_BTNH, lse_BNT, plan = saved
+    return *backward(q_BTNH, k_BSKH, v_BSKH, out_BTNH, lse_BNT, d_out_BTNH, plan, spec), None
 
 
 planned_attention.defvjp(_forward, _backward)

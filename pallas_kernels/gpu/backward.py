@@ -84,17 +84,18 @@ def dq_kernel(
 @triton.jit
 def extend_dkv(
     dk, dv, k, v, q_ptr, d_out_ptr, lse_ptr, inner_ptr, at, k_pos, first_row, limit, log2_scale,
-    QUERIES: tl.constexpr, STRIDE: tl.constexpr, HEAD: tl.constexpr, HEAD_PAD: tl.constexpr,
-    EDGE: tl.constexpr, WINDOW: tl.constexpr,
+    QUERIES: tl.constexpr, STRIDE: tl.constexpr, HEAD: tl.constexpr, HEAD_PAD: tl.constexpr, WINDOW: tl.constexpr,
 ):  # fmt: skip
-    """Adds what one query tile gives to dk (before the scale) and dv; tiles are transposed, keys by rows."""
+    """Adds what one query tile gives to dk (before the scale) and dv; tiles are transposed, keys by rows.
+
+    Every tile is masked: a second loop for the tiles off the diagonal costs more registers than the masks cost time.
+    """
     q_pos = at + tl.arange(0, QUERIES)
     there = (q_pos >= first_row) & (q_pos < limit)
     q = load_rows(q_ptr, at - first_row, there, QUERIES, STRIDE, HEAD, HEAD_PAD)
     lse_log2 = tl.load(lse_ptr + q_pos, mask=there, other=0.0) * LOG2_E
     weights = tl.exp2(dot(k, tl.trans(q)) * log2_scale - lse_log2[None, :])
-    if EDGE or WINDOW > 0:
-        weights = tl.where(visible(q_pos[None, :], k_pos[:, None], EDGE, WINDOW), weights, 0.0)
+    weights = tl.where(visible(q_pos[None, :], k_pos[:, None], True, WINDOW), weights, 0.0)
     d_out = load_rows(d_out_ptr, at - first_row, there, QUERIES, STRIDE, HEAD, HEAD_PAD)
     dv = dot(weights.to(d_out.dtype), d_out, dv)
     inner = tl.load(inner_ptr + q_pos, mask=there, other=0.0)
@@ -136,35 +137,23 @@ def dkv_kernel(
         head = kv_head * GROUPS + group
         q_offset = (row.to(tl.int64) * queries * N + head) * HEAD
         lse_offset = (row.to(tl.int64) * N + head) * queries - first_row
-        # Tiles of the diagonal block from the one that holds the first key of this tile.
-        edge = at // QUERIES
-        edge_end = (block + 1) * PER_BLOCK
-        whole = tl.maximum(block + 1, first_query_block) * PER_BLOCK
-        whole_end = stop * PER_BLOCK
+        # From the tile that holds the first key of this one; a block list may name a few tiles before it.
+        start = tl.maximum(at // QUERIES, first_query_block * PER_BLOCK)
+        end = tl.where(at < limit, stop * PER_BLOCK, start)
         list_ptr = blocks_ptr
         if LISTED:
             listed = (row * N + head) * key_blocks + block
-            count = tl.load(count_ptr + listed)
-            list_ptr = blocks_ptr + listed.to(tl.int64) * query_blocks
-            has_diagonal = (count > 0) & (tl.load(list_ptr).to(tl.int32) + first_query_block == block)
-            edge_end = tl.where(has_diagonal, edge_end, edge)
-            whole = tl.where(has_diagonal, PER_BLOCK, 0)
-            whole_end = count * PER_BLOCK
-        reached = (at < limit) & (stop > block) & (block >= first_query_block)
-        edge_end = tl.where(reached, edge_end, edge)
-        for step in range(edge, edge_end):
-            dk, dv = extend_dkv(
-                dk, dv, k, v, q_ptr + q_offset, d_out_ptr + q_offset, lse_ptr + lse_offset, inner_ptr + lse_offset,
-                step * QUERIES, k_pos, first_row, limit, log2_scale, QUERIES, N * HEAD, HEAD, HEAD_PAD, True, WINDOW,
-            )  # fmt: skip
-        for step in range(whole, whole_end):
+            list_ptr += listed.to(tl.int64) * query_blocks
+            start = 0
+            end = tl.load(count_ptr + listed) * PER_BLOCK
+        for step in range(start, end):
             q_at = step * QUERIES
             if LISTED:
-                query_block = tl.load(list_ptr + step // PER_BLOCK).to(tl.int32)
-                q_at = (first_query_block + query_block) * BLOCK + (step % PER_BLOCK) * QUERIES
+                query_block = first_query_block + tl.load(list_ptr + step // PER_BLOCK).to(tl.int32)
+                q_at = query_block * BLOCK + (step % PER_BLOCK) * QUERIES
             dk, dv = extend_dkv(
                 dk, dv, k, v, q_ptr + q_offset, d_out_ptr + q_offset, lse_ptr + lse_offset, inner_ptr + lse_offset,
-                q_at, k_pos, first_row, limit, log2_scale, QUERIES, N * HEAD, HEAD, HEAD_PAD, False, WINDOW,
+                q_at, k_pos, first_row, limit, log2_scale, QUERIES, N * HEAD, HEAD, HEAD_PAD, WINDOW,
             )  # fmt: skip
     stored = k_pos < keys
     store_rows(dk_ptr + k_offset, at, stored, dk * scale, KEYS, K * HEAD, HEAD, HEAD_PAD)

@@ -23,9 +23,7 @@ def test_the_rule_for_dead_code_takes_what_jax_passes(monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(
-    importlib.util.find_spec("jax_plugins.xla_cuda13") is None, reason="needs jax[cuda13]; no GPU is needed"
-)
+@pytest.mark.skipif(importlib.util.find_spec("jax_cuda13_plugin") is None, reason="needs jax[cuda13]; no GPU is needed")
 @pytest.mark.parametrize("capability, tokens", [(80, 8192), (90, 8192), (90, 1)])
 def test_lowers_for_cuda(capability, tokens, monkeypatch):
     """Prefill with masks and a training step become programs that call the compiled kernels."""

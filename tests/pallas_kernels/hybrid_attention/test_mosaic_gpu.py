@@ -69,9 +69,7 @@ def test_cases_that_it_does_not_serve_are_named(changes, options, words, monkeyp
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(
-    importlib.util.find_spec("jax_plugins.xla_cuda13") is None, reason="needs jax[cuda13]; no GPU is needed"
-)
+@pytest.mark.skipif(importlib.util.find_spec("jax_cuda13_plugin") is None, reason="needs jax[cuda13]; no GPU is needed")
 @pytest.mark.parametrize("head_dim", [64, 128])
 def test_compiles_for_hopper_without_spills(head_dim, tmp_path):
     done = subprocess.run(

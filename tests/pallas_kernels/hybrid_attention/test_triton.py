@@ -10,9 +10,10 @@ from triton_interpreter import interpreted
 from pallas_kernels import hybrid_attention
 
 NAMED = {case.name: case for case in CASES}
-QUICK = ("one token", "above a block", "last queries", "window in packed rows")
-SMALL_ENOUGH = [case for case in CASES if case.keys <= 700]
 SHORT = Case("last queries, short", 40, queries=25, kv_heads=2, local=1, lengths=(37,))
+PACKED = Case("window in packed rows, short", 80, kv_heads=2, window=20, segments=((20, 40),))
+QUICK = (NAMED["one token"], NAMED["above a block"], SHORT, PACKED)
+SMALL_ENOUGH = [case for case in CASES if case.keys <= 700]
 
 
 @pytest.fixture(autouse=True)
@@ -41,7 +42,10 @@ def assert_equals_reference(inputs, tolerance, **options):
 
 @pytest.mark.parametrize(
     "case",
-    [pytest.param(c, id=c.name, marks=[] if c.name in QUICK else [pytest.mark.slow]) for c in SMALL_ENOUGH],
+    [
+        *(pytest.param(case, id=case.name) for case in QUICK),
+        *(pytest.param(c, id=c.name, marks=pytest.mark.slow) for c in SMALL_ENOUGH if c not in QUICK),
+    ],
 )
 def test_equals_the_dense_reference(case):
     assert_equals_reference(make_inputs(case), 1e-5)
@@ -69,7 +73,7 @@ def test_wide_heads(head_dim):
 )
 def test_block_masks(case, masked):
     inputs = make_inputs(case)
-    mode = inputs.mode.at[:].set(jnp.arange(case.kv_heads) % 2)
+    mode = inputs.mode.at[:].set(jnp.arange(case.kv_heads, dtype=jnp.int8) % 2)
     first = (inputs.k.shape[1] - inputs.q.shape[1]) // case.block
     blocks = -(-inputs.k.shape[1] // case.block)
     rng = np.random.default_rng(1)

@@ -34,6 +34,10 @@ class Report:
     shared: int
     instructions: frozenset[str]
 
+    def __str__(self) -> str:
+        sizes = ", ".join(f"{name.lower()} {value}" for name, value in self.constants.items())
+        return f"{self.kernel}: {self.registers} registers, stack {self.stack}, shared {self.shared} ({sizes})"
+
 
 def resources_of(cubin: bytes, folder: Path) -> tuple[int, int, frozenset[str]]:
     """(registers, stack bytes, mnemonics) of a cubin."""

@@ -10,5 +10,6 @@ setup(
     package_data={
         "elastic_jax": ["data/**/*"],
         "elastic_jax.configs": ["**/*.yaml"],
+        "pallas_kernels.gpu": ["tile_tables/*.json"],
     },
 )

@@ -2,22 +2,58 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
+from importlib import import_module
 
 import jax
 
 PLANNED = ("tpu", "triton", "mosaic_gpu")
 
 
-def choose[F: Callable](op: str, impl: str, implementations: Mapping[str, F]) -> F:
-    """Returns the implementation of `op` that `impl` names; "auto" takes the best one for the default platform.
+def deferred(module: str, name: str) -> Callable:
+    """A function of a module that is imported at the first call only: its toolchain may be absent, or slow to load."""
+
+    def call(*arguments, **options):
+        return getattr(import_module(module), name)(*arguments, **options)
+
+    return call
+
+
+def nvidia_capability() -> int | None:
+    """Compute capability of the default device, times 10 (90 for an H100); None if it is no NVIDIA GPU.
+
+    A device of a compile-only topology does as well: set `jax.default_device`.
+    """
+    device = jax.config.jax_default_device
+    if device is None or isinstance(device, str):
+        device = jax.devices(device)[0]
+    version = re.fullmatch(r"(\d+)\.(\d+)", str(getattr(device, "compute_capability", "")))
+    return None if version is None else 10 * int(version[1]) + int(version[2])
+
+
+def preferred() -> tuple[str, ...]:
+    """Names of the implementations for the default platform, the best first."""
+    platform = jax.default_backend()
+    if platform != "gpu":
+        return (platform, "xla")
+    capability = nvidia_capability() or 0
+    if capability == 90:
+        return ("mosaic_gpu", "triton", "xla")
+    return ("triton", "xla") if capability >= 80 else ("xla",)
+
+
+def choose[F: Callable](
+    op: str, impl: str, implementations: Mapping[str, F], serves: Callable[[str], bool] = lambda name: True
+) -> F:
+    """Returns the implementation of `op` that `impl` names; "auto" takes the best one that serves the case.
 
     Raises:
         ValueError: `impl` is no known name.
         NotImplementedError: the name is known but `op` has no such implementation.
     """
     if impl == "auto":
-        return implementations.get(jax.default_backend(), implementations["xla"])
+        return next(implementations[name] for name in preferred() if name in implementations and serves(name))
     if impl in implementations:
         return implementations[impl]
     have = ", ".join(("auto", *implementations))

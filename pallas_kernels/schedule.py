@@ -67,3 +67,22 @@ def block_schedule(sparse: jax.Array, start: jax.Array, diag: jax.Array, spec: A
     sink_end = jnp.minimum(start + spec.sink_blocks, lo)
     n_sink = jnp.where(sparse, jnp.maximum(sink_end - reach, 0), 0)
     return Schedule(reach, n_sink, lo, diag)
+
+
+def visitors_stop(
+    sparse: jax.Array, start: jax.Array, end: jax.Array, block: jax.Array, spec: AttentionSpec
+) -> jax.Array:
+    """The same rule seen from a key block: query blocks `[block, stop)` visit it, none other; returns `stop`.
+
+    Args:
+        sparse: bool, whether the head is sparse there.
+        start: first block of the segment of the key block.
+        end: end block of that segment; at most `block` where the block holds no token.
+        block: key block.
+        spec: sink and local blocks, block size, window.
+    """
+    stop = end
+    if spec.window is not None:
+        stop = jnp.minimum(end, block + 1 - (1 - spec.window) // spec.block_size)
+    near = jnp.minimum(stop, block + spec.local_blocks)
+    return jnp.where(sparse & (block - start >= spec.sink_blocks), near, stop)

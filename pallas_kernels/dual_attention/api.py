@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from functools import partial
+
 import jax
 
 from pallas_kernels.checks import attention_spec, check_block_masks, check_choice, check_qkv, check_rows
-from pallas_kernels.dispatch import choose
+from pallas_kernels.dispatch import choose, deferred
 from pallas_kernels.dual_attention.reference import dual_attention_reference, routed_attention_reference
 from pallas_kernels.dual_attention.xla import dual_attention_xla, routed_attention_xla
 
-DUAL = {"reference": dual_attention_reference, "xla": dual_attention_xla}
-ROUTED = {"reference": routed_attention_reference, "xla": routed_attention_xla}
+DUAL = {
+    "reference": dual_attention_reference,
+    "xla": dual_attention_xla,
+    "triton": deferred("pallas_kernels.dual_attention.triton", "dual_attention_triton"),
+}
+ROUTED = {
+    "reference": routed_attention_reference,
+    "xla": routed_attention_xla,
+    "triton": deferred("pallas_kernels.dual_attention.triton", "routed_attention_triton"),
+}
+
+TAKE_MASKS = ("reference", "xla")
 
 
 def dual_attention(
@@ -49,14 +62,12 @@ def dual_attention(
     )
     check_rows(q_BTNH.shape[0], k_BSKH.shape[1], block_size, segment_ids, lengths)
     check_block_masks(q_BTNH, k_BSKH, block_size, block_mask, full_block_mask)
-    run = choose("dual_attention", impl, DUAL)
+    run = _choose("dual_attention", impl, DUAL, block_mask=block_mask, full_block_mask=full_block_mask)
     return run(
         q_BTNH,
         k_BSKH,
         v_BSKH,
         spec,
-        block_mask=block_mask,
-        full_block_mask=full_block_mask,
         segment_ids=segment_ids,
         lengths=lengths,
     )
@@ -104,15 +115,23 @@ def routed_attention(
     check_rows(q_BTNH.shape[0], k_BSKH.shape[1], block_size, segment_ids, lengths)
     check_block_masks(q_BTNH, k_BSKH, block_size, block_mask, full_block_mask)
     check_choice("z", z, q_BTNH.shape[0], k_BSKH.shape[2], packed=segment_ids is not None)
-    run = choose("routed_attention", impl, ROUTED)
+    run = _choose("routed_attention", impl, ROUTED, block_mask=block_mask, full_block_mask=full_block_mask)
     return run(
         q_BTNH,
         k_BSKH,
         v_BSKH,
         z,
         spec,
-        block_mask=block_mask,
-        full_block_mask=full_block_mask,
         segment_ids=segment_ids,
         lengths=lengths,
     )
+
+
+def _choose(op: str, impl: str, implementations: Mapping[str, Callable], **masks: jax.Array | None) -> Callable:
+    """The implementation, with the masks that are given; "auto" passes over those that take none."""
+    given = {name: mask for name, mask in masks.items() if mask is not None}
+    if given and impl in implementations and impl not in TAKE_MASKS:
+        raise NotImplementedError(
+            f"{op} with block masks has no {impl!r} implementation. Use one of: {', '.join(('auto', *TAKE_MASKS))}."
+        )
+    return partial(choose(op, impl, implementations, lambda name: not given or name in TAKE_MASKS), **given)

@@ -5,11 +5,18 @@ from __future__ import annotations
 import jax
 
 from pallas_kernels.checks import attention_spec, check_block_masks, check_choice, check_qkv, check_rows
-from pallas_kernels.dispatch import choose
+from pallas_kernels.dispatch import choose, deferred
 from pallas_kernels.hybrid_attention.reference import hybrid_attention_reference
 from pallas_kernels.hybrid_attention.xla import hybrid_attention_xla
 
-IMPLEMENTATIONS = {"reference": hybrid_attention_reference, "xla": hybrid_attention_xla}
+IMPLEMENTATIONS = {
+    "reference": hybrid_attention_reference,
+    "xla": hybrid_attention_xla,
+    "triton": deferred("pallas_kernels.hybrid_attention.triton", "hybrid_attention_triton"),
+    "mosaic_gpu": deferred("pallas_kernels.hybrid_attention.mosaic_gpu", "hybrid_attention_mosaic_gpu"),
+}
+
+hopper_refusal = deferred("pallas_kernels.hybrid_attention.mosaic_gpu", "why_not")
 
 
 def hybrid_attention(
@@ -48,14 +55,16 @@ def hybrid_attention(
         lengths: int `[B]`, valid leading tokens of each row. Padding may hold anything; its outputs are 0.
         window: every head sees only the last `window` tokens, on top of its mode.
         scale: factor of the scores; 1 / sqrt(H) by default.
-        impl: "auto", "reference" or "xla".
+        impl: "auto" takes the best for the platform; or "reference", "xla", "triton" (NVIDIA GPUs from compute
+            capability 8.0, blocks of a multiple of 16 tokens) or "mosaic_gpu" (9.0, 16-bit operands, no masks).
 
     Returns:
         `[B, T, N, H]` in the type of q.
 
     Raises:
         ValueError: a shape, a segment start or an option that does not fit.
-        NotImplementedError: `impl` does not exist yet, or does not support the masks.
+        NotImplementedError: `impl` does not exist yet, or does not serve the case.
+        RuntimeError: `impl` is for a device that is not there.
     """
     check_qkv(q_BTNH, k_BSKH, v_BSKH)
     B, H = q_BTNH.shape[0], q_BTNH.shape[3]
@@ -66,7 +75,12 @@ def hybrid_attention(
     check_rows(B, S, block_size, segment_ids, lengths)
     check_choice("mode", mode, B, K, packed=segment_ids is not None)
     check_block_masks(q_BTNH, k_BSKH, block_size, block_mask, full_block_mask)
-    return choose("hybrid_attention", impl, IMPLEMENTATIONS)(
+    masks = block_mask is not None or full_block_mask is not None
+
+    def serves(name: str) -> bool:
+        return name != "mosaic_gpu" or hopper_refusal(q_BTNH, spec, masks) is None
+
+    return choose("hybrid_attention", impl, IMPLEMENTATIONS, serves)(
         q_BTNH,
         k_BSKH,
         v_BSKH,

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pallas_kernels.schedule import AttentionSpec, Schedule, block_schedule
+from pallas_kernels.schedule import AttentionSpec, Schedule, block_schedule, visitors_stop
 
 BLOCK, BLOCKS = 4, 12
 
@@ -48,3 +48,14 @@ def test_a_block_of_padding_visits_nothing():
         plan = block_schedule(jnp.asarray(sparse), jnp.asarray(6), jnp.asarray(5), spec)
         assert int(plan.steps) == 0
         assert int(plan.middle[0]) >= int(plan.middle[1])
+
+
+@pytest.mark.parametrize("window", [None, 1, 3, 4, 5, 6, 17])
+@pytest.mark.parametrize("sink, local", [(0, 1), (1, 1), (1, 3), (2, 2), (3, 20)])
+def test_the_inverse_rule_names_the_same_visits(sink, local, window):
+    spec = AttentionSpec(sink, local, BLOCK, window, 1.0)
+    for sparse, start in itertools.product((False, True), (0, 2, 5)):
+        seen = {diag: dense_blocks(sparse, start, diag, spec) for diag in range(start, BLOCKS)}
+        for block in range(start, BLOCKS):
+            stop = int(visitors_stop(jnp.asarray(sparse), jnp.asarray(start), BLOCKS, jnp.asarray(block), spec))
+            assert set(range(block, stop)) == {diag for diag in seen if block in seen[diag]}, (sparse, start, block)

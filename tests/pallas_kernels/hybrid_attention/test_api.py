@@ -2,7 +2,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from pallas_kernels import hybrid_attention
+from pallas_kernels import dual_attention, hybrid_attention
 
 Q, KV = jnp.ones((2, 40, 6, 8)), jnp.ones((2, 40, 2, 8))
 MODE = jnp.zeros((2, 2), jnp.int8)
@@ -54,9 +54,15 @@ def test_a_mode_that_is_only_known_at_run_time_counts_as_sparse_unless_zero(impl
     assert bool((odd == sparse).all()) and not bool((odd == full).all())
 
 
-def test_an_implementation_that_does_not_exist_yet_never_falls_back():
+def test_an_implementation_that_does_not_exist_never_falls_back():
     with pytest.raises(NotImplementedError, match="reference"):
-        call(impl="triton")
+        dual_attention(Q, KV, KV, block_size=16, impl="mosaic_gpu")
+
+
+@pytest.mark.parametrize("impl", ["triton", "mosaic_gpu"])
+def test_gpu_implementations_never_fall_back(impl):
+    with pytest.raises(RuntimeError, match="need an NVIDIA GPU; the default device is 'cpu'"):
+        call(impl=impl)
 
 
 def test_checks_of_values_let_traced_arrays_through():

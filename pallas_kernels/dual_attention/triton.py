@@ -1,0 +1,114 @@
+"""Dual and routed attention on NVIDIA GPUs from compute capability 8.0, in Triton: both outputs from one sweep.
+
+The backward kernels are those of hybrid attention: a routed head has the gradients of its chosen branch.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+
+from pallas_kernels.gpu.attention import attend, backward
+from pallas_kernels.gpu.plan import Plan, make_plan
+from pallas_kernels.layout import Geometry, by_block, describe_rows
+from pallas_kernels.schedule import AttentionSpec
+
+type Array = jax.Array
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(5,))
+def both(q: Array, k: Array, v: Array, full_plan: Plan, sparse_plan: Plan, spec: AttentionSpec) -> tuple[Array, Array]:
+    """(full, sparse) outputs `[B, T, N, H]`."""
+    return _both_forward(q, k, v, full_plan, sparse_plan, spec)[0]
+
+
+def _both_forward(q: Array, k: Array, v: Array, full_plan: Plan, sparse_plan: Plan, spec: AttentionSpec):
+    everywhere = jnp.ones(sparse_plan.runs_BKQ3.shape[:3], jnp.int32)
+    pair = attend(q, k, v, sparse_plan, spec, everywhere)
+    return (pair["out"], pair["other"]), (q, k, v, pair, full_plan, sparse_plan)
+
+
+def _both_backward(spec: AttentionSpec, saved, d_outs: tuple[Array, Array]):
+    q, k, v, pair, full_plan, sparse_plan = saved
+    d_full = backward(q, k, v, pair["out"], pair["lse"], d_outs[0], full_plan, spec)
+    d_sparse = backward(q, k, v, pair["other"], pair["other_lse"], d_outs[1], sparse_plan, spec)
+    return *jax.tree.map(jnp.add, d_full, d_sparse), None, None
+
+
+both.defvjp(_both_forward, _both_backward)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(6,))
+def routed(
+    q: Array, k: Array, v: Array, z_BKQ: Array, chosen_plan: Plan, sparse_plan: Plan, spec: AttentionSpec
+) -> Array:
+    """The full output where z is 1, the sparse one where it is 0; its gradient in z is <dO, full - sparse>."""
+    return _routed_forward(q, k, v, z_BKQ, chosen_plan, sparse_plan, spec)[0]
+
+
+def _routed_forward(
+    q: Array, k: Array, v: Array, z_BKQ: Array, chosen_plan: Plan, sparse_plan: Plan, spec: AttentionSpec
+):
+    pair = attend(q, k, v, sparse_plan, spec, z_BKQ > 0.5)
+    return pair["out"], (q, k, v, z_BKQ, pair, chosen_plan)
+
+
+def _routed_backward(spec: AttentionSpec, saved, d_out: Array):
+    q, k, v, z_BKQ, pair, chosen_plan = saved
+    B, T, N, H = q.shape
+    K, Q = z_BKQ.shape[1:]
+    positions = jnp.arange(k.shape[1] - T, k.shape[1])
+    exists_BT = positions < chosen_plan.limit_BJ[:, positions // spec.block_size]
+    gain_BTN = jnp.sum(d_out.astype(jnp.float32) * (pair["out"].astype(jnp.float32) - pair["other"]), -1)
+    gain_BTN = jnp.where(exists_BT[..., None], gain_BTN, 0)
+    left = (k.shape[1] - T) % spec.block_size
+    gain_BTN = jnp.pad(gain_BTN, ((0, 0), (left, Q * spec.block_size - left - T), (0, 0)))
+    gain_BKQ = gain_BTN.reshape(B, Q, spec.block_size, K, N // K).sum((2, 4)).swapaxes(1, 2)
+    dz_BKQ = jnp.where(z_BKQ > 0.5, gain_BKQ, -gain_BKQ).astype(z_BKQ.dtype)
+    grads = backward(q, k, v, pair["out"], pair["lse"], d_out, chosen_plan, spec)
+    return *grads, dz_BKQ, None, None
+
+
+routed.defvjp(_routed_forward, _routed_backward)
+
+
+def dual_attention_triton(
+    q_BTNH: Array,
+    k_BSKH: Array,
+    v_BSKH: Array,
+    spec: AttentionSpec,
+    *,
+    segment_ids: Array | None = None,
+    lengths: Array | None = None,
+) -> tuple[Array, Array]:
+    """See `dual_attention`."""
+    B, T, N, _ = q_BTNH.shape
+    geometry = Geometry(spec.block_size, T, k_BSKH.shape[1])
+    rows = describe_rows(B, geometry, lengths, segment_ids)
+    plans = [
+        make_plan(jnp.full((B, k_BSKH.shape[2]), sparse), rows, spec, geometry, heads=N) for sparse in (False, True)
+    ]
+    return both(q_BTNH, k_BSKH, v_BSKH, *plans, spec)
+
+
+def routed_attention_triton(
+    q_BTNH: Array,
+    k_BSKH: Array,
+    v_BSKH: Array,
+    z: Array,
+    spec: AttentionSpec,
+    *,
+    segment_ids: Array | None = None,
+    lengths: Array | None = None,
+) -> Array:
+    """See `routed_attention`."""
+    B, T, N, _ = q_BTNH.shape
+    geometry = Geometry(spec.block_size, T, k_BSKH.shape[1])
+    rows = describe_rows(B, geometry, lengths, segment_ids)
+    chosen_plan, sparse_plan = (
+        make_plan(sparse, rows, spec, geometry, heads=N) for sparse in (z <= 0.5, jnp.ones_like(z, jnp.bool_))
+    )
+    z_BKQ = by_block(z, rows)[:, :, geometry.first_query_block :]
+    return routed(q_BTNH, k_BSKH, v_BSKH, z_BKQ, chosen_plan, sparse_plan, spec)

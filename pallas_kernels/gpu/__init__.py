@@ -1,0 +1,1 @@
+"""What the GPU implementations of the attention ops share: kernels, visiting plans, tile sizes, launching."""

@@ -1,0 +1,123 @@
+"""What the GPU kernels are told about a call: runs of key blocks, ends of sequences, lists, and the order of work."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from pallas_kernels.gpu.block_list import BlockLists, compact
+from pallas_kernels.layout import Geometry, Rows, by_block
+from pallas_kernels.schedule import AttentionSpec, block_schedule, visitors_stop
+
+
+class Plan(NamedTuple):
+    """Integer arrays; J key blocks and Q query blocks (the last Q of the J) in a row."""
+
+    runs_BKQ3: jax.Array
+    """`first`, `n_sink` and `lo` of the schedule."""
+    stop_BKJ: jax.Array
+    """Query blocks up to here visit the key block."""
+    limit_BJ: jax.Array
+    """Token where the sequence of the block ends; 0 for a block of padding."""
+    keep_BNQJ: jax.Array | None
+    """Blocks to visit where a list replaces the runs."""
+
+
+def make_plan(
+    sparse: jax.Array,
+    rows: Rows,
+    spec: AttentionSpec,
+    geometry: Geometry,
+    *,
+    heads: int,
+    block_mask: jax.Array | None = None,
+    full_block_mask: jax.Array | None = None,
+) -> Plan:
+    """Plan of a call with `heads` query heads; `sparse` (`[B, K]` or `[B, M, K]`) says which KV heads are sparse."""
+    J, fixed = geometry.key_blocks, geometry.first_query_block
+    blocks = jnp.arange(J)
+    sparse_BKJ = by_block(sparse, rows)
+    streaming_BKJ = sparse_BKJ if block_mask is None else jnp.zeros_like(sparse_BKJ)
+    start_BKJ = jnp.broadcast_to(rows.start_BJ[:, None], sparse_BKJ.shape)
+    diag_BKQ = jnp.broadcast_to(blocks[fixed:], streaming_BKJ[:, :, fixed:].shape)
+    schedule = block_schedule(streaming_BKJ[:, :, fixed:], start_BKJ[:, :, fixed:], diag_BKQ, spec)
+    runs_BKQ3 = jnp.stack([schedule.first, schedule.n_sink, schedule.lo], -1).astype(jnp.int32)
+
+    changes_BJ = jnp.pad(rows.segment_BJ[:, 1:] != rows.segment_BJ[:, :-1], ((0, 0), (0, 1)), constant_values=True)
+    end_BJ = jax.lax.cummin(jnp.where(changes_BJ, blocks + 1, J), axis=1, reverse=True)
+    end_BJ = jnp.where(rows.segment_BJ < 0, 0, end_BJ)
+    stop_BKJ = visitors_stop(streaming_BKJ, start_BKJ, end_BJ[:, None], blocks, spec)
+
+    limit_BJ = jnp.full((sparse.shape[0], J), geometry.keys)
+    if rows.valid_BS is not None:
+        tokens_BJ = jnp.pad(rows.valid_BS, ((0, 0), (0, geometry.right))).reshape(-1, J, geometry.block).sum(-1)
+        last_BJ = jnp.maximum(end_BJ - 1, 0)
+        limit_BJ = last_BJ * geometry.block + jnp.take_along_axis(tokens_BJ, last_BJ, axis=1)
+        limit_BJ = jnp.where(rows.segment_BJ < 0, 0, limit_BJ)
+
+    keep_BNQJ = None
+    if block_mask is not None or full_block_mask is not None:
+        keep_BNQJ = _kept_blocks(sparse_BKJ[:, :, fixed:], runs_BKQ3, block_mask, full_block_mask, heads, J)
+    return Plan(runs_BKQ3, stop_BKJ.astype(jnp.int32), limit_BJ.astype(jnp.int32), keep_BNQJ)
+
+
+def _kept_blocks(
+    sparse_BKQ: jax.Array,
+    runs_BKQ3: jax.Array,
+    block_mask: jax.Array | None,
+    full_block_mask: jax.Array | None,
+    heads: int,
+    key_blocks: int,
+) -> jax.Array:
+    """The mask of each head, inside the runs that its plan allows, `[B, N, Q, J]`."""
+    K, Q = sparse_BKQ.shape[1:]
+    blocks = jnp.arange(key_blocks)
+    first, n_sink, lo = (runs_BKQ3[..., i, None] for i in range(3))
+    diag = blocks[key_blocks - Q :, None]
+    inside = (blocks <= diag) & (((blocks >= first) & (blocks < first + n_sink)) | (blocks >= lo))
+    keep = jnp.repeat(inside, heads // K, axis=1)
+    is_sparse = jnp.repeat(sparse_BKQ, heads // K, axis=1)[..., None]
+    if block_mask is not None:
+        keep &= block_mask | ~is_sparse
+    if full_block_mask is not None:
+        keep &= full_block_mask | is_sparse
+    return keep
+
+
+class Work(NamedTuple):
+    """What one kernel goes through: its items in the order in which they start, and the lists of their blocks."""
+
+    order: jax.Array
+    lists: BlockLists | None
+
+
+def heaviest_first(steps: jax.Array) -> jax.Array:
+    """Flat indices of `steps`, the largest first (longest processing time first): full heads start with their last
+    queries, streaming heads fill in, and the programs that start last are short, so that no multiprocessor works on
+    alone at the end. Ties stay in order, so that heads that share keys run side by side."""
+    return jnp.argsort(-steps.reshape(-1), stable=True).astype(jnp.int32)
+
+
+def query_work(plan: Plan, heads: int) -> Work:
+    """Items (row, query block, query head), for kernels that own query tiles."""
+    B, K, Q, _ = plan.runs_BKQ3.shape
+    if plan.keep_BNQJ is not None:
+        lists = compact(plan.keep_BNQJ)
+        return Work(heaviest_first(jnp.swapaxes(lists.count, 1, 2)), lists)
+    diag = jnp.arange(plan.limit_BJ.shape[1])[-Q:]
+    steps_BKQ = plan.runs_BKQ3[..., 1] + diag + 1 - plan.runs_BKQ3[..., 2]
+    return Work(heaviest_first(jnp.repeat(jnp.swapaxes(steps_BKQ, 1, 2), heads // K, axis=2)), None)
+
+
+def key_work(plan: Plan) -> Work:
+    """Items (row, key block, KV head), for the kernel that owns key tiles."""
+    B, K, J = plan.stop_BKJ.shape
+    Q = plan.runs_BKQ3.shape[2]
+    if plan.keep_BNQJ is not None:
+        lists = compact(jnp.swapaxes(plan.keep_BNQJ, 2, 3))
+        steps_BKJ = lists.count.reshape(B, K, -1, J).sum(2)
+        return Work(heaviest_first(jnp.swapaxes(steps_BKJ, 1, 2)), lists)
+    steps_BKJ = plan.stop_BKJ - jnp.maximum(jnp.arange(J), J - Q)
+    return Work(heaviest_first(jnp.swapaxes(steps_BKJ, 1, 2)), None)

@@ -1,0 +1,89 @@
+"""Tile sizes of the Triton kernels: a small table for each chip, a rule for what the tables leave out.
+
+A tile never crosses a block of the schedule. The shared memory that a tile needs is known before anything is compiled.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from functools import cache
+from importlib import resources
+
+SHARED_MEMORY = {80: 166912, 86: 101376, 87: 166912, 89: 101376, 90: 232448, 100: 232448, 103: 232448}
+"""Bytes that one program may use, by compute capability (CUDA programming guide, technical specifications)."""
+SMALLEST_SHARED_MEMORY = 101376
+SMALLEST_TILE = 16
+"""Rows that a tensor core product needs."""
+
+
+@dataclass(frozen=True)
+class Tile:
+    """How a kernel is cut up: rows of a query tile and of a key tile, warps of a program, depth of its pipeline."""
+
+    queries: int
+    keys: int
+    warps: int
+    stages: int
+
+
+def shared_bytes(kernel: str, tile: Tile, capability: int, head_pad: int, itemsize: int) -> int:
+    """Shared memory of one program: the tiles that stay, and one copy of the tiles that stream for each stage."""
+    query_tile, key_tile = (rows * head_pad * itemsize for rows in (tile.queries, tile.keys))
+    stays, streams = {
+        "forward": (query_tile, 2 * key_tile),
+        "dq": (2 * query_tile, 2 * key_tile),
+        "dkv": (2 * key_tile, 2 * query_tile + 8 * tile.queries),
+    }[kernel]
+    copies = max(1, tile.stages if capability >= 90 else tile.stages - 1)
+    # Before Hopper the weights pass through shared memory when the warps do not fill the rows.
+    rows = tile.keys if kernel == "dkv" else tile.queries
+    passed = tile.queries * tile.keys * itemsize if capability < 90 and rows < 128 else 0
+    return stays + copies * streams + passed
+
+
+@cache
+def table(capability: int) -> dict[str, dict[str, dict[str, int]]]:
+    """Tiles for 16-bit operands by kernel and padded head dim; empty for a chip without a file."""
+    file = resources.files("pallas_kernels.gpu") / "tile_tables" / f"sm_{capability}.json"
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+
+
+def rule_of_thumb(kernel: str, capability: int, head_pad: int, itemsize: int, limit: int) -> Tile:
+    """The largest usual tile that fits, at most 64 x 64 in a backward kernel with wide heads."""
+    wide = head_pad > 64
+    queries = 64 if itemsize > 2 or head_pad > 128 or (kernel != "forward" and wide) else 128
+    tile = Tile(queries, 64, 8 if wide else 4, 3)
+    smaller = [replace(tile, stages=2), replace(tile, stages=2, keys=32), Tile(32, 32, 4, 2), Tile(16, 16, 4, 1)]
+    for choice in (tile, *smaller):
+        if shared_bytes(kernel, choice, capability, head_pad, itemsize) <= limit:
+            return choice
+    return smaller[-1]
+
+
+def choose_tile(kernel: str, capability: int, head_pad: int, itemsize: int, block: int) -> Tile:
+    """Tile of `kernel` ("forward", "dq" or "dkv") for operands of `itemsize` bytes and blocks of `block` tokens.
+
+    Raises:
+        ValueError: blocks that no tile divides, or a chip older than sm_80, or with too little shared memory.
+    """
+    if capability < 80:
+        raise ValueError(
+            f"The GPU kernels need compute capability 8.0; this GPU has {capability / 10}. Use impl='xla'."
+        )
+    divisor = block & -block
+    if divisor < SMALLEST_TILE:
+        raise ValueError(
+            f"block_size={block} on a GPU; wanted a multiple of {SMALLEST_TILE}, the rows of the smallest tile."
+        )
+    limit = SHARED_MEMORY.get(capability, SMALLEST_SHARED_MEMORY)
+    entry = table(capability).get(kernel, {}).get(str(head_pad)) if itemsize == 2 else None
+    tile = Tile(**entry) if entry else rule_of_thumb(kernel, capability, head_pad, itemsize, limit)
+    tile = replace(tile, queries=min(tile.queries, divisor), keys=min(tile.keys, divisor))
+    need = shared_bytes(kernel, tile, capability, head_pad, itemsize)
+    if need > limit:
+        raise ValueError(
+            f"The {kernel} kernel needs {need} bytes of shared memory for head_dim {head_pad} and {tile}; "
+            f"sm_{capability} gives a program {limit}. Use a smaller tile in its table, or impl='xla'."
+        )
+    return tile

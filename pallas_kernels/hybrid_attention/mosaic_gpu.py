@@ -1,0 +1,96 @@
+"""Hybrid attention on Hopper GPUs: forward in Pallas Mosaic GPU, backward in Triton."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+
+from pallas_kernels.gpu.attention import backward
+from pallas_kernels.gpu.hopper import BLOCK, hopper_attention, shared_bytes
+from pallas_kernels.gpu.launch import compute_capability
+from pallas_kernels.gpu.plan import Plan, make_plan, query_work
+from pallas_kernels.gpu.tuning import SHARED_MEMORY
+from pallas_kernels.layout import Geometry, Rows, clear_padding, describe_rows
+from pallas_kernels.schedule import AttentionSpec
+
+type Array = jax.Array
+
+
+def why_not(q: Array, spec: AttentionSpec, masks: bool) -> str | None:
+    """What keeps this kernel from a case; None when it serves it."""
+    head_dim, need = q.shape[3], shared_bytes(q.shape[3], q.dtype.itemsize)
+    reasons = {
+        f"operands are {q.dtype}; wanted bfloat16 or float16": q.dtype not in (jnp.bfloat16, jnp.float16),
+        f"head_dim is {head_dim}; wanted a multiple of 64": head_dim % 64 != 0,
+        f"head_dim {head_dim} needs {need} bytes of shared memory, of {SHARED_MEMORY[90]}": need > SHARED_MEMORY[90],
+        f"block_size is {spec.block_size}; wanted {BLOCK}": spec.block_size != BLOCK,
+        "a token window is set": spec.window is not None,
+        "block masks are given": masks,
+    }
+    return next((reason for reason, applies in reasons.items() if applies), None)
+
+
+def _whole_blocks(x: Array, rows: Rows, left: int, right: int) -> Array:
+    return jnp.pad(clear_padding(x, rows.valid_BS), ((0, 0), (left, right), (0, 0), (0, 0)))
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(5,))
+def planned_attention(q: Array, k: Array, v: Array, plan: Plan, rows: Rows, spec: AttentionSpec) -> Array:
+    """Attention of every query to the blocks of the plan."""
+    return _forward(q, k, v, plan, rows, spec)[0]
+
+
+def _forward(q: Array, k: Array, v: Array, plan: Plan, rows: Rows, spec: AttentionSpec):
+    T, N = q.shape[1:3]
+    geometry = Geometry(spec.block_size, T, k.shape[1])
+    left, right = geometry.left, geometry.right
+    out, lse_BNT = hopper_attention(
+        _whole_blocks(q, rows, left, right),
+        _whole_blocks(k, rows, 0, right),
+        _whole_blocks(v, rows, 0, right),
+        plan.runs_BKQ3,
+        query_work(plan, N).order,
+        spec.scale,
+    )
+    out = clear_padding(out[:, left : left + T], rows.valid_BS)
+    return out, (q, k, v, out, lse_BNT[:, :, left : left + T], plan)
+
+
+def _backward(spec: AttentionSpec, saved, d_out: Array):
+    q, k, v, out, lse_BNT, plan = saved
+    return *backward(q, k, v, out, lse_BNT, d_out, plan, spec), None, None
+
+
+planned_attention.defvjp(_forward, _backward)
+
+
+def hybrid_attention_mosaic_gpu(
+    q_BTNH: Array,
+    k_BSKH: Array,
+    v_BSKH: Array,
+    mode: Array,
+    spec: AttentionSpec,
+    *,
+    block_mask: Array | None = None,
+    full_block_mask: Array | None = None,
+    segment_ids: Array | None = None,
+    lengths: Array | None = None,
+) -> Array:
+    """See `hybrid_attention`.
+
+    Raises:
+        NotImplementedError: not a Hopper GPU, or one of the cases that `why_not` names.
+    """
+    capability = compute_capability()
+    reason = why_not(q_BTNH, spec, block_mask is not None or full_block_mask is not None)
+    if capability != 90:
+        reason = f"the GPU has compute capability {capability / 10}; wanted 9.0"
+    if reason is not None:
+        raise NotImplementedError(f"The mosaic_gpu implementation does not serve this case: {reason}. Use 'triton'.")
+    B, T, N, _ = q_BTNH.shape
+    geometry = Geometry(spec.block_size, T, k_BSKH.shape[1])
+    rows = describe_rows(B, geometry, lengths, segment_ids)
+    plan = make_plan(mode != 0, rows, spec, geometry, heads=N)
+    return planned_attention(q_BTNH, k_BSKH, v_BSKH, plan, rows, spec)

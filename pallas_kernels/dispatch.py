@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 
 import jax
 
-PLANNED = ("tpu", "triton", "mosaic_gpu")
+PLANNED = ("triton", "mosaic_gpu")
 
 
 def choose[F: Callable](op: str, impl: str, implementations: Mapping[str, F]) -> F:

@@ -7,10 +7,11 @@ import jax
 from pallas_kernels.checks import attention_spec, check_choice, check_qkv, check_rows
 from pallas_kernels.dispatch import choose
 from pallas_kernels.dual_attention.reference import dual_attention_reference, routed_attention_reference
+from pallas_kernels.dual_attention.tpu import dual_attention_tpu, routed_attention_tpu
 from pallas_kernels.dual_attention.xla import dual_attention_xla, routed_attention_xla
 
-DUAL = {"reference": dual_attention_reference, "xla": dual_attention_xla}
-ROUTED = {"reference": routed_attention_reference, "xla": routed_attention_xla}
+DUAL = {"reference": dual_attention_reference, "xla": dual_attention_xla, "tpu": dual_attention_tpu}
+ROUTED = {"reference": routed_attention_reference, "xla": routed_attention_xla, "tpu": routed_attention_tpu}
 
 
 def dual_attention(

@@ -7,10 +7,15 @@ import jax
 from pallas_kernels.checks import attention_spec, check_block_mask, check_choice, check_qkv, check_rows
 from pallas_kernels.dispatch import choose
 from pallas_kernels.hybrid_attention.reference import hybrid_attention_reference
+from pallas_kernels.hybrid_attention.tpu import hybrid_attention_tpu
 from pallas_kernels.hybrid_attention.xla import hybrid_attention_xla
 from pallas_kernels.layout import Geometry
 
-IMPLEMENTATIONS = {"reference": hybrid_attention_reference, "xla": hybrid_attention_xla}
+IMPLEMENTATIONS = {
+    "reference": hybrid_attention_reference,
+    "xla": hybrid_attention_xla,
+    "tpu": hybrid_attention_tpu,
+}
 
 
 def hybrid_attention(
@@ -49,7 +54,7 @@ def hybrid_attention(
         lengths: int `[B]`, valid leading tokens of each row. Padding may hold anything; its outputs are 0.
         window: every head sees only the last `window` tokens, on top of its mode.
         scale: factor of the scores; 1 / sqrt(H) by default.
-        impl: "auto", "reference" or "xla".
+        impl: "auto", "reference", "xla" or "tpu".
 
     Returns:
         `[B, T, N, H]` in the type of q.

@@ -127,7 +127,8 @@ def forward_kernel(*refs: Any, outputs: Outputs, has_lists: bool, layout: Layout
 
         masks = None
         if masked:
-            masks = [tile_mask(sweep, tile, slots, part, spec, layout.groups) for part in head_chunks(layout.groups)]
+            parts = head_chunks(layout.groups)
+            masks = [tile_mask(sweep, tile, slots, part, spec, layout.groups, keys_axis=1) for part in parts]
         extend(state, q_ref, keys(k_buffer), keys(v_buffer), masks, spec, layout.groups)
 
     def keep_near() -> None:
@@ -145,7 +146,7 @@ def forward_kernel(*refs: Any, outputs: Outputs, has_lists: bool, layout: Layout
             pl.when(jnp.logical_not(unmasked) & (slots == size))(partial(compute, tile, buffer, size, True))
 
     sweep = sweep_of(head, step, lists[0])
-    next_head, next_step = following_step(head, step)
+    next_head, next_step = following_step(head, step, pl.num_programs(2))
     following = sweep_of(jnp.minimum(next_head, layout.heads - 1), next_step, lists[1])
     state.clear()
     run_tiles(stream, sweep, following, (head == 0) & (step == 0), next_head == layout.heads, buffer_ref, visit)
@@ -200,7 +201,7 @@ def attention_forward(
         return head, 2 * step + core, 0, 0
 
     def after(core: jax.Array, head: jax.Array, step: jax.Array, *_: Any) -> tuple:
-        head, step = following_step(head, step)
+        head, step = following_step(head, step, Q // 2)
         return jnp.minimum(head, P - 1), 2 * step + core, 0, 0
 
     blocks = {kind: pl.BlockSpec((None, None, *shape.shape[2:]), here) for kind, shape in out_shapes.items()}

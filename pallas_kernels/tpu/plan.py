@@ -87,18 +87,32 @@ def is_sparse(tables: Any, head: jax.Array, block: jax.Array, layout: Layout) ->
     return tables.sparse[(row * layout.segments + segment) * layout.kv_heads + kv_head] != 0
 
 
-def read_plan(
-    tables: Any, sparse: jax.Array, head: jax.Array, block: jax.Array, layout: Layout, spec: AttentionSpec
-) -> Schedule:
-    """Schedule of a query block, from refs of the tables."""
-    start = tables.start[_key_block(head, block, layout)]
-    return block_schedule(sparse, start, layout.geometry.first_query_block + block, spec)
+def segment_start(tables: Any, head: jax.Array, block: jax.Array, layout: Layout) -> jax.Array:
+    """First key block of the segment of a query block, from refs of the tables."""
+    return tables.start[_key_block(head, block, layout)]
 
 
 def _key_block(head: jax.Array, block: jax.Array, layout: Layout) -> jax.Array:
     """Where the tables hold the key block with the positions of a query block."""
     row = lax.div(head, layout.kv_heads)
     return row * (layout.geometry.key_blocks + 1) + layout.geometry.first_query_block + block
+
+
+def read_plan(
+    tables: Any, sparse: jax.Array, head: jax.Array, block: jax.Array, layout: Layout, spec: AttentionSpec
+) -> Schedule:
+    """Schedule of a query block, from refs of the tables."""
+    start = segment_start(tables, head, block, layout)
+    return block_schedule(sparse, start, layout.geometry.first_query_block + block, spec)
+
+
+def head_work(tables: Tables, lists: jax.Array | None, layout: Layout, spec: AttentionSpec) -> jax.Array:
+    """Key blocks that each head visits, `[P]`."""
+    head, block = jnp.arange(layout.heads)[:, None], jnp.arange(layout.query_blocks)[None]
+    steps_PQ = read_plan(tables, is_sparse(tables, head, block, layout), head, block, layout, spec).steps
+    if lists is not None:
+        steps_PQ = jnp.where(lists[:, :, 0, 0] >= 0, lists[:, :, 0, 0], steps_PQ)
+    return jnp.sum(steps_PQ, axis=1)
 
 
 def list_blocks(

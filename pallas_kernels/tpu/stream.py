@@ -15,12 +15,14 @@ from pallas_kernels.tpu.sweep import Sweep
 
 
 class Stream(NamedTuple):
-    """Copies blocks of `sources`, each `[P, J, block, H]` in HBM, into `buffers`, each `[2, width, block, H]`."""
+    """Copies tiles between arrays `[P, J, block, H]` in HBM and buffers `[2, width, block, H]`."""
 
-    sources: Sequence[Any]
+    arrays: Sequence[Any]
     buffers: Sequence[Any]
-    arrived: Any
-    """DMA semaphores `[2]`; those of a buffer count the bytes of all sources."""
+    done: Any
+    """DMA semaphores `[2]`; that of a buffer counts the bytes of all arrays."""
+    writes: bool = False
+    """Whether tiles go from the buffers to HBM."""
 
     def start(self, sweep: Sweep, tile: jax.Array, buffer: jax.Array) -> None:
         self._each_copy(sweep, tile, buffer, lambda copy: copy.start())
@@ -28,31 +30,30 @@ class Stream(NamedTuple):
     def wait(self, sweep: Sweep, tile: jax.Array, buffer: jax.Array) -> None:
         self._each_copy(sweep, tile, buffer, lambda copy: copy.wait())
 
-    def _each_copy(self, sweep: Sweep, tile: jax.Array, buffer: jax.Array, act) -> None:
-        """A whole tile of neighbours is one copy for each source; otherwise each block is one."""
+    def _each_copy(self, sweep: Sweep, tile: jax.Array, buffer: jax.Array, act: Callable[[Any], None]) -> None:
+        """A whole tile of neighbours is one copy for each array; otherwise each block is one.
+
+        Reads fill all slots of the width that a tile is computed at, with copies of the last block; writes skip those.
+        """
         first, last = sweep.block(tile, jnp.int32(0)), sweep.block(tile, jnp.int32(sweep.width - 1))
         whole = (sweep.left(tile) == sweep.width) & (last - first == sweep.width - 1)
-        arrived = self.arrived.at[buffer]
 
-        @pl.when(whole)
-        def _():
-            for source, target in zip(self.sources, self.buffers, strict=True):
-                blocks = source.at[sweep.head, pl.ds(first, sweep.width)]
-                act(pltpu.make_async_copy(blocks, target.at[buffer], arrived))
+        def copy(blocks: Any, slots: Any) -> None:
+            for array, target in zip(self.arrays, self.buffers, strict=True):
+                ends = array.at[sweep.head, blocks], target.at[buffer, slots]
+                act(pltpu.make_async_copy(*(ends[::-1] if self.writes else ends), self.done.at[buffer]))
 
-        @pl.when(jnp.logical_not(whole))
-        def _():
-            def one(slot, _):
-                block = sweep.block(tile, slot)
-                for source, target in zip(self.sources, self.buffers, strict=True):
-                    act(pltpu.make_async_copy(source.at[sweep.head, block], target.at[buffer, slot], arrived))
+        def one(slot: jax.Array, _: None) -> None:
+            copy(sweep.block(tile, slot), slot)
 
-            lax.fori_loop(0, sweep.slots(tile), one, None)
+        pl.when(whole)(lambda: copy(pl.ds(first, sweep.width), slice(None)))
+        count = sweep.left(tile) if self.writes else sweep.slots(tile)
+        pl.when(jnp.logical_not(whole))(lambda: lax.fori_loop(0, count, one, None))
 
 
-def following_step(head: jax.Array, step: jax.Array) -> tuple[jax.Array, jax.Array]:
+def following_step(head: jax.Array, step: jax.Array, steps: int) -> tuple[jax.Array, jax.Array]:
     """The (head, step) that comes next on a core; past the last one the head is the number of heads."""
-    wraps = step == pl.num_programs(2) - 1
+    wraps = step == steps - 1
     return jnp.where(wraps, head + 1, head), jnp.where(wraps, 0, step + 1)
 
 

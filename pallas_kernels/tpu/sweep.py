@@ -120,15 +120,21 @@ def make_sweep(
     return Sweep(head, plan, near, middle, listed, blocks, width)
 
 
-def tile_mask(sweep: Sweep, tile: jax.Array, slots: int, heads: range, spec: AttentionSpec, groups: int) -> jax.Array:
-    """Mask `[len(heads) * block, slots * block]` of a tile for the rows of some query heads."""
-    bs = spec.block_size
-    offset = lax.broadcasted_iota(jnp.int32, (bs, bs), 1) - lax.broadcasted_iota(jnp.int32, (bs, bs), 0)
+def tile_mask(
+    sweep: Sweep, tile: jax.Array, slots: int, heads: range, spec: AttentionSpec, groups: int, *, keys_axis: int
+) -> jax.Array:
+    """Mask of a tile for the rows of some query heads.
+
+    Returns:
+        bool `[len(heads) * block, slots * block]`; transposed for `keys_axis` 0.
+    """
+    shape = (spec.block_size, spec.block_size)
+    offset = lax.broadcasted_iota(jnp.int32, shape, keys_axis) - lax.broadcasted_iota(jnp.int32, shape, 1 - keys_axis)
     limits = [sweep.limits(tile, slot, spec, groups) for slot in range(slots)]
 
     def visible(limit: jax.Array) -> jax.Array:
         mask = offset <= limit
         return mask if spec.window is None else mask & (offset > limit - spec.window)
 
-    columns = [jnp.concatenate([visible(limit[g]) for limit in limits], 1) for g in heads]
-    return jnp.concatenate(columns, 0)
+    by_head = [jnp.concatenate([visible(limit[g]) for limit in limits], keys_axis) for g in heads]
+    return jnp.concatenate(by_head, 1 - keys_axis)

@@ -54,16 +54,12 @@ def compile_for(chip: str, f: Callable, *shapes: jax.ShapeDtypeStruct):
     os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-4")
     from jax.experimental import topologies
 
-    topology = topologies.get_topology_desc(
-        platform="tpu", topology_name=CHIPS[chip], chips_per_host_bounds=(1, 1, 1)
-    )
+    topology = topologies.get_topology_desc(platform="tpu", topology_name=CHIPS[chip], chips_per_host_bounds=(1, 1, 1))
     device = topology.devices[0]
     mesh = jax.sharding.Mesh(np.array([device]), ("chip",))
     sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
     placed = [jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding) for x in shapes]
-    abstract = jax.sharding.AbstractDevice(
-        device_kind=device.device_kind, num_cores=device.num_cores, platform="tpu"
-    )
+    abstract = jax.sharding.AbstractDevice(device_kind=device.device_kind, num_cores=device.num_cores, platform="tpu")
     with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), (), abstract_device=abstract)):
         lowered = jax.jit(f).lower(*placed)
     return lowered.compile()

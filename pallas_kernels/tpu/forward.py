@@ -230,9 +230,7 @@ def attention_forward(
     )
     pairs = P * sum(range(layout.geometry.first_query_block + 1, layout.geometry.key_blocks + 1)) * R * block
     return pl.pallas_call(
-        partial(
-            forward_kernel, outputs=outputs, has_lists=lists is not None, layout=layout, spec=spec, width=width
-        ),
+        partial(forward_kernel, outputs=outputs, has_lists=lists is not None, layout=layout, spec=spec, width=width),
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=len(tables),
             grid=(2, P, Q // 2),
@@ -243,7 +241,9 @@ def attention_forward(
         out_shape=[out_shapes[kind] for kind in kinds],
         compiler_params=compiler_params(("parallel", "arbitrary", "arbitrary"), need),
         cost_estimate=pl.CostEstimate(
-            flops=4 * pairs * H, transcendentals=pairs, bytes_accessed=2 * pairs // R * H * item + 2 * q_PQRH.size * item
+            flops=4 * pairs * H,
+            transcendentals=pairs,
+            bytes_accessed=2 * pairs // R * H * item + 2 * q_PQRH.size * item,
         ),
         name=f"attention_forward_{outputs}",
     )(*tables, *operands)

@@ -32,8 +32,9 @@ def launch_operands(
 ) -> tuple[Operands, Rows, Layout]:
     """Operands, and the sizes of a launch whose modes have the shape of `choice`."""
     folded, rows, geometry = fold(q_BTNH, k_BSKH, v_BSKH, spec, lengths, segment_ids)
-    (B, T, N, H), K = q_BTNH.shape, k_BSKH.shape[2]
-    layout = Layout(B, K, 1 if choice.ndim == 2 else choice.shape[1], N // K, H, geometry)
+    B, K, H = k_BSKH.shape[0], *k_BSKH.shape[2:]
+    segments = 1 if choice.ndim == 2 else choice.shape[1]
+    layout = Layout(B, K, segments, q_BTNH.shape[2] // K, H, geometry)
     q = folded.q_BKQRH.reshape(B * K, geometry.query_blocks, -1, H)
     q = jnp.pad(q, ((0, 0), (0, layout.query_blocks - geometry.query_blocks), (0, 0), (0, 0)))
     k, v = (x.reshape(B * K, geometry.key_blocks, geometry.block, H) for x in folded[1:])

@@ -131,9 +131,17 @@ def list_blocks(
     Args:
         sparse_mask: bool `[B, N, T blocks, J]` for sparse heads; None if they follow the schedule.
         full_mask: the same for full heads.
+
+    Raises:
+        NotImplementedError: more query heads share a KV head than an int32 has bits.
     """
     if sparse_mask is None and full_mask is None:
         return None
+    if layout.groups > MAX_LISTED_GROUPS:
+        raise NotImplementedError(
+            f"Block masks on TPU take at most {MAX_LISTED_GROUPS} query heads for each KV head; got {layout.groups}. "
+            "Use impl='reference'."
+        )
     geometry, G = layout.geometry, layout.groups
     J, first = geometry.key_blocks, geometry.first_query_block
     is_sparse_BKQ = by_block(sparse, rows)[:, :, first:]

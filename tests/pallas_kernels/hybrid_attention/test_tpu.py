@@ -14,9 +14,7 @@ PARAMETERS = [pytest.param(c, id=c.name, marks=[] if c.name in QUICK else [pytes
 
 def value_and_grads(inputs, impl, **masks):
     def run(q, k, v):
-        out, pull = jax.vjp(
-            lambda *a: hybrid_attention(*a, inputs.mode, **inputs.options, **masks, impl=impl), q, k, v
-        )
+        out, pull = jax.vjp(lambda *a: hybrid_attention(*a, inputs.mode, **inputs.options, **masks, impl=impl), q, k, v)
         return out, *pull(inputs.d_out)
 
     return jax.block_until_ready(quick_jit(run)(inputs.q, inputs.k, inputs.v))

@@ -79,8 +79,6 @@ def test_compiles(chip, name):
 @pytest.mark.parametrize("chip", CHIPS)
 def test_compiles_a_long_prompt(chip):
     """64K tokens of Llama-3.1-8B: nothing quadratic is allocated."""
-    compiled = compile_for(
-        chip, hybrid, *shapes(keys=65536, kv_heads=8), jax.ShapeDtypeStruct((1, 8), jnp.int32)
-    )
+    compiled = compile_for(chip, hybrid, *shapes(keys=65536, kv_heads=8), jax.ShapeDtypeStruct((1, 8), jnp.int32))
     q_bytes = 65536 * 32 * 128 * 2
     assert compiled.memory_analysis().temp_size_in_bytes <= 4 * q_bytes

@@ -23,7 +23,8 @@ KINDS = {"v5e": "TPU v5 lite", "v5p": "TPU v5", "v6e": "TPU v6 lite", "tpu7x": "
 def interpreted(widest_tile: int, *, cores: int = 1, detect_races: bool = False):
     """Runs kernels on the CPU with tiles of at most some key blocks: fewer variants to compile, more tiles to stream.
 
-    Copies run as late as they may and unwritten memory is NaN; several cores share the parallel axis of the grid. Races are printed as "RACE DETECTED".
+    Copies run as late as they may and unwritten memory is NaN; several cores share the parallel axis of the grid.
+    Races are printed as "RACE DETECTED".
     """
     params = pltpu.InterpretParams(num_cores_or_threads=cores, detect_races=detect_races)
     with pytest.MonkeyPatch.context() as patch, pltpu.force_tpu_interpret_mode(params):

@@ -7,6 +7,7 @@ and going on over the middle makes it the full one. The backward pass is that of
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -32,15 +33,13 @@ def both(operands: Operands, tables: Tables, layout: Layout, spec: AttentionSpec
 
 def _both_forward(operands: Operands, tables: Tables, layout: Layout, spec: AttentionSpec):
     full, full_lse, sparse, sparse_lse = attention_forward(*operands, tables, None, "both", layout, spec)
-    return (full, sparse), (operands, tables, (full, full_lse), (sparse, sparse_lse))
+    return (full, sparse), (operands, tables, full, full_lse, sparse, sparse_lse)
 
 
-def _both_backward(layout: Layout, spec: AttentionSpec, saved, d_outs: tuple[jax.Array, jax.Array]):
-    operands, tables, *branches = saved
-    d_full, d_sparse = (
-        attention_backward(operands, *branch, d_out, every_head(is_sparse, tables), None, layout, spec)
-        for is_sparse, branch, d_out in zip((False, True), branches, d_outs, strict=True)
-    )
+def _both_backward(layout: Layout, spec: AttentionSpec, saved: tuple[Any, ...], d_outs: tuple[jax.Array, jax.Array]):
+    operands, tables, full, full_lse, sparse, sparse_lse = saved
+    d_full = attention_backward(operands, full, full_lse, d_outs[0], every_head(False, tables), None, layout, spec)
+    d_sparse = attention_backward(operands, sparse, sparse_lse, d_outs[1], every_head(True, tables), None, layout, spec)
     return jax.tree.map(jnp.add, d_full, d_sparse), None
 
 

@@ -169,7 +169,7 @@ def attention_backward(
             *[jax.ShapeDtypeStruct(zeros.shape, zeros.dtype)] * 2,
         ],
         input_output_aliases={first_sum: 1, first_sum + 1: 2},
-        compiler_params=compiler_params(("parallel", "arbitrary", "arbitrary"), need),
+        compiler_params=compiler_params(need),
         cost_estimate=pl.CostEstimate(
             flops=10 * pairs * H, transcendentals=pairs, bytes_accessed=pairs // R * H * (2 * item + 16)
         ),

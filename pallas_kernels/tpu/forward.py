@@ -109,7 +109,7 @@ def forward_kernel(*refs: Any, outputs: Outputs, has_lists: bool, layout: Layout
     q_ref, k_hbm, v_hbm = next(rest), next(rest), next(rest)
     lists = (next(rest), next(rest)) if has_lists else (None, None)
     out_refs = [next(rest) for _ in OUTPUTS[outputs]]
-    near_ref = next(rest) if outputs == "chosen" else None
+    near_ref: Any = next(rest) if outputs == "chosen" else None
     k_buffer, v_buffer, acc, top, total, buffer_ref, arrived = rest
     state = Softmax(acc, top, total)
     stream = Stream((k_hbm, v_hbm), (k_buffer, v_buffer), arrived)
@@ -239,7 +239,7 @@ def attention_forward(
             scratch_shapes=scratch,
         ),
         out_shape=[out_shapes[kind] for kind in kinds],
-        compiler_params=compiler_params(("parallel", "arbitrary", "arbitrary"), need),
+        compiler_params=compiler_params(need),
         cost_estimate=pl.CostEstimate(
             flops=4 * pairs * H,
             transcendentals=pairs,

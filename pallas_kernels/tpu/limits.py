@@ -22,8 +22,8 @@ def tile_width(layout: Layout) -> int:
     return width
 
 
-def compiler_params(semantics: tuple[str, ...], need: int) -> pltpu.CompilerParams:
-    """Parameters of a kernel that takes `need` bytes of vector memory.
+def compiler_params(need: int) -> pltpu.CompilerParams:
+    """Parameters of a kernel with a grid of (cores, heads, steps) that takes `need` bytes of vector memory.
 
     Raises:
         ValueError: no chip has that much.
@@ -33,7 +33,9 @@ def compiler_params(semantics: tuple[str, ...], need: int) -> pltpu.CompilerPara
             f"The kernel needs {need / 2**20:.1f} MiB of the TPU's vector memory; wanted at most "
             f"{VECTOR_MEMORY // 2**20}. Use a smaller block_size, or shard the query heads."
         )
-    return pltpu.CompilerParams(dimension_semantics=semantics, vmem_limit_bytes=VECTOR_MEMORY)
+    return pltpu.CompilerParams(
+        dimension_semantics=("parallel", "arbitrary", "arbitrary"), vmem_limit_bytes=VECTOR_MEMORY
+    )
 
 
 def padded_bytes(rows: int, columns: int, item: int) -> int:

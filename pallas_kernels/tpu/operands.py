@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from pallas_kernels.blockwise import fold
 from pallas_kernels.layout import Rows, unfold_queries
 from pallas_kernels.schedule import AttentionSpec
+from pallas_kernels.tpu.limits import LANES
 from pallas_kernels.tpu.plan import Layout
 
 
@@ -30,7 +31,13 @@ def launch_operands(
     lengths: jax.Array | None,
     segment_ids: jax.Array | None,
 ) -> tuple[Operands, Rows, Layout]:
-    """Operands, and the sizes of a launch whose modes have the shape of `choice`."""
+    """Operands, and the sizes of a launch whose modes have the shape of `choice`.
+
+    Raises:
+        ValueError: blocks that are no whole lanes, on a TPU (the interpreter takes any).
+    """
+    if jax.default_backend() == "tpu" and spec.block_size % LANES:
+        raise ValueError(f"block_size is {spec.block_size}; on a TPU wanted a multiple of {LANES}.")
     folded, rows, geometry = fold(q_BTNH, k_BSKH, v_BSKH, spec, lengths, segment_ids)
     B, K, H = k_BSKH.shape[0], *k_BSKH.shape[2:]
     segments = 1 if choice.ndim == 2 else choice.shape[1]

@@ -51,7 +51,7 @@ class Stream(NamedTuple):
         pl.when(jnp.logical_not(whole))(lambda: lax.fori_loop(0, count, one, None))
 
 
-def following_step(head: jax.Array, step: jax.Array, steps: int) -> tuple[jax.Array, jax.Array]:
+def following_step(head: jax.Array, step: jax.Array, steps: jax.Array | int) -> tuple[jax.Array, jax.Array]:
     """The (head, step) that comes next on a core; past the last one the head is the number of heads."""
     wraps = step == steps - 1
     return jnp.where(wraps, head + 1, head), jnp.where(wraps, 0, step + 1)

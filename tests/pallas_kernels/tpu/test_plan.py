@@ -55,7 +55,7 @@ def test_tiles_shrink_for_many_query_heads_until_nothing_fits():
     widths = [tile_width(Layout(1, 1, 1, groups, 128, Geometry(128, 256, 256))) for groups in (1, 8, 16, 64)]
     assert widths == [8, 8, 4, 1]
     with pytest.raises(ValueError, match="needs 61.0 MiB"):
-        compiler_params(("arbitrary",), 61 * 2**20)
+        compiler_params(61 * 2**20)
 
 
 def test_more_groups_than_bits_are_refused():

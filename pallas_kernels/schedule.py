@@ -62,7 +62,8 @@ def block_schedule(sparse: jax.Array, start: jax.Array, diag: jax.Array, spec: A
     """
     reach = start
     if spec.window is not None:
-        reach = jnp.maximum(start, (diag * spec.block_size - (spec.window - 1)) // spec.block_size)
+        # Rounds towards zero, not down: the same once clipped, and scalar code of a TPU kernel has no floor division.
+        reach = jnp.maximum(start, jax.lax.div(diag * spec.block_size - (spec.window - 1), spec.block_size))
     lo = jnp.where(sparse, jnp.maximum(reach, diag + 1 - spec.local_blocks), reach)
     sink_end = jnp.minimum(start + spec.sink_blocks, lo)
     n_sink = jnp.where(sparse, jnp.maximum(sink_end - reach, 0), 0)

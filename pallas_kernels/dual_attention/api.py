@@ -15,11 +15,13 @@ from pallas_kernels.dual_attention.xla import dual_attention_xla, routed_attenti
 DUAL = {
     "reference": dual_attention_reference,
     "xla": dual_attention_xla,
+    "tpu": deferred("pallas_kernels.dual_attention.tpu", "dual_attention_tpu"),
     "triton": deferred("pallas_kernels.dual_attention.triton", "dual_attention_triton"),
 }
 ROUTED = {
     "reference": routed_attention_reference,
     "xla": routed_attention_xla,
+    "tpu": deferred("pallas_kernels.dual_attention.tpu", "routed_attention_tpu"),
     "triton": deferred("pallas_kernels.dual_attention.triton", "routed_attention_triton"),
 }
 

@@ -12,6 +12,7 @@ from pallas_kernels.hybrid_attention.xla import hybrid_attention_xla
 IMPLEMENTATIONS = {
     "reference": hybrid_attention_reference,
     "xla": hybrid_attention_xla,
+    "tpu": deferred("pallas_kernels.hybrid_attention.tpu", "hybrid_attention_tpu"),
     "triton": deferred("pallas_kernels.hybrid_attention.triton", "hybrid_attention_triton"),
     "mosaic_gpu": deferred("pallas_kernels.hybrid_attention.mosaic_gpu", "hybrid_attention_mosaic_gpu"),
 }
@@ -55,8 +56,9 @@ def hybrid_attention(
         lengths: int `[B]`, valid leading tokens of each row. Padding may hold anything; its outputs are 0.
         window: every head sees only the last `window` tokens, on top of its mode.
         scale: factor of the scores; 1 / sqrt(H) by default.
-        impl: "auto" takes the best for the platform; or "reference", "xla", "triton" (NVIDIA GPUs from compute
-            capability 8.0, blocks of a multiple of 16 tokens) or "mosaic_gpu" (9.0, 16-bit operands, no masks).
+        impl: "auto" takes the best for the platform; or "reference", "xla", "tpu" (blocks of a multiple of 128
+            tokens), "triton" (NVIDIA GPUs from compute capability 8.0, blocks of a multiple of 16 tokens) or
+            "mosaic_gpu" (9.0, 16-bit operands, no masks).
 
     Returns:
         `[B, T, N, H]` in the type of q.

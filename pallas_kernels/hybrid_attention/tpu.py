@@ -1,0 +1,55 @@
+"""Hybrid attention on TPU: one launch serves full, streaming and block-mask heads, forward and backward."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import jax
+
+from pallas_kernels.layout import clear_padding
+from pallas_kernels.schedule import AttentionSpec
+from pallas_kernels.tpu.backward import attention_backward
+from pallas_kernels.tpu.forward import attention_forward
+from pallas_kernels.tpu.operands import Operands, launch_operands, unfold_output
+from pallas_kernels.tpu.plan import Layout, Tables, list_blocks, make_tables
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def scheduled_attention(
+    operands: Operands, tables: Tables, lists: jax.Array | None, layout: Layout, spec: AttentionSpec
+) -> jax.Array:
+    """Attention of every query block to its scheduled or listed key blocks, `[P, Q, R, H]`."""
+    return attention_forward(*operands, tables, lists, "out", layout, spec)[0]
+
+
+def _forward(operands: Operands, tables: Tables, lists: jax.Array | None, layout: Layout, spec: AttentionSpec):
+    out, lse = attention_forward(*operands, tables, lists, "one", layout, spec)
+    return out, (operands, tables, lists, out, lse)
+
+
+def _backward(layout: Layout, spec: AttentionSpec, saved, d_out: jax.Array):
+    operands, tables, lists, out, lse = saved
+    return attention_backward(operands, out, lse, d_out, tables, lists, layout, spec), None, None
+
+
+scheduled_attention.defvjp(_forward, _backward)
+
+
+def hybrid_attention_tpu(
+    q_BTNH: jax.Array,
+    k_BSKH: jax.Array,
+    v_BSKH: jax.Array,
+    mode: jax.Array,
+    spec: AttentionSpec,
+    *,
+    block_mask: jax.Array | None = None,
+    full_block_mask: jax.Array | None = None,
+    segment_ids: jax.Array | None = None,
+    lengths: jax.Array | None = None,
+) -> jax.Array:
+    """See `hybrid_attention`."""
+    operands, rows, layout = launch_operands(q_BTNH, k_BSKH, v_BSKH, mode, spec, lengths, segment_ids)
+    tables = make_tables(mode != 0, rows, layout)
+    lists = list_blocks(mode != 0, rows, layout, spec, block_mask, full_block_mask)
+    out = scheduled_attention(operands, tables, lists, layout, spec)
+    return clear_padding(unfold_output(out, layout), rows.valid_BS)

@@ -1,0 +1,1 @@
+"""Attention on TPU (Pallas Mosaic): the kernels and what they share."""

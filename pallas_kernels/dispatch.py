@@ -8,7 +8,7 @@ from importlib import import_module
 
 import jax
 
-PLANNED = ("triton", "mosaic_gpu")
+PLANNED = ("tpu", "triton", "mosaic_gpu")
 
 
 def deferred(module: str, name: str) -> Callable:

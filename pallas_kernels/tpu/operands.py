@@ -7,8 +7,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.blockwise import fold
-from pallas_kernels.layout import Rows, unfold_queries
+from pallas_kernels.layout import Geometry, Rows, clear_padding, describe_rows, fold_keys, fold_queries, unfold_queries
 from pallas_kernels.schedule import AttentionSpec
 from pallas_kernels.tpu.limits import LANES
 from pallas_kernels.tpu.plan import Layout
@@ -38,13 +37,15 @@ def launch_operands(
     """
     if jax.default_backend() == "tpu" and spec.block_size % LANES:
         raise ValueError(f"block_size is {spec.block_size}; on a TPU wanted a multiple of {LANES}.")
-    folded, rows, geometry = fold(q_BTNH, k_BSKH, v_BSKH, spec, lengths, segment_ids)
-    B, K, H = k_BSKH.shape[0], *k_BSKH.shape[2:]
+    B, S, K, H = k_BSKH.shape
+    geometry = Geometry(spec.block_size, q_BTNH.shape[1], S)
+    rows = describe_rows(B, geometry, lengths, segment_ids)
+    q, k, v = (clear_padding(x, rows.valid_BS) for x in (q_BTNH, k_BSKH, v_BSKH))
     segments = 1 if choice.ndim == 2 else choice.shape[1]
     layout = Layout(B, K, segments, q_BTNH.shape[2] // K, H, geometry)
-    q = folded.q_BKQRH.reshape(B * K, geometry.query_blocks, -1, H)
+    q = fold_queries(q, K, geometry).reshape(B * K, geometry.query_blocks, -1, H)
     q = jnp.pad(q, ((0, 0), (0, layout.query_blocks - geometry.query_blocks), (0, 0), (0, 0)))
-    k, v = (x.reshape(B * K, geometry.key_blocks, geometry.block, H) for x in folded[1:])
+    k, v = (fold_keys(x, geometry).reshape(B * K, geometry.key_blocks, geometry.block, H) for x in (k, v))
     return Operands(q, k, v), rows, layout
 
 

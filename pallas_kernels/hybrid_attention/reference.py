@@ -88,4 +88,4 @@ def hybrid_attention_reference(
     weights = jnp.exp(scores - jax.lax.stop_gradient(top))
     weights = weights / jnp.maximum(weights.sum(-1, keepdims=True), 1e-30)
     out = jnp.einsum("bkgts,bskh->btkgh", weights, v, precision="highest")
-    return out.reshape(B, T, N, H).astype(q_BTNH.dtype)
+    return clear_padding(out.reshape(B, T, N, H), rows.valid_BS).astype(q_BTNH.dtype)

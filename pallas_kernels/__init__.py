@@ -2,5 +2,14 @@
 
 from pallas_kernels.dual_attention.api import dual_attention, routed_attention
 from pallas_kernels.hybrid_attention.api import hybrid_attention
+from pallas_kernels.kv_quant.api import dequantize_group, pack, quantize_group, unpack
 
-__all__ = ["dual_attention", "hybrid_attention", "routed_attention"]
+__all__ = [
+    "dequantize_group",
+    "dual_attention",
+    "hybrid_attention",
+    "pack",
+    "quantize_group",
+    "routed_attention",
+    "unpack",
+]

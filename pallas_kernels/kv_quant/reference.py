@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from pallas_kernels.kv_quant.xla import WORD_BITS, step_size
+from pallas_kernels.kv_quant.xla import WORD_BITS, divide
 
 
 def quantize_group_reference(
@@ -23,9 +23,9 @@ def quantize_group_reference(
         low, high = (jnp.where(valid_G.any(), y, 0.0) for y in (low, high))
         limits = jnp.finfo(metadata_dtype)
         zero = jnp.clip(low, float(limits.min), float(limits.max)).astype(metadata_dtype)
-        scale = jnp.minimum(step_size(low, high, bits), float(limits.max)).astype(metadata_dtype)
+        scale = jnp.minimum(divide(high - low, 2**bits - 1), float(limits.max)).astype(metadata_dtype)
         s, z = scale.astype(jnp.float32), zero.astype(jnp.float32)
-        codes_G = jnp.rint(jnp.clip((x_G - z) / s, 0, 2**bits - 1))
+        codes_G = jnp.rint(jnp.clip(divide(x_G - z, s), 0, 2**bits - 1))
         return jnp.where(valid_G & (s > 0), codes_G, 0).astype(jnp.uint8), scale, zero
 
     valid = jnp.ones(x.shape, bool) if valid is None else jnp.broadcast_to(valid, x.shape)

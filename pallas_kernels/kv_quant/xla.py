@@ -10,9 +10,10 @@ from jax.typing import DTypeLike
 WORD_BITS = 32
 
 
-def step_size(low: jax.Array, high: jax.Array, bits: int) -> jax.Array:
-    """(high - low) / (2^bits - 1). The barrier keeps XLA from multiplying by the reciprocal, which is inexact."""
-    return (high - low) / lax.optimization_barrier(jnp.float32(2**bits - 1))
+def divide(a: jax.Array, b: jax.Array | float) -> jax.Array:
+    """a / b, correctly rounded. A divisor that XLA knows to be a broadcast becomes a product with its reciprocal, and
+    codes at ties would differ from the definition; the test for NaN hides the broadcast and costs next to nothing."""
+    return a / jnp.where(jnp.isnan(a), 1.0, b)
 
 
 def quantize_group_xla(
@@ -29,10 +30,10 @@ def quantize_group_xla(
         low, high = jnp.where(some, low, 0.0), jnp.where(some, high, 0.0)
     limit = float(jnp.finfo(metadata_dtype).max)
     zero = jnp.clip(low, -limit, limit).astype(metadata_dtype)
-    scale = jnp.minimum(step_size(low, high, bits), limit).astype(metadata_dtype)
+    scale = jnp.minimum(divide(high - low, 2**bits - 1), limit).astype(metadata_dtype)
     # The codes follow from the rounded pair, as the reader will use it.
     z, s = (jnp.expand_dims(y.astype(jnp.float32), axis) for y in (zero, scale))
-    ratio = jnp.where(s > 0, (x - z) / jnp.where(s > 0, s, 1.0), 0.0)
+    ratio = jnp.where(s > 0, divide(x - z, jnp.where(s > 0, s, 1.0)), 0.0)
     codes = jnp.round(jnp.clip(ratio, 0.0, 2**bits - 1))
     if valid is not None:
         codes = jnp.where(valid, codes, 0.0)

@@ -97,6 +97,18 @@ def test_a_group_without_valid_elements_is_harmless():
     assert not codes.any() and not scale.any() and not zero.any()
 
 
+@pytest.mark.parametrize("impl", IMPLS)
+def test_codes_are_those_of_correctly_rounded_arithmetic(impl):
+    """Multiples of an eighth make many ties; a product with a reciprocal would send some of them the wrong way."""
+    rng = np.random.default_rng(0)
+    x = (rng.integers(-40, 40, (32, 256)) / 8 + rng.integers(-9, 9, 256) / 8).astype(np.float32)
+    codes, scale, zero = quantize(x, axis=0, bits=2, impl=impl)
+    s = np.ptp(x, axis=0) / np.float32(3)
+    np.testing.assert_array_equal(scale, s)
+    np.testing.assert_array_equal(zero, x.min(0))
+    np.testing.assert_array_equal(codes, np.rint(np.clip((x - x.min(0)) / s, 0, 3)))
+
+
 quantize = jax.jit(quantize_group, static_argnames=("axis", "bits", "metadata_dtype", "impl"))
 numbers = st.floats(-1e3, 1e3, width=32, allow_subnormal=False)
 

@@ -67,3 +67,11 @@ def block_schedule(sparse: jax.Array, start: jax.Array, diag: jax.Array, spec: A
     sink_end = jnp.minimum(start + spec.sink_blocks, lo)
     n_sink = jnp.where(sparse, jnp.maximum(sink_end - reach, 0), 0)
     return Schedule(reach, n_sink, lo, diag)
+
+
+def visible_tokens(sparse: jax.Array, q_pos: jax.Array, k_pos: jax.Array, spec: AttentionSpec) -> jax.Array:
+    """The same rule by tokens of a row that is one segment; the arguments broadcast against each other."""
+    k_block, q_block = k_pos // spec.block_size, q_pos // spec.block_size
+    streaming = (k_block < spec.sink_blocks) | (k_block > q_block - spec.local_blocks)
+    visible = (k_pos <= q_pos) & (streaming | ~sparse)
+    return visible if spec.window is None else visible & (q_pos - k_pos < spec.window)

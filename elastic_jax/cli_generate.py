@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from elastic_jax.cli_args import parse_verb
 from elastic_jax.cli_model import ModelSettings, answer_text, encode, load_model, load_model_tokenizer, read_prompt
 from elastic_jax.errors import ConfigError
+from elastic_jax.kv_cache import CacheConfig
 from elastic_jax.settings import settings_yaml
 
 
@@ -39,6 +40,8 @@ class GenerateSettings(ModelSettings):
     """Sample among the fewest tokens that hold this probability; 1 for no limit."""
     seed: int = 0
     """Seed of the sampling."""
+    cache: CacheConfig = field(default_factory=CacheConfig)
+    """What is kept of prompt and answer."""
     stats: bool = False
     """Print sparsity, cache size and speed to stderr afterwards."""
 
@@ -70,6 +73,7 @@ def main(argv: Sequence[str]) -> int:
         model,
         jnp.asarray([ids]),
         max_new_tokens=settings.max_new_tokens,
+        cache=settings.cache,
         sampling=sampling,
         routing=None if settings.routing == "auto" else settings.routing,
         router_bias=settings.router_bias,

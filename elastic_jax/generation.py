@@ -11,12 +11,19 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from elastic_jax.config import ModelConfig
 from elastic_jax.errors import ShapeError
-from elastic_jax.kv_cache import CacheConfig, DenseCache
+from elastic_jax.kv_cache import CacheConfig
+from elastic_jax.kv_cache.dense import DenseCache
+from elastic_jax.kv_cache.pages import plan_pages
+from elastic_jax.kv_cache.quantized import QuantizedCache
 from elastic_jax.model import ElasticForCausalLM
 from elastic_jax.rope import apply_rope, rope_table
 from elastic_jax.routing import HeadMode, Routing, modes_from
 from elastic_jax.sampling import Sampling, next_token
+from pallas_kernels.schedule import AttentionSpec
+
+Cache = DenseCache | QuantizedCache
 
 
 @dataclass(frozen=True)
@@ -70,9 +77,11 @@ def generate(
 
     Raises:
         ShapeError: an empty prompt, a row of length 0, or more tokens than the model has positions.
+        ConfigError: the cache cannot hold heads of this size in its groups.
     """
     cache, sampling = cache or CacheConfig(), sampling or Sampling()
     config = model.config
+    cache.check_head_dim(config.head_dim)
     ids, lengths_B = _check_prompts(model, np.asarray(input_ids_BT), lengths, max_new_tokens)
     B, T = ids.shape
     modes = None if routing is None else modes_from(routing, (config.num_layers, B, config.num_kv_heads))
@@ -80,20 +89,17 @@ def generate(
 
     start = time.perf_counter()
     padded = jnp.asarray(np.pad(ids, ((0, 0), (0, bucket(T) - T))))
-    capacity = bucket(int(lengths_B.max()) + max_new_tokens)
-    state, logits_BV, routing = _prefill(
-        model, padded, jnp.asarray(lengths_B), modes, jnp.float32(router_bias), capacity=capacity
-    )
-    jax.block_until_ready(logits_BV)
+    kv, logits_BV, routing = _prefill(model, padded, jnp.asarray(lengths_B), modes, jnp.float32(router_bias))
+    state = make_cache(cache, config, kv, lengths_B, routing.mode, max_new_tokens)
+    del kv
+    jax.block_until_ready((logits_BV, state))
     prefill_s = time.perf_counter() - start
 
     start = time.perf_counter()
-    mode = routing.mode if cache.sparse_decode else jnp.full_like(routing.mode, HeadMode.FULL)
     tokens, counts = _decode(
         model,
         state,
         logits_BV,
-        mode,
         jax.random.key(seed),
         stops,
         sampling=sampling,
@@ -111,42 +117,67 @@ def bucket(tokens: int) -> int:
     return -(-tokens // step) * step
 
 
-@nnx.jit(static_argnames=("capacity",))
+@nnx.jit
 def _prefill(
     model: ElasticForCausalLM,
     ids_BT: jax.Array,
     lengths_B: jax.Array,
     modes: jax.Array | None,
     router_bias: jax.Array,
-    *,
-    capacity: int,
-) -> tuple[DenseCache, jax.Array, Routing]:
+) -> tuple[tuple[jax.Array, jax.Array], jax.Array, Routing]:
     out = model.hidden(ids_BT, lengths=lengths_B, gates=modes, router_bias=router_bias, return_kv=True)
     last_BD = jnp.take_along_axis(out.hidden_BTD, (lengths_B - 1)[:, None, None], axis=1)[:, 0]
     assert out.kv is not None
-    return DenseCache.from_prefill(out.kv, lengths_B, capacity), model.head(last_BD), out.routing
+    return out.kv, model.head(last_BD), out.routing
 
 
-def decode_step(
-    model: ElasticForCausalLM, state: DenseCache, token_B: jax.Array, mode_LBK: jax.Array
-) -> tuple[DenseCache, jax.Array]:
+def make_cache(
+    cache: CacheConfig,
+    config: ModelConfig,
+    kv: tuple[jax.Array, jax.Array],
+    lengths_B: np.ndarray,
+    mode_LBK: jax.Array,
+    new_tokens: int,
+) -> Cache:
+    """The cache of prompts whose keys and values are `kv`, with room for `new_tokens` more in every row.
+
+    Heads that choose their blocks by content (XA) do so for whole blocks of queries, in prefill; they decode over all.
+    """
+    sparse = config.router
+    if not cache.sparse_decode or sparse.pattern == "fa-xa":
+        mode_LBK = jnp.full_like(mode_LBK, HeadMode.FULL)
+    spec = AttentionSpec(
+        sparse.sink_blocks, sparse.local_blocks, sparse.block_size, config.sliding_window, config.head_dim**-0.5
+    )
+    lengths = jnp.asarray(lengths_B)
+    if cache.bits == 16:
+        capacity = bucket(int(lengths_B.max()) + new_tokens)
+        return _dense_cache(kv, lengths, mode_LBK, capacity=capacity, spec=spec)
+    plan = plan_pages(np.asarray(mode_LBK), lengths_B + new_tokens, cache, spec)
+    return QuantizedCache.from_prefill(kv, lengths, mode_LBK, plan, cache, spec)
+
+
+_dense_cache = jax.jit(DenseCache.from_prefill, static_argnames=("capacity", "spec"))
+
+
+def decode_step(model: ElasticForCausalLM, state: Cache, token_B: jax.Array) -> tuple[Cache, jax.Array]:
     """Feeds one token per row: the grown cache and the next float32 logits `[B, V]`."""
     config = model.config
     position = state.lengths[:, None]
     cos, sin = rope_table(config.rope, config.head_dim, position, position + 1, config.max_position_embeddings)
     graph, stacked = nnx.split(model.layers)
 
-    def step(carry: tuple[jax.Array, DenseCache], xs: tuple) -> tuple[tuple[jax.Array, DenseCache], None]:
+    def step(carry: tuple[jax.Array, Cache], xs: tuple) -> tuple[tuple[jax.Array, Cache], None]:
         x_B1D, state = carry
-        weights, mode_BK, index = xs
+        weights, index = xs
         layer = nnx.merge(graph, weights)
         q, k, v = layer.attn.project(layer.input_norm(x_B1D))
         state = state.write(index, apply_rope(k, cos, sin), v)
-        attended = state.attend(index, apply_rope(q, cos, sin), mode_BK, config)
+        attended = state.attend(index, apply_rope(q, cos, sin))
         return (layer.feed_forward(x_B1D + layer.attn.o_proj(attended)), state), None
 
     (x_B1D, state), _ = jax.lax.scan(
-        step, (model.embed(token_B[:, None]), state), (stacked, mode_LBK, jnp.arange(config.num_layers))
+        step, (model.embed(token_B[:, None]), state), (stacked, jnp.arange(config.num_layers))
     )
     return state.advance(), model.head(model.norm(x_B1D)[:, 0])
 
@@ -154,9 +185,8 @@ def decode_step(
 @nnx.jit(static_argnames=("sampling", "max_new_tokens", "pad_id"))
 def _decode(
     model: ElasticForCausalLM,
-    state: DenseCache,
+    state: Cache,
     logits_BV: jax.Array,
-    mode_LBK: jax.Array,
     key: jax.Array,
     stops: jax.Array,
     *,
@@ -177,7 +207,7 @@ def _decode(
 
     def step(carry: tuple) -> tuple:
         i, state, token_B, done_B, tokens, counts = carry
-        state, logits_BV = decode_step(model, state, token_B, mode_LBK)
+        state, logits_BV = decode_step(model, state, token_B)
         counts = counts + ~done_B
         token_B, done_B, tokens = choose(logits_BV, i, done_B, tokens)
         return i + 1, state, token_B, done_B, tokens, counts

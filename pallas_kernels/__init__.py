@@ -1,7 +1,22 @@
 """Attention kernels: arrays in, arrays out, no knowledge of any model."""
 
 from pallas_kernels.block_selection.api import select_blocks
+from pallas_kernels.decode_attention.api import decode_attention
+from pallas_kernels.decode_attention.view import CacheView, Pages
 from pallas_kernels.dual_attention.api import dual_attention, routed_attention
 from pallas_kernels.hybrid_attention.api import hybrid_attention
+from pallas_kernels.kv_quant.api import dequantize_group, pack, quantize_group, unpack
 
-__all__ = ["dual_attention", "hybrid_attention", "routed_attention", "select_blocks"]
+__all__ = [
+    "CacheView",
+    "Pages",
+    "decode_attention",
+    "dequantize_group",
+    "dual_attention",
+    "hybrid_attention",
+    "pack",
+    "quantize_group",
+    "routed_attention",
+    "select_blocks",
+    "unpack",
+]

@@ -87,3 +87,11 @@ def visitors_stop(
         stop = jnp.minimum(end, block + 1 - (1 - spec.window) // spec.block_size)
     near = jnp.minimum(stop, block + spec.local_blocks)
     return jnp.where(sparse & (block - start >= spec.sink_blocks), near, stop)
+
+
+def visible_tokens(sparse: jax.Array, q_pos: jax.Array, k_pos: jax.Array, spec: AttentionSpec) -> jax.Array:
+    """The same rule by tokens of a row that is one segment; the arguments broadcast against each other."""
+    k_block, q_block = k_pos // spec.block_size, q_pos // spec.block_size
+    streaming = (k_block < spec.sink_blocks) | (k_block > q_block - spec.local_blocks)
+    visible = (k_pos <= q_pos) & (streaming | ~sparse)
+    return visible if spec.window is None else visible & (q_pos - k_pos < spec.window)

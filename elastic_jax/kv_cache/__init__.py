@@ -1,4 +1,3 @@
-"""Key/value caches of generation."""
+"""Key/value caches of generation. Only the settings are imported here: the command line needs them without jax."""
 
 from elastic_jax.kv_cache.config import CacheConfig as CacheConfig
-from elastic_jax.kv_cache.dense import DenseCache as DenseCache

@@ -3,20 +3,79 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 from elastic_jax.errors import ConfigError
+
+KeyTransform = Literal["none", "hadamard", "hadamard+token_norm"]
+OutlierStat = Literal["l1", "l2"]
+OutlierScope = Literal["head", "layer"]
+
+BITS = (2, 4, 8, 16)
+GROUP_STEP = 32
+"""Groups are a multiple of this, so that codes and the bit mask of holes fill whole words."""
 
 
 @dataclass(frozen=True)
 class CacheConfig:
-    """Settings of the key/value cache."""
+    """Settings of the key/value cache. Below 16 bits, the newest tokens and a few outlier tokens stay exact."""
 
     bits: int = 16
-    """Bits per stored element; 16 keeps the model dtype (bfloat16 or float32)."""
+    """Bits per stored element, 2, 4, 8 or 16; 16 keeps the model dtype and ignores every setting but sparse_decode."""
+    group: int = 128
+    """Tokens that are quantised together: keys share scale and zero by channel over a group."""
+    residual: int = 32
+    """Newest tokens that always stay exact."""
+    outliers: int = 3
+    """Tokens of every head with the smallest keys that stay exact; 0 for plain quantisation."""
+    outlier_store: int = 32
+    """Places for tokens that were outliers until smaller keys came; when they run out, tracing stops."""
+    untraced_layers: int = 2
+    """First layers, which have no outlier tokens."""
+    outlier_stat: OutlierStat = "l1"
+    """Norm that measures a key."""
+    outlier_scope: OutlierScope = "head"
+    """Whether every KV head chooses its own outliers or the heads of a layer choose together."""
     sparse_decode: bool = True
-    """Sparse heads attend to sinks and local window while decoding too; False gives every head the whole past,
-    as the released code of Elastic Attention does."""
+    """Sparse heads attend to sinks and local window while decoding too, and below 16 bits store no more; False gives
+    every head the whole past, as the released code of Elastic Attention does."""
+    key_transform: KeyTransform = "none"
+    """`hadamard` rotates queries and keys by a Hadamard matrix; `token_norm` stores the norm of each key apart."""
 
     def __post_init__(self) -> None:
-        if self.bits != 16:
-            raise ConfigError(f"cache bits is {self.bits}; only 16 is available in this version. Use bits=16.")
+        if self.bits not in BITS:
+            raise ConfigError(f"cache bits is {self.bits}; want 2, 4, 8 or 16.")
+        if self.group < GROUP_STEP or self.group % GROUP_STEP:
+            raise ConfigError(f"cache group is {self.group} tokens; want a multiple of {GROUP_STEP}, such as 128.")
+        for name in ("residual", "outliers", "outlier_store", "untraced_layers"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"cache {name} is {getattr(self, name)}; want 0 or more.")
+        if self.outliers >= self.group:
+            raise ConfigError(
+                f"cache outliers is {self.outliers} in groups of {self.group} tokens; want fewer than a group."
+            )
+        for name, choices in (
+            ("outlier_stat", OutlierStat),
+            ("outlier_scope", OutlierScope),
+            ("key_transform", KeyTransform),
+        ):
+            if getattr(self, name) not in get_args(choices):
+                raise ConfigError(
+                    f"cache {name} is {getattr(self, name)!r}; want one of {', '.join(get_args(choices))}."
+                )
+
+    @property
+    def rotates(self) -> bool:
+        return self.key_transform != "none"
+
+    @property
+    def normalizes(self) -> bool:
+        return self.key_transform == "hadamard+token_norm"
+
+    def check_head_dim(self, head_dim: int) -> None:
+        """Raises `ConfigError` where values cannot be quantised by whole groups of channels."""
+        if self.bits < 16 and head_dim % min(self.group, head_dim):
+            raise ConfigError(
+                f"cache group {self.group} does not divide the head dimension {head_dim}; values are quantised over "
+                f"groups of as many channels. Use a group of {GROUP_STEP} * n that divides {head_dim}, or a larger one."
+            )

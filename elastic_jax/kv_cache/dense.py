@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import jax
 import jax.numpy as jnp
 
-from elastic_jax.config import ModelConfig
 from elastic_jax.routing import HeadMode
+from pallas_kernels.schedule import AttentionSpec, visible_tokens
 
 NEG_INF = -1e30
 
@@ -20,21 +20,31 @@ class DenseCache:
 
     k: jax.Array
     v: jax.Array
+    mode: jax.Array
+    """int8 `[L, B, K]`: what each head attends to."""
     lengths: jax.Array
+    spec: AttentionSpec = field(metadata={"static": True})
 
     @property
     def nbytes(self) -> int:
         return self.k.nbytes + self.v.nbytes
 
     @classmethod
-    def from_prefill(cls, kv: tuple[jax.Array, jax.Array], lengths: jax.Array, capacity: int) -> DenseCache:
+    def from_prefill(
+        cls,
+        kv: tuple[jax.Array, jax.Array],
+        lengths: jax.Array,
+        mode: jax.Array,
+        capacity: int,
+        spec: AttentionSpec,
+    ) -> DenseCache:
         """From keys and values `[L, B, T, K, H]` of right-padded rows, with room for `capacity` tokens."""
 
         def store(x: jax.Array) -> jax.Array:
             x = x[:, :, :capacity].swapaxes(2, 3)
             return jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, capacity - x.shape[3]), (0, 0)))
 
-        return cls(store(kv[0]), store(kv[1]), lengths.astype(jnp.int32))
+        return cls(store(kv[0]), store(kv[1]), mode, lengths.astype(jnp.int32), spec)
 
     def write(self, layer: jax.Array, k_B1KH: jax.Array, v_B1KH: jax.Array) -> DenseCache:
         """Puts one new token of every row at its next free position; `advance` then counts it."""
@@ -48,30 +58,14 @@ class DenseCache:
     def advance(self) -> DenseCache:
         return replace(self, lengths=self.lengths + 1)
 
-    def attend(self, layer: jax.Array, q_B1NH: jax.Array, mode_BK: jax.Array, config: ModelConfig) -> jax.Array:
+    def attend(self, layer: jax.Array, q_B1NH: jax.Array) -> jax.Array:
         """Attention of the token just written over the past that its head's mode allows: `[B, 1, N, H]`."""
         B, _, N, H = q_B1NH.shape
-        K = config.num_kv_heads
+        K, S = self.k.shape[2:4]
         q = q_B1NH.reshape(B, K, N // K, H)
-        scores = jnp.einsum("bkgh,bksh->bkgs", q, self.k[layer], preferred_element_type=jnp.float32) * H**-0.5
-        visible_BKS = visible_keys(self.lengths, self.k.shape[3], mode_BK, config)
-        probabilities = jax.nn.softmax(jnp.where(visible_BKS[:, :, None], scores, NEG_INF), axis=-1)
+        scores = jnp.einsum("bkgh,bksh->bkgs", q, self.k[layer], preferred_element_type=jnp.float32) * self.spec.scale
+        sparse_BK11 = (self.mode[layer] == HeadMode.SPARSE)[:, :, None, None]
+        visible = visible_tokens(sparse_BK11, self.lengths[:, None, None, None], jnp.arange(S), self.spec)
+        probabilities = jax.nn.softmax(jnp.where(visible, scores, NEG_INF), axis=-1)
         out = jnp.einsum("bkgs,bksh->bkgh", probabilities.astype(self.v.dtype), self.v[layer])
         return out.reshape(B, 1, N, H)
-
-
-def visible_keys(query_position_B: jax.Array, slots: int, mode_BK: jax.Array, config: ModelConfig) -> jax.Array:
-    """Which cache slots a query at `query_position_B` may read: bool `[B, K, slots]`, the mask of prefill continued.
-
-    Heads that choose their blocks by content (XA) do so for whole blocks of queries, in prefill; here they read all.
-    """
-    sparse = config.router
-    key, query = jnp.arange(slots)[None], query_position_B[:, None]
-    causal = key <= query
-    if config.sliding_window is not None:
-        causal &= query - key < config.sliding_window
-    key_block, query_block = key // sparse.block_size, query // sparse.block_size
-    if sparse.pattern == "fa-xa":
-        return jnp.broadcast_to(causal[:, None], (*mode_BK.shape, slots))
-    streaming = causal & ((key_block < sparse.sink_blocks) | (key_block > query_block - sparse.local_blocks))
-    return jnp.where(mode_BK[:, :, None] == HeadMode.FULL, causal[:, None], streaming[:, None])

@@ -12,6 +12,7 @@ import pytest
 from tiny import tiny_model
 
 from elastic_jax import cli
+from elastic_jax.generation import generate
 from elastic_jax.model import to_params
 from elastic_jax.weights import from_pretrained, save_pretrained
 
@@ -61,6 +62,20 @@ def test_generate_reports_what_it_did(capsys, checkpoint):
     for routing, msr in (("full", "MSR 0.00"), ("sparse", "MSR 1.00")):
         assert cli.main([*map(str, common), "--routing", routing]) == 0
         assert msr in capsys.readouterr().err
+
+
+def test_generate_takes_a_quantised_cache(monkeypatch, capsys, checkpoint):
+    answers = []
+
+    def record(*arguments, **options):
+        answers.append(generate(*arguments, **options))
+        return answers[-1]
+
+    monkeypatch.setattr("elastic_jax.generation.generate", record)
+    common = ["generate", "--model", checkpoint, "--prompt", "abc " * 60, "--max-new-tokens", 3, "--cache.group", 32]
+    for bits in (16, 2):
+        run(capsys, *common, "--cache.bits", bits)
+    assert answers[1].cache_bytes < answers[0].cache_bytes
 
 
 def test_inspect_agrees_with_the_model(capsys, checkpoint, tmp_path):
@@ -133,6 +148,7 @@ def test_dry_run_prints_the_settings_and_writes_nothing(capsys, checkpoint, tmp_
         (["generate", "--prompt", "x", "--chat"], "no chat template"),
         (["generate", "--prompt", "x" * 600], "positions"),
         (["generate", "--prompt", "x", "--temperature", "-1"], "temperature is -1"),
+        (["generate", "--prompt", "x", "--cache.bits", "3"], "bits is 3"),
         (["inspect"], "no prompt"),
         (["inspect", "--prompt", "x" * 600], "512"),
         (["convert"], "no directory to write"),

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 from tiny import random_ids, tiny_model
 
-from elastic_jax.errors import ShapeError
+from elastic_jax.errors import ConfigError, ShapeError
 from elastic_jax.generation import bucket, generate
 from elastic_jax.kv_cache import CacheConfig
 from elastic_jax.sampling import Sampling
@@ -61,6 +61,35 @@ def test_sampling_repeats_with_its_seed_and_the_cache_is_counted():
     assert (a.tokens != c.tokens).any()
     config = model.config
     assert a.cache_bytes == 2 * 4 * config.num_layers * 2 * config.num_kv_heads * bucket(124) * config.head_dim
+
+
+SMALL_GROUPS = {"group": 32, "residual": 8, "untraced_layers": 1}
+
+
+@pytest.mark.parametrize("transform", ["none", "hadamard+token_norm"])
+def test_eight_bits_answer_like_the_forward_pass_without_cache(transform):
+    """Prompts of different length whose groups are flushed while decoding; rare near-ties may fall otherwise."""
+    model, ids, lengths = tiny_model(), random_ids((2, 100)), [100, 61]
+    cache = CacheConfig(bits=8, key_transform=transform, **SMALL_GROUPS)
+    generation = generate(model, ids, lengths=jnp.array(lengths), max_new_tokens=48, cache=cache)
+    assert (generation.tokens == without_cache(model, generation, ids, lengths)).mean() > 0.9
+
+
+def test_fewer_bits_and_sparse_heads_take_fewer_bytes():
+    model, ids = tiny_model(), random_ids((1, 300))
+
+    def size(bits, routing, **options):
+        cache = CacheConfig(bits=bits, **SMALL_GROUPS, **options)
+        return generate(model, ids, max_new_tokens=2, routing=routing, cache=cache).cache_bytes
+
+    full, sparse = size(2, "full"), size(2, "sparse")
+    assert sparse < full < size(4, "full") < size(16, "full")
+    assert size(2, "sparse", sparse_decode=False) == full
+
+
+def test_groups_that_do_not_fit_the_heads_are_refused_before_any_work():
+    with pytest.raises(ConfigError, match="does not divide the head dimension 48"):
+        generate(tiny_model(head_dim=48), random_ids((1, 8)), max_new_tokens=1, cache=CacheConfig(bits=2, group=32))
 
 
 @pytest.mark.parametrize("tokens", [1, 127, 128, 129, 1000, 2049, 8000, 100_000])

@@ -1,0 +1,214 @@
+"""The quantised cache: same state however the tokens came, same attention as the dense cache, bytes as promised."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from elastic_jax.errors import ConfigError
+from elastic_jax.kv_cache import CacheConfig
+from elastic_jax.kv_cache.dense import DenseCache
+from elastic_jax.kv_cache.pages import plan_pages, quantized_tokens
+from elastic_jax.kv_cache.quantized import QuantizedCache, ring_positions
+from elastic_jax.kv_cache.rotation import hadamard
+from pallas_kernels.schedule import AttentionSpec
+
+L, B, T, K, N, H = 2, 3, 256, 2, 4, 8
+SPEC = AttentionSpec(1, 3, 16, None, H**-0.5)
+CONFIG = CacheConfig(bits=2, group=32, residual=8, outliers=2, outlier_store=6, untraced_layers=1)
+MODE = np.array([[[0, 1], [1, 0], [1, 1]], [[0, 0], [1, 0], [0, 1]]], np.int8)
+
+
+def random_kv(seed=0):
+    """Keys with large nearly constant channels, and here and there a token that lacks them."""
+    rng = np.random.default_rng(seed)
+    k, v = rng.standard_normal((2, L, B, T, K, H), np.float32)
+    k[..., :2] += 6
+    k[rng.random(k.shape[:-1]) < 0.05] *= 0.05
+    return jnp.asarray(k), jnp.asarray(v)
+
+
+def prefill(kv, lengths, config=CONFIG, mode=MODE, store_all=False, spec=SPEC):
+    lengths = np.asarray(lengths)
+    plan = plan_pages(np.zeros_like(mode) if store_all else mode, np.full(B, T), config, spec)
+    return QuantizedCache.from_prefill(kv, jnp.asarray(lengths), jnp.asarray(mode), plan, config, spec)
+
+
+@jax.jit
+def decode(cache, kv, steps):
+    """Feeds `steps` tokens of every row, each where its row is."""
+
+    def step(_, cache):
+        tokens = [x[:, jnp.arange(B), cache.lengths][:, :, None] for x in kv]
+        for layer in range(L):
+            cache = cache.write(jnp.int32(layer), tokens[0][layer], tokens[1][layer])
+        return cache.advance()
+
+    return jax.lax.fori_loop(0, steps, step, cache)
+
+
+def settle(cache):
+    """Flushes the rows that still wait for their turn."""
+    while ((cache.lengths - cache.quantized) >= cache.config.residual + cache.config.group).any():
+        cache = flush(cache, jnp.argmax(cache.lengths - cache.quantized))
+    return cache
+
+
+flush = jax.jit(QuantizedCache.flush)
+
+
+def contents(cache, row):
+    """Everything a row holds, by position; stale slots left out."""
+    start, end = int(cache.quantized[row]), int(cache.lengths[row])
+    kept = cache.outlier_pos.shape[3]
+    slots = kept + np.arange(start, end) % cache.ring
+    groups = start // cache.config.group
+    pages = [np.asarray(x)[np.asarray(cache.table)[:, row, :, :groups]] for x in jax.tree.leaves(cache.pages)]
+    empty = np.asarray(cache.outlier_pos)[:, row, :, :, None] < 0
+    return [
+        start,
+        end,
+        *pages,
+        *(np.asarray(x)[:, row][:, :, slots] for x in (cache.exact_k, cache.exact_v)),
+        *(np.where(empty, 0, np.asarray(x)[:, row][:, :, :kept]) for x in (cache.exact_k, cache.exact_v)),
+        *(np.asarray(x)[:, row] for x in (cache.outlier_pos, cache.score, cache.frozen)),
+    ]
+
+
+def assert_same(a, b):
+    for row in range(B):
+        for x, y in zip(contents(a, row), contents(b, row), strict=True):
+            np.testing.assert_array_equal(x, y)
+
+
+@settings(max_examples=12, deadline=None)
+@given(
+    lengths=st.lists(st.integers(1, 130), min_size=B, max_size=B),
+    steps=st.integers(0, 120),
+    seed=st.integers(0, 5),
+)
+def test_state_depends_on_the_tokens_and_not_on_how_they_came(lengths, steps, seed):
+    """Prefill then decode = prefill of everything, bit for bit: rows of other lengths, waiting rows, frozen heads."""
+    kv = random_kv(seed)
+    grown = settle(decode(prefill(kv, lengths), kv, steps))
+    assert_same(grown, prefill(kv, np.asarray(lengths) + steps))
+
+
+def test_schedule_of_published_sizes():
+    lengths = np.array([1, 32, 159, 160, 161, 288, 500, 1000, 4096, 8192])
+    wanted = [0, 0, 0, 128, 128, 256, 384, 896, 3968, 8064]
+    np.testing.assert_array_equal(quantized_tokens(lengths, CacheConfig(bits=2)), wanted)
+
+
+def test_every_token_is_in_exactly_one_place():
+    kv = random_kv(1)
+    cache = settle(decode(prefill(kv, [100, 40, 7], mode=np.zeros_like(MODE)), kv, 100))
+    for row in range(B):
+        n, n_q = int(cache.lengths[row]), int(cache.quantized[row])
+        pages = np.asarray(cache.pages.holes)[np.asarray(cache.table)[:, row, :, : n_q // 32], 0, 0]
+        holes = (pages[..., None] >> np.arange(32, dtype=np.uint32)) & 1
+        for layer, head in np.ndindex(L, K):
+            exact = cache.outlier_pos[layer, row, head]
+            exact = np.sort(exact[exact >= 0])
+            np.testing.assert_array_equal(np.flatnonzero(holes[layer, head]), exact)
+            assert (len(exact) > 0) == (layer > 0 and n_q > 0)
+            assert n == n_q - holes[layer, head].sum() + len(exact) + (n - n_q)
+        ring = np.asarray(ring_positions(cache.lengths - 1, cache.ring))[row]
+        assert set(range(n_q, n)) <= set(ring.tolist())
+
+
+@pytest.mark.parametrize("transform", ["none", "hadamard", "hadamard+token_norm"])
+def test_eight_bits_attend_like_the_dense_cache(transform):
+    kv, lengths = random_kv(2), [150, 61, 3]
+    config = dataclasses.replace(CONFIG, bits=8, key_transform=transform)
+    quantized = decode(prefill(kv, lengths, config), kv, 50)
+    dense = decode(DenseCache.from_prefill(kv, jnp.asarray(lengths), jnp.asarray(MODE), T, SPEC), kv, 50)
+    q = jnp.asarray(np.random.default_rng(3).standard_normal((B, 1, N, H)), jnp.float32)
+    for layer in range(L):
+        new = [x[layer, jnp.arange(B), dense.lengths][:, None] for x in kv]
+        wanted = dense.write(layer, *new).attend(layer, q)
+        np.testing.assert_allclose(quantized.write(layer, *new).attend(layer, q), wanted, atol=0.05)
+
+
+def test_sparse_heads_need_no_more_than_their_ring():
+    """A head whose old groups are overwritten attends as one that keeps them all."""
+    kv, lengths = random_kv(4), [200, 130, 90]
+    mode = np.ones_like(MODE)
+    slim, wide = (decode(prefill(kv, lengths, mode=mode, store_all=x), kv, 41) for x in (False, True))
+    assert slim.pages.k_codes.shape[0] < wide.pages.k_codes.shape[0]
+    q = jnp.asarray(np.random.default_rng(5).standard_normal((B, 1, N, H)), jnp.float32)
+    for layer in range(L):
+        np.testing.assert_array_equal(slim.attend(layer, q), wide.attend(layer, q))
+
+
+def bytes_of(cache):
+    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(cache))
+
+
+@pytest.mark.parametrize(("tokens", "sparse_heads", "ratio"), [(16_384, 0, 6.4), (131_072, 13, 17)])
+def test_bytes_against_bfloat16(tokens, sparse_heads, ratio):
+    """Head dim 128; every head full, or 13 of 20 sparse."""
+    heads = 20
+    kv = (jax.ShapeDtypeStruct((1, 1, tokens, heads, 128), jnp.bfloat16),) * 2
+    config, spec = CacheConfig(bits=2), AttentionSpec(1, 16, 128, None, 128**-0.5)
+    mode = (np.arange(heads) < sparse_heads).astype(np.int8)[None, None]
+    plan = plan_pages(mode, np.array([tokens]), config, spec)
+    cache = jax.eval_shape(
+        lambda kv: QuantizedCache.from_prefill(kv, jnp.array([tokens]), jnp.asarray(mode), plan, config, spec), kv
+    )
+    assert bytes_of(kv) / bytes_of(cache) >= ratio
+
+
+def test_plans_of_many_routings_and_lengths_have_few_shapes():
+    rng, config, shapes = np.random.default_rng(0), CacheConfig(bits=2), set()
+    for length in range(1000, 16_000, 50):
+        mode = rng.integers(0, 2, (12, 2, 4))
+        plan = plan_pages(mode, np.array([length, length // 2]), config, AttentionSpec(1, 16, 128, None, 1.0))
+        used = plan.table.max() + 1
+        assert used <= plan.pages <= used * 33 / 32 + 1
+        shapes.add((plan.pages, plan.table.shape))
+    assert len(shapes) < 150
+
+
+def test_nbytes_counts_every_array():
+    cache = prefill(random_kv(), [40, 50, 60])
+    assert cache.nbytes == bytes_of(cache)
+    eight = prefill(random_kv(), [40, 50, 60], dataclasses.replace(CONFIG, bits=8))
+    assert eight.pages.k_codes.nbytes == 4 * cache.pages.k_codes.nbytes
+
+
+@pytest.mark.parametrize("width", [8, 12, 7])
+def test_rotation_is_orthogonal_and_its_own_inverse(width):
+    x = jnp.asarray(np.random.default_rng(0).standard_normal((5, width)), jnp.float32)
+    rotate = jax.jit(hadamard)
+    y = rotate(x)
+    np.testing.assert_allclose(rotate(y), x, atol=1e-6)
+    np.testing.assert_allclose(y @ y.T, x @ x.T, atol=1e-5)
+    if width == 8:
+        np.testing.assert_allclose(np.abs(rotate(jnp.eye(8))), 8**-0.5, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"bits": 3}, "bits is 3; want 2, 4, 8 or 16"),
+        ({"group": 48}, "group is 48 tokens; want a multiple of 32"),
+        ({"outliers": 128}, "outliers is 128 in groups of 128"),
+        ({"residual": -1}, "residual is -1"),
+        ({"key_transform": "fft"}, "key_transform is 'fft'; want one of none, hadamard"),
+        ({"outlier_stat": "max"}, "want one of l1, l2"),
+    ],
+)
+def test_bad_settings_are_refused(changes, message):
+    with pytest.raises(ConfigError, match=message):
+        CacheConfig(**{"bits": 2, **changes})
+
+
+def test_group_that_does_not_divide_the_head_dimension_is_refused():
+    CacheConfig(bits=2, group=128).check_head_dim(64)
+    with pytest.raises(ConfigError, match="group 64 does not divide the head dimension 80"):
+        CacheConfig(bits=2, group=64).check_head_dim(80)

@@ -1,0 +1,81 @@
+"""Planar tiles against words written out by hand."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pallas_kernels import pack, unpack
+
+IMPLS = ["reference", "xla"]
+T = np.arange(128)[:, None]
+D = np.arange(128)[None]
+
+
+def column(codes):
+    return jnp.asarray(codes, jnp.uint8)[:, None]
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize(
+    ("codes", "words"),
+    [
+        ([0, 1, 2, 3, 3, 2, 1, 0, 0, 0, 1, 1, 2, 2, 3, 3], [0xFA501BE4]),
+        ([3] * 16, [0xFFFFFFFF]),
+        ([t // 8 for t in range(32)], [0xFFAA5500, 0xFFAA5500]),
+        ([t % 4 for t in range(32)], [0x88888888, 0xDDDDDDDD]),
+    ],
+)
+def test_columns(codes, words, impl):
+    got = pack(column(codes), bits=2, impl=impl)
+    assert got.dtype == jnp.uint32
+    np.testing.assert_array_equal(got[:, 0], np.array(words, np.uint32))
+    np.testing.assert_array_equal(unpack(got, bits=2, impl=impl)[:, 0], codes)
+
+
+def test_tiles_of_128_tokens_and_channels():
+    words = np.asarray(pack(jnp.asarray((T // 8 + 2 * D) % 4), bits=2))
+    assert words.shape == (8, 128)
+    np.testing.assert_array_equal(words[:, :4], [[0xE4E4E4E4, 0x4E4E4E4E, 0xE4E4E4E4, 0x4E4E4E4E]] * 8)
+
+    words = np.asarray(pack(jnp.asarray((T + D) % 4), bits=2))
+    cycle = [0, 0x55555555, 0xAAAAAAAA, 0xFFFFFFFF]
+    np.testing.assert_array_equal(words[:, 0], cycle * 2)
+    np.testing.assert_array_equal(words[0, :4], cycle)
+
+    words = np.asarray(pack(jnp.asarray((T**2 + 3 * D) // 5 % 4), bits=2))
+    assert (words[0, 0], words[3, 7], words[7, 127]) == (0x0F03C0F0, 0x98260982, 0x82609826)
+    assert np.bitwise_xor.reduce(words.ravel()) == 0x71DC771D
+
+
+packed = jax.jit(pack, static_argnames=("bits", "impl"))
+unpacked = jax.jit(unpack, static_argnames=("bits", "impl"))
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), bits=st.sampled_from([1, 2, 4, 8]))
+def test_round_trip(seed, bits):
+    codes = np.random.default_rng(seed).integers(0, 2**bits, (2, 32, 3), np.uint8)
+    words = packed(codes, bits=bits)
+    assert words.nbytes == codes.size * bits // 8
+    np.testing.assert_array_equal(words, packed(codes, bits=bits, impl="reference"))
+    for impl in IMPLS:
+        np.testing.assert_array_equal(unpacked(words, bits=bits, impl=impl), codes)
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: pack(jnp.zeros((24, 2), jnp.uint8), bits=2), "multiple of 16 tokens"),
+        (lambda: pack(jnp.zeros((32, 2)), bits=2), "codes are float32"),
+        (lambda: pack(jnp.zeros((32,), jnp.uint8), bits=2), "[..., tokens, channels]"),
+        (lambda: unpack(jnp.zeros((2, 2), jnp.int32), bits=2), "words are int32"),
+        (lambda: unpack(jnp.zeros((2, 2), jnp.uint32), bits=16), "bits is 16"),
+    ],
+)
+def test_bad_input_is_named(call, words):
+    with pytest.raises(ValueError) as error:
+        call()
+    assert words in str(error.value)

@@ -36,9 +36,15 @@ def shared_bytes(kernel: str, tile: Tile, capability: int, head_pad: int, itemsi
         "dkv": (2 * key_tile, 2 * query_tile + 8 * tile.queries),
     }[kernel]
     copies = max(1, tile.stages if capability >= 90 else tile.stages - 1)
-    # Before Hopper the weights pass through shared memory when the warps do not fill the rows.
+    # Weights pass through shared memory before Hopper, when the warps do not fill the rows, and in the backward kernels
+    # of Blackwell, which also keeps its barriers there.
     rows = tile.keys if kernel == "dkv" else tile.queries
-    passed = tile.queries * tile.keys * itemsize if capability < 90 and rows < 128 else 0
+    weights = tile.queries * tile.keys * itemsize
+    passed = 0
+    if capability < 90 and rows < 128:
+        passed = weights
+    elif capability >= 100:
+        passed = 1024 + (weights if kernel != "forward" else 0)
     return stays + copies * streams + passed
 
 

@@ -148,7 +148,6 @@ def test_dry_run_prints_the_settings_and_writes_nothing(capsys, checkpoint, tmp_
         (["generate", "--prompt", "x", "--chat"], "no chat template"),
         (["generate", "--prompt", "x" * 600], "positions"),
         (["generate", "--prompt", "x", "--temperature", "-1"], "temperature is -1"),
-        (["generate", "--prompt", "x", "--cache.bits", "3"], "bits is 3"),
         (["inspect"], "no prompt"),
         (["inspect", "--prompt", "x" * 600], "512"),
         (["convert"], "no directory to write"),
@@ -156,6 +155,13 @@ def test_dry_run_prints_the_settings_and_writes_nothing(capsys, checkpoint, tmp_
 )
 def test_refusals(capsys, checkpoint, arguments, says):
     assert says in refusal(capsys, *arguments, "--model", checkpoint)
+
+
+def test_a_cache_that_cannot_be_is_refused(capsys, checkpoint):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["generate", "--prompt", "x", "--cache.bits", "3", "--model", str(checkpoint)])
+    assert stop.value.code == 2
+    assert "cache bits is 3; want 2, 4, 8 or 16." in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("content", [None, b"", b"\xff\xfe\xff"])

@@ -108,10 +108,12 @@ def fold(
     lengths: jax.Array | None,
     segment_ids: jax.Array | None,
 ) -> tuple[Folded, Rows, Geometry, Tiling]:
-    """Operands in whole tiles. Packed rows keep single query blocks, since segments end anywhere."""
+    """Operands in whole tiles. Packed rows keep single query blocks, since segments end anywhere; so do short local
+    windows, since a tile of r query blocks visits r - 1 blocks more than each of them needs."""
     geometry = Geometry(spec.block_size, q_BTNH.shape[1], k_BSKH.shape[1])
     block_rows = q_BTNH.shape[2] // k_BSKH.shape[2] * spec.block_size
-    most = 1 if segment_ids is not None else min(QUERY_TILE_ROWS // block_rows, geometry.query_blocks)
+    most = min(QUERY_TILE_ROWS // block_rows, geometry.query_blocks, 1 + spec.local_blocks // 4)
+    most = 1 if segment_ids is not None else most
     r = max(blocks for blocks in (1, 2, 4) if blocks <= max(most, 1))
     tiling = Tiling(r, min(KEY_TILE, geometry.key_blocks))
     spare = tiling.key - 1

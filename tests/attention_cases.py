@@ -77,6 +77,7 @@ CASES = [
     Case("packed", 160, kv_heads=3, groups=3, batch=2, segments=((50, 70), (100, 1, 16))),
     Case("window in packed rows", 160, kv_heads=3, batch=2, window=20, sink=2, segments=((50, 70), (100, 1, 16))),
     Case("published, 127", 127, groups=3, kv_heads=2, batch=2, lengths=(127, 50), **(PUBLISHED | {"slow": False})),
+    Case("wide local", 330, kv_heads=2, groups=3, batch=2, sink=2, local=12, lengths=(330, 290)),
     Case("one block", 16, groups=4, slow=True),
     Case("below a block", 15, groups=3, slow=True),
     Case("last query", 33, queries=1, kv_heads=2, groups=3, slow=True),

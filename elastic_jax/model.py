@@ -35,8 +35,8 @@ class Hidden(NamedTuple):
 
     `z` (1.0 = full), the router `logits` and the `pooled` keys that they follow from are `[L, B, K]`,
     `[L, B, K, 2]` and `[L, B, K, H]`, with a sequence axis M after B for packed rows. `layers` `[L + 1, B, T, D]`
-    holds the input of each layer and, last, the normed output. `kv` holds
-    rotated keys and values, each `[L, B, T, K, H]`. `skipped` is that of `Routing`.
+    holds the input of each layer and, last, the normed output. `kv` holds rotated keys and values, each
+    `[L, B, T, K, H]`. `skipped` is that of `Routing`.
     """
 
     hidden_BTD: jax.Array
@@ -158,8 +158,7 @@ class ElasticForCausalLM(nnx.Module):
 
         `prompt_lengths` `[B]` (`[B, M]` packed) bounds what the routers pool (default: every token). `gates` also
         takes `SampledGates` or `SoftGates`, which make the result differentiable in the routers or in the gates.
-        `remat` recomputes each layer in
-        the backward pass. `num_segments` bounds the sequences of a packed row.
+        `remat` recomputes each layer in the backward pass. `num_segments` bounds the sequences of a packed row.
         """
         if input_ids_BT.ndim != 2:
             raise ShapeError(f"input_ids has shape {input_ids_BT.shape}; want [batch, tokens]. Add a batch axis.")

@@ -64,7 +64,8 @@ def warm_routers(
         if record.rows >= upto:
             continue
         if phase.round_index > 0:
-            end_tLK = mean_gates(_fit(router, record.upto(phase.round_index), model, config), record.all(), model)
+            known = record.upto(phase.round_index)
+            end_tLK = mean_gates(_fit(router, known, model, config), known, model)
         probe = partial(probes.keys if phase.round_index < 0 else probes.worth, router | frozen, end_tLK)
         _measure(record, upto, rows, probe, phase)
     return _fit(router, record.all(), model, config)

@@ -27,8 +27,7 @@ from train.data.packing import Rows
 from train.data.records import TASKS
 from train.losses import logit_penalty, target_violation, token_nll
 from train.optim import RouterParams
-
-PREFIX = "layers.router."
+from train.router import ROUTER_PREFIX
 
 
 class Measured(NamedTuple):
@@ -108,8 +107,7 @@ def fit(
     *,
     on_step: Callable[[int, float], None] = lambda done, loss: None,
 ) -> RouterParams:
-    """Routers fitted to stored pooled keys; `on_step` hears how many steps are done and the loss of
-    each.
+    """Routers fitted to stored pooled keys; `on_step` hears how many steps are done and the loss of each.
 
     The loss of a sample is the sum over heads of gate probability * worth of the head to the sample's task, plus the
     squared violation of the task's sparsity target and the logit penalty of end-to-end training. Worth is the mean
@@ -158,7 +156,7 @@ def make_logits(config: ModelConfig) -> Callable[[RouterParams, jax.Array], jax.
         return nnx.merge(graph, nnx.from_flat_state(flat))(pooled_XKH)
 
     def logits(router: RouterParams, pooled_XLKH: jax.Array) -> jax.Array:
-        params = {path.removeprefix(PREFIX): array for path, array in router.items()}
+        params = {path.removeprefix(ROUTER_PREFIX): array for path, array in router.items()}
         return jax.vmap(layer, in_axes=(0, 1))(params, pooled_XLKH)
 
     return logits

@@ -15,7 +15,7 @@ from train.interrupt import Interrupted
 from train.router import fresh_routers, split_params
 from train.warm_loop import MEASURED_FILE, warm_routers
 
-CONFIGURED = replace(tiny_config(), warm_start=WarmStartConfig(rows=(3, 2), key_rows=3, steps=3))
+CONFIGURED = replace(tiny_config(), warm_start=WarmStartConfig(rows=(3, 6), key_rows=3, steps=3))
 
 
 def batches(*, kill_after: int | None = None):
@@ -32,21 +32,25 @@ def run(directory, **options):
     return warm_routers(router, frozen, CONFIG, CONFIGURED, batches(**options), directory, fingerprint="these samples")
 
 
-def test_a_stopped_warm_start_goes_on_to_the_last_bit(tmp_path):
+@pytest.mark.parametrize("kill_after, rows", [(1, 3), (3, 7)], ids=["first round", "second round"])
+def test_a_stopped_warm_start_goes_on_to_the_last_bit(tmp_path, kill_after, rows):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     whole.mkdir()
     cut.mkdir()
     wanted = run(whole)
-    with pytest.raises(Interrupted, match="after 3 rows.*Run the same command again"):
-        run(cut, kill_after=1)
+    with pytest.raises(Interrupted, match=f"after {rows} rows.*Run the same command again"):
+        run(cut, kill_after=kill_after)
     with safe_open(cut / MEASURED_FILE, "np") as stored:
         before = stored.get_tensor("slope_XLK")
     got = run(cut)
     for path, array in wanted.items():
         np.testing.assert_array_equal(got[path], array, err_msg=path)
+    with safe_open(whole / MEASURED_FILE, "np") as stored:
+        uninterrupted = stored.get_tensor("slope_XLK")
     with safe_open(cut / MEASURED_FILE, "np") as stored:
         after, rounds = stored.get_tensor("slope_XLK"), stored.get_tensor("round_X")
     np.testing.assert_array_equal(after[: len(before)], before)
+    np.testing.assert_array_equal(after, uninterrupted)
     assert np.abs(before).max() > 0 and list(dict.fromkeys(rounds.tolist())) == [0, -1, 1]
 
 

@@ -43,6 +43,23 @@ def preferred() -> tuple[str, ...]:
     return ("triton", "xla") if capability >= 80 else ("xla",)
 
 
+def kernel_takes(name: str, block_size: int, groups: int, masks: bool) -> bool:
+    """Whether implementation `name` takes blocks of `block_size` tokens, and masks of `groups` query heads a KV head.
+
+    The limits are those of the kernels, whose modules are loaded only when they are in question.
+    """
+    if name == "tpu":
+        from pallas_kernels.tpu.limits import LANES
+        from pallas_kernels.tpu.plan import MAX_LISTED_GROUPS
+
+        return block_size % LANES == 0 and not (masks and groups > MAX_LISTED_GROUPS)
+    if name in ("triton", "mosaic_gpu"):
+        from pallas_kernels.gpu.tuning import SMALLEST_TILE
+
+        return block_size % SMALLEST_TILE == 0
+    return True
+
+
 def choose[F: Callable](
     op: str, impl: str, implementations: Mapping[str, F], serves: Callable[[str], bool] = lambda name: True
 ) -> F:

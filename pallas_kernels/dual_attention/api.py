@@ -8,7 +8,7 @@ from functools import partial
 import jax
 
 from pallas_kernels.checks import attention_spec, check_block_masks, check_choice, check_qkv, check_rows
-from pallas_kernels.dispatch import choose, deferred
+from pallas_kernels.dispatch import choose, deferred, kernel_takes
 from pallas_kernels.dual_attention.reference import dual_attention_reference, routed_attention_reference
 from pallas_kernels.dual_attention.xla import dual_attention_xla, routed_attention_xla
 
@@ -64,7 +64,9 @@ def dual_attention(
     )
     check_rows(q_BTNH.shape[0], k_BSKH.shape[1], block_size, segment_ids, lengths)
     check_block_masks(q_BTNH, k_BSKH, block_size, block_mask, full_block_mask)
-    run = _choose("dual_attention", impl, DUAL, block_mask=block_mask, full_block_mask=full_block_mask)
+    groups = q_BTNH.shape[2] // k_BSKH.shape[2]
+    masks = {"block_mask": block_mask, "full_block_mask": full_block_mask}
+    run = _choose("dual_attention", impl, DUAL, block_size, groups, masks)
     return run(
         q_BTNH,
         k_BSKH,
@@ -117,7 +119,9 @@ def routed_attention(
     check_rows(q_BTNH.shape[0], k_BSKH.shape[1], block_size, segment_ids, lengths)
     check_block_masks(q_BTNH, k_BSKH, block_size, block_mask, full_block_mask)
     check_choice("z", z, q_BTNH.shape[0], k_BSKH.shape[2], packed=segment_ids is not None)
-    run = _choose("routed_attention", impl, ROUTED, block_mask=block_mask, full_block_mask=full_block_mask)
+    groups = q_BTNH.shape[2] // k_BSKH.shape[2]
+    masks = {"block_mask": block_mask, "full_block_mask": full_block_mask}
+    run = _choose("routed_attention", impl, ROUTED, block_size, groups, masks)
     return run(
         q_BTNH,
         k_BSKH,
@@ -129,11 +133,22 @@ def routed_attention(
     )
 
 
-def _choose(op: str, impl: str, implementations: Mapping[str, Callable], **masks: jax.Array | None) -> Callable:
-    """The implementation, with the masks that are given; "auto" passes over those that take none."""
+def _choose(
+    op: str,
+    impl: str,
+    implementations: Mapping[str, Callable],
+    block_size: int,
+    groups: int,
+    masks: Mapping[str, jax.Array | None],
+) -> Callable:
+    """The implementation, with the masks that are given; "auto" passes over those that do not take the case."""
     given = {name: mask for name, mask in masks.items() if mask is not None}
     if given and impl in implementations and impl not in TAKE_MASKS:
         raise NotImplementedError(
             f"{op} with block masks has no {impl!r} implementation. Use one of: {', '.join(('auto', *TAKE_MASKS))}."
         )
-    return partial(choose(op, impl, implementations, lambda name: not given or name in TAKE_MASKS), **given)
+
+    def serves(name: str) -> bool:
+        return kernel_takes(name, block_size, groups, bool(given)) and (not given or name in TAKE_MASKS)
+
+    return partial(choose(op, impl, implementations, serves), **given)

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 
 from pallas_kernels.checks import attention_spec, check_block_masks, check_choice, check_qkv, check_rows
-from pallas_kernels.dispatch import choose, deferred
+from pallas_kernels.dispatch import choose, deferred, kernel_takes
 from pallas_kernels.hybrid_attention.reference import hybrid_attention_reference
 from pallas_kernels.hybrid_attention.xla import hybrid_attention_xla
 
@@ -89,6 +89,8 @@ def hybrid_attention(
 
     def serves(name: str) -> bool:
         if return_lse and name not in RETURN_LSE:
+            return False
+        if not kernel_takes(name, block_size, q_BTNH.shape[2] // K, masks):
             return False
         return name != "mosaic_gpu" or hopper_refusal(q_BTNH, spec, masks) is None
 

@@ -101,6 +101,7 @@ def routed_attention(
 
     Args:
         z: float `[B, K]`, or `[B, M, K]` for packed rows (segment s uses index s - 1): 1.0 full, 0.0 sparse.
+            Other values are refused; in a compiled program, which cannot refuse, they are full above 0.5.
 
     The other arguments and the errors are those of `hybrid_attention`.
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from pallas_kernels.hybrid_attention.reference import attention_and_lse
-from pallas_kernels.layout import Geometry, by_block, describe_rows
+from pallas_kernels.layout import Geometry, by_block, clear_padding, describe_rows
 from pallas_kernels.schedule import AttentionSpec
 
 
@@ -52,7 +52,11 @@ def routed_attention_reference(
     segment_ids: jax.Array | None = None,
     lengths: jax.Array | None = None,
 ) -> jax.Array:
-    """z * full + (1 - z) * sparse; autodiff of this is the gradient that the other implementations compute."""
+    """z * full + (1 - z) * sparse; autodiff of this is the gradient that the other implementations compute.
+
+    z counts as 1 above 0.5 and as 0 otherwise, as it does there.
+    """
+    z += jax.lax.stop_gradient(jnp.where(z > 0.5, 1.0, 0.0).astype(z.dtype) - z)
     full, sparse = dual_attention_reference(
         q_BTNH,
         k_BSKH,
@@ -68,4 +72,4 @@ def routed_attention_reference(
     z_BKT = by_block(z, rows)[:, :, jnp.arange(S - T, S) // spec.block_size]
     z_BTN1 = jnp.repeat(jnp.swapaxes(z_BKT, 1, 2), N // K, axis=2)[..., None]
     mixed = z_BTN1 * full.astype(jnp.float32) + (1 - z_BTN1) * sparse.astype(jnp.float32)
-    return mixed.astype(q_BTNH.dtype)
+    return clear_padding(mixed.astype(q_BTNH.dtype), rows.valid_BS)

@@ -52,6 +52,7 @@ def hybrid_attention(
         k_BSKH: keys `[B, S, K, H]`, T <= S, K divides N.
         v_BSKH: values, like the keys.
         mode: int or bool `[B, K]`, or `[B, M, K]` for packed rows (segment s uses index s - 1): 0 full, 1 sparse.
+            Other values are refused; in a compiled program, which cannot refuse, they are sparse.
         sink_blocks: leading blocks of its segment that a sparse head always sees.
         local_blocks: last blocks, the query's own included, that a sparse head sees.
         block_size: tokens in a block; blocks count from the start of the segment.

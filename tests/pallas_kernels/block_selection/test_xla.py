@@ -66,6 +66,16 @@ def test_equals_loops_over_groups(name, impl):
     assert sure.mean() > 0.9
 
 
+@pytest.mark.parametrize("compat", [False, True])
+def test_the_first_block_and_the_diagonal_are_kept_and_nothing_above_it(compat):
+    inputs = make_inputs(NAMED["many blocks"])
+    kept = np.asarray(select(inputs.q, inputs.k, threshold=0.5, stride=4, block_size=16, compat=compat))
+    row = np.arange(10)
+    assert kept[..., 0].all() and kept[..., row, row].all()
+    assert not kept[..., row > row[:, None]].any()
+    assert 0 < kept[..., 1:].sum() < kept.size
+
+
 def test_compat_keeps_a_block_more_in_the_first_chunk():
     inputs = make_inputs(NAMED["many blocks"])
     options = {"threshold": 0.5, "stride": 4, "block_size": 16}

@@ -38,9 +38,7 @@ def _whole_blocks(x: Array, rows: Rows, left: int, right: int) -> Array:
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(5,))
-def planned_attention(
-    q: Array, k: Array, v: Array, plan: Plan, rows: Rows, spec: AttentionSpec
-) -> tuple[Array, Array]:
+def planned_attention(q: Array, k: Array, v: Array, plan: Plan, rows: Rows, spec: AttentionSpec) -> tuple[Array, Array]:
     """Attention of every query to the blocks of the plan: output `[B, T, N, H]` and log-sum-exp `[B, N, T]`."""
     return _forward(q, k, v, plan, rows, spec)[0]
 

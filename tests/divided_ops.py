@@ -1,7 +1,7 @@
-"""Runs the attention ops on a mesh of four simulated devices, by batch and heads: `python tests/divided_ops.py`.
+"""Runs attention ops on a mesh of four simulated devices, by batch and heads: `python tests/divided_ops.py OP ...`.
 
-A program, because the number of devices must be set before jax starts. Prints as JSON, for each op, the largest
-difference from the same op on one device, and the collectives of the divided program.
+A program, because the number of devices must be set before jax starts. Prints as JSON, for each op ("hybrid", "routed",
+"dual" or "select"), the largest difference from the same op on one device, and the collectives of the divided program.
 """
 
 from __future__ import annotations
@@ -9,15 +9,15 @@ from __future__ import annotations
 import json
 import os
 import re
+import sys
 from collections.abc import Callable
 
 COLLECTIVES = r"\b(all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter)(?:-start)?\("
 
 
-def main() -> None:
+def main(names: list[str]) -> None:
     os.environ |= {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
     import jax
-    import jax.numpy as jnp
     import numpy as np
     from attention_cases import Case, make_inputs, random_block_masks
     from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -29,7 +29,11 @@ def main() -> None:
     static = {name: x for name, x in inputs.options.items() if name not in ("lengths", "segment_ids")}
     mask = random_block_masks(case)[0]
     mesh = Mesh(np.reshape(jax.devices(), (2, 2)), ("data", "tensor"))
-    by_heads, by_mode, by_row = PartitionSpec("data", None, "tensor"), PartitionSpec("data", "tensor"), PartitionSpec("data")
+    by_heads, by_mode, by_row = (
+        PartitionSpec("data", None, "tensor"),
+        PartitionSpec("data", "tensor"),
+        PartitionSpec("data"),
+    )
 
     def gradients(attend: Callable) -> Callable:
         def run(*operands):
@@ -55,13 +59,16 @@ def main() -> None:
     operands = (inputs.q, inputs.k, inputs.v, inputs.z, inputs.options["lengths"], mask)
     specs = (by_heads, by_heads, by_heads, by_mode, by_row, by_mode)
     placed = [jax.device_put(x, NamedSharding(mesh, spec)) for x, spec in zip(operands, specs, strict=True)]
-    for name, op in (("hybrid", hybrid), ("routed", routed), ("dual", dual), ("select", select)):
-        run = jax.jit(op if op is select else gradients(op))
+    ops = {"hybrid": gradients(hybrid), "routed": gradients(routed), "dual": gradients(dual), "select": select}
+    for name in names:
+        run = jax.jit(ops[name])
         wanted, compiled = run(*operands), run.lower(*placed).compile()
-        errors = jax.tree.map(lambda a, b: float(np.abs(np.asarray(a, float) - np.asarray(b)).max()), compiled(*placed), wanted)
+        errors = jax.tree.map(
+            lambda a, b: float(np.abs(np.asarray(a, float) - np.asarray(b)).max()), compiled(*placed), wanted
+        )
         found = sorted(set(re.findall(COLLECTIVES, compiled.as_text())))
         print(json.dumps({"op": name, "error": max(jax.tree.leaves(errors)), "collectives": found}))
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -36,15 +36,15 @@ def shared_bytes(kernel: str, tile: Tile, capability: int, head_pad: int, itemsi
         "dkv": (2 * key_tile, 2 * query_tile + 8 * tile.queries),
     }[kernel]
     copies = max(1, tile.stages if capability >= 90 else tile.stages - 1)
-    # Weights pass through shared memory before Hopper, when the warps do not fill the rows, and in the backward kernels
-    # of Blackwell, which also keeps its barriers there.
+    # Weights pass through shared memory before Hopper when the warps do not fill the rows. Blackwell keeps its barriers
+    # there, and its backward kernels another copy of what they transpose.
     rows = tile.keys if kernel == "dkv" else tile.queries
     weights = tile.queries * tile.keys * itemsize
     passed = 0
     if capability < 90 and rows < 128:
         passed = weights
     elif capability >= 100:
-        passed = 1024 + (weights if kernel != "forward" else 0)
+        passed = 1088 + {"forward": 0, "dq": max(weights, key_tile), "dkv": max(weights, 2 * query_tile)}[kernel]
     return stays + copies * streams + passed
 
 

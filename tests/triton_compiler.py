@@ -16,6 +16,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from pallas_kernels.block_selection import triton as block_selection
 from pallas_kernels.gpu import attention, block_list
 from pallas_kernels.gpu import launch as launching
 
@@ -103,7 +104,7 @@ def compiled(patch: Any, capability: int, folder: Path) -> Iterator[list[Report]
         return {name: jnp.zeros(x.shape, x.dtype) for name, x in outputs.items()}
 
     with patch.context() as patch:
-        for module in (attention, block_list):
+        for module in (attention, block_list, block_selection):
             patch.setattr(module, "launch", launch)
         patch.setattr(launching, "nvidia_capability", lambda: capability)
         yield reports

@@ -24,7 +24,7 @@ import numpy as np
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-from attention_cases import CASES, Case, Inputs, make_inputs  # noqa: E402
+from attention_cases import CASES, Case, Inputs, make_inputs, random_block_masks  # noqa: E402
 
 from pallas_kernels import dual_attention, hybrid_attention, routed_attention  # noqa: E402
 from pallas_kernels.dispatch import nvidia_capability  # noqa: E402
@@ -52,30 +52,33 @@ def with_gradients(op: Callable, cotangents: object, *operands: jax.Array) -> li
 
 def ops(inputs: Inputs, case: Case) -> Iterator[tuple[str, Callable, object, tuple[jax.Array, ...]]]:
     """(name, function of `impl` and operands, cotangents, operands) of everything to compare."""
-    q, k, v = qkv = (inputs.q, inputs.k, inputs.v)
+    qkv, d_out = (inputs.q, inputs.k, inputs.v), inputs.d_out
+    d_lse = jnp.cos(jnp.arange(d_out[..., 0].size, dtype=jnp.float32)).reshape(d_out.shape[:3])
+    masks = dict(zip(("block_mask", "full_block_mask"), random_block_masks(case), strict=True))
+    every = {name: {name: mask} for name, mask in masks.items()} | {"both masks": masks}
 
-    def hybrid(impl, *qkv, **masks):
-        return hybrid_attention(*qkv, inputs.mode, **inputs.options, **masks, impl=impl)
+    def hybrid(impl, *qkv, **options):
+        return hybrid_attention(*qkv, inputs.mode, **inputs.options, **options, impl=impl)
 
-    yield "hybrid", hybrid, inputs.d_out, qkv
-    first = (k.shape[1] - q.shape[1]) // case.block
-    blocks = -(-k.shape[1] // case.block)
-    rng = np.random.default_rng(1)
-    mask, other = (jnp.asarray(rng.random((*q.shape[::2], blocks - first, blocks)) < 0.5) for _ in range(2))
-    yield "hybrid, sparse heads masked", partial(hybrid, block_mask=mask), inputs.d_out, qkv
-    yield "hybrid, all heads masked", partial(hybrid, block_mask=mask, full_block_mask=other), inputs.d_out, qkv
-    yield (
-        "routed",
-        lambda impl, *qkvz: routed_attention(*qkvz, **inputs.options, impl=impl),
-        inputs.d_out,
-        (*qkv, inputs.z),
-    )
-    yield (
-        "dual",
-        lambda impl, *qkv: dual_attention(*qkv, **inputs.options, impl=impl),
-        (inputs.d_out, inputs.d_out * 0.5),
-        qkv,
-    )
+    def with_lse(impl, *qkv, **options):
+        out, lse = hybrid(impl, *qkv, return_lse=True, **options)
+        return out, jnp.where(jnp.isfinite(lse), lse, 0.0)
+
+    def routed(impl, *qkvz, **options):
+        return routed_attention(*qkvz, **inputs.options, **options, impl=impl)
+
+    def dual(impl, *qkv, **options):
+        return dual_attention(*qkv, **inputs.options, **options, impl=impl)
+
+    yield "hybrid", hybrid, d_out, qkv
+    yield "hybrid and log-sum-exp", with_lse, (d_out, d_lse), qkv
+    yield "routed", routed, d_out, (*qkv, inputs.z)
+    yield "dual", dual, (d_out, d_out * 0.5), qkv
+    for name, given in every.items():
+        yield f"hybrid, {name}", partial(hybrid, **given), d_out, qkv
+        yield f"routed, {name}", partial(routed, **given), d_out, (*qkv, inputs.z)
+    yield "hybrid and log-sum-exp, both masks", partial(with_lse, **masks), (d_out, d_lse), qkv
+    yield "dual, both masks", partial(dual, **masks), (d_out, d_out * 0.5), qkv
 
 
 def compare(label: str, op: Callable, impl: str, cotangents: object, operands: tuple[jax.Array, ...]) -> dict:
@@ -94,10 +97,10 @@ def compare(label: str, op: Callable, impl: str, cotangents: object, operands: t
 def check_everything(capability: int) -> list[dict]:
     records = []
 
-    def check(case: Case, dtype: str, impl: str, only: str | None = None) -> None:
+    def check(case: Case, dtype: str, impl: str, only: tuple[str, ...] = ()) -> None:
         inputs = make_inputs(case, jnp.dtype(dtype))
         for name, op, cotangents, operands in ops(inputs, case):
-            if only in (None, name):
+            if not only or name in only:
                 records.append(compare(f"{name}: {case.name}", op, impl, cotangents, operands))
 
     for case in [*CASES, *WIDE]:
@@ -106,7 +109,7 @@ def check_everything(capability: int) -> list[dict]:
     if capability == 90:
         for case in HOPPER:
             for dtype in ("bfloat16", "float16"):
-                check(case, dtype, "mosaic_gpu", only="hybrid")
+                check(case, dtype, "mosaic_gpu", only=("hybrid", "hybrid and log-sum-exp"))
     return records
 
 

@@ -5,6 +5,8 @@ Tiles are transposed, keys by rows: then each of the five products has its contr
 
 from __future__ import annotations
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -26,6 +28,7 @@ from pallas_kernels.blockwise import (
     traverse_schedule,
     visible,
 )
+from pallas_kernels.partition import divided
 from pallas_kernels.schedule import AttentionSpec
 
 
@@ -43,15 +46,29 @@ def backward(
 
     A cotangent of the log-sum-exp joins the row sums of dO * O, since its slope in a score is the weight.
     """
+    inner_BKQR = jnp.sum(d_out_BKQRH.astype(jnp.float32) * out_BKQRH.astype(jnp.float32), -1)
+    if d_lse_BKQR is not None:
+        inner_BKQR -= jnp.where(jnp.isneginf(lse_BKQR), 0.0, d_lse_BKQR)
+    run = divided(partial(_backward, spec=spec, tiling=tiling), "BK", "BK")
+    return run(operands, lse_BKQR, d_out_BKQRH, inner_BKQR, visits)
+
+
+def _backward(
+    operands: Folded,
+    lse_BKQR: jax.Array,
+    d_out_BKQRH: jax.Array,
+    inner_BKQR: jax.Array,
+    visits: Visits,
+    *,
+    spec: AttentionSpec,
+    tiling: Tiling,
+) -> Folded:
     B, K, Q, R, H = operands.q_BKQRH.shape
     k_PSH, v_PSH = (x.reshape(B * K, -1, H) for x in operands[1:])
     S = k_PSH.shape[1]
     k_PHS = jnp.swapaxes(k_PSH, 1, 2)
     rows = tiling.query * R
     log2_e = float(np.log2(np.e))
-    inner_BKQR = jnp.sum(d_out_BKQRH.astype(jnp.float32) * out_BKQRH.astype(jnp.float32), -1)
-    if d_lse_BKQR is not None:
-        inner_BKQR -= jnp.where(jnp.isneginf(lse_BKQR), 0.0, d_lse_BKQR)
 
     def products(row_side, k_SH, k_HS, v_SH, mask_SR):
         """Contributions of one tile to dq (transposed), dk and dv."""

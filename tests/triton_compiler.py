@@ -16,6 +16,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from pallas_kernels.block_selection import triton as block_selection
 from pallas_kernels.gpu import attention, block_list
 from pallas_kernels.gpu import launch as launching
 
@@ -25,22 +26,38 @@ TYPES = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16", "int8": "i8",
 
 @dataclass(frozen=True)
 class Report:
-    """One compiled kernel: registers of a thread, bytes of its stack (spills), bytes of shared memory."""
+    """One compiled kernel: registers of a thread, bytes of its stack, bytes of shared memory.
+
+    Stack means registers that were spilled. Stored once before a loop and fetched once after it they cost nothing to
+    speak of; `spills` counts the loads and stores inside innermost loops.
+    """
 
     kernel: str
     constants: Mapping[str, Any]
     registers: int
     stack: int
+    spills: int
     shared: int
     instructions: frozenset[str]
 
     def __str__(self) -> str:
         sizes = ", ".join(f"{name.lower()} {value}" for name, value in self.constants.items())
-        return f"{self.kernel}: {self.registers} registers, stack {self.stack}, shared {self.shared} ({sizes})"
+        stack = f"stack {self.stack} ({self.spills} spills in loops)"
+        return f"{self.kernel}: {self.registers} registers, {stack}, shared {self.shared} ({sizes})"
 
 
-def resources_of(cubin: bytes, folder: Path) -> tuple[int, int, frozenset[str]]:
-    """(registers, stack bytes, mnemonics) of a cubin."""
+def spills_in_loops(assembly: str) -> int:
+    """Accesses to the stack inside innermost loops, which are what a branch backwards encloses."""
+    lines = assembly.splitlines()
+    labels = {found[1]: at for at, line in enumerate(lines) if (found := re.match(r"\s*(\.L_x_\d+):", line))}
+    branches = [(at, re.search(r"\bBRA\b.*`\((\.L_x_\d+)\)", line)) for at, line in enumerate(lines)]
+    loops = [(labels[found[1]], at) for at, found in branches if found and labels[found[1]] < at]
+    innermost = [a for a in loops if not any(b != a and a[0] <= b[0] and b[1] <= a[1] for b in loops)]
+    return sum(bool(re.search(r"\b(LDL|STL)\b", line)) for start, end in innermost for line in lines[start:end])
+
+
+def resources_of(cubin: bytes, folder: Path) -> tuple[int, int, int, frozenset[str]]:
+    """(registers, stack bytes, spills in loops, mnemonics) of a cubin."""
     file = folder / "kernel.cubin"
     file.write_bytes(cubin)
 
@@ -49,7 +66,9 @@ def resources_of(cubin: bytes, folder: Path) -> tuple[int, int, frozenset[str]]:
 
     usage = re.search(r"REG:(\d+) STACK:(\d+)", ask("cuobjdump", "-res-usage"))
     assert usage is not None
-    return int(usage[1]), int(usage[2]), frozenset(re.findall(r"\b[A-Z][A-Z0-9]{2,}\b", ask("nvdisasm", "-c")))
+    assembly = ask("nvdisasm", "-c")
+    mnemonics = frozenset(re.findall(r"\b[A-Z][A-Z0-9]{2,}\b", assembly))
+    return int(usage[1]), int(usage[2]), spills_in_loops(assembly), mnemonics
 
 
 @contextmanager
@@ -80,12 +99,12 @@ def compiled(patch: Any, capability: int, folder: Path) -> Iterator[list[Report]
             target=GPUTarget("cuda", capability, 32),
             options={"num_warps": warps, "num_stages": stages, "enable_fp_fusion": True},
         )
-        registers, stack, mnemonics = resources_of(built.asm["cubin"], folder)
-        reports.append(Report(kernel.__name__, constants, registers, stack, built.metadata.shared, mnemonics))
+        registers, stack, spills, mnemonics = resources_of(built.asm["cubin"], folder)
+        reports.append(Report(kernel.__name__, constants, registers, stack, spills, built.metadata.shared, mnemonics))
         return {name: jnp.zeros(x.shape, x.dtype) for name, x in outputs.items()}
 
     with patch.context() as patch:
-        for module in (attention, block_list):
+        for module in (attention, block_list, block_selection):
             patch.setattr(module, "launch", launch)
         patch.setattr(launching, "nvidia_capability", lambda: capability)
         yield reports

@@ -14,10 +14,11 @@ import triton.language as tl
 from triton import JITFunction
 from triton.runtime import interpreter
 
-from pallas_kernels.gpu import attention, backward, block_list, forward, launch, tiles
+from pallas_kernels.block_selection import triton as block_selection
+from pallas_kernels.gpu import attention, backward, block_list, forward, launch, selection, tiles
 
-KERNEL_MODULES = (tl, tl.standard, tiles, forward, backward, block_list, attention)
-LAUNCHING_MODULES = (attention, block_list)
+KERNEL_MODULES = (tl, tl.standard, tiles, forward, backward, block_list, attention, selection, block_selection)
+LAUNCHING_MODULES = (attention, block_list, block_selection)
 TRITON_NAMES = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16", "int8": "i8", "int16": "i16", "int32": "i32"}
 
 

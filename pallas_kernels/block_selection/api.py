@@ -9,9 +9,13 @@ from pallas_kernels.block_selection.reference import select_blocks_reference
 from pallas_kernels.block_selection.scoring import SelectionSpec
 from pallas_kernels.block_selection.xla import select_blocks_xla
 from pallas_kernels.checks import check_qkv, check_rows
-from pallas_kernels.dispatch import choose
+from pallas_kernels.dispatch import choose, deferred
 
-IMPLEMENTATIONS = {"reference": select_blocks_reference, "xla": select_blocks_xla}
+IMPLEMENTATIONS = {
+    "reference": select_blocks_reference,
+    "xla": select_blocks_xla,
+    "triton": deferred("pallas_kernels.block_selection.triton", "select_blocks_triton"),
+}
 
 
 def select_blocks(
@@ -46,7 +50,8 @@ def select_blocks(
         lengths: int `[B]`, valid leading tokens of each row. Blocks of padding keep nothing.
         compat: the rule of the released code: a block more in the first chunk of a sequence (2,048 to 16,384 tokens,
             by its length), scores and sums rounded to the type of q.
-        impl: "auto", "reference" or "xla".
+        impl: "auto", "reference", "xla" or "triton" (NVIDIA GPUs from compute capability 8.0; a power of two of groups,
+            up to 128, to a block).
 
     Returns:
         bool `[B, N, T blocks, S blocks]`, as `hybrid_attention` takes it.
@@ -66,5 +71,8 @@ def select_blocks(
     check_rows(q_BTNH.shape[0], k_BSKH.shape[1], block_size, segment_ids, lengths)
     q, k = jax.lax.stop_gradient((q_BTNH, k_BSKH))
     spec = SelectionSpec(threshold, stride, block_size, compat)
-    run = choose("select_blocks", impl, IMPLEMENTATIONS)
+    groups = block_size // stride
+    run = choose(
+        "select_blocks", impl, IMPLEMENTATIONS, lambda name: name != "triton" or groups in (1, 2, 4, 8, 16, 32, 64, 128)
+    )
     return run(q, k, spec, heads=heads, segment_ids=segment_ids, lengths=lengths)

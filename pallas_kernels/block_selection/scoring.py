@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from pallas_kernels.block_selection.selection import first_chunk_tokens
-from pallas_kernels.layout import Geometry, clear_padding, describe_rows, fold_keys, fold_queries
+from pallas_kernels.layout import Geometry, Rows, clear_padding, describe_rows, fold_keys, fold_queries
 
 
 class SelectionSpec(NamedTuple):
@@ -20,12 +20,9 @@ class SelectionSpec(NamedTuple):
     compat: bool
 
 
-class Groups(NamedTuple):
-    """Operands with `stride` tokens joined into one group; A groups make a block, D = stride * H."""
+class Places(NamedTuple):
+    """Where the groups of queries lie; A groups make a block."""
 
-    q_BNQAD: jax.Array
-    """Tokens of a group in reverse order, so that the product with a group of keys sums an antidiagonal."""
-    k_BKJAD: jax.Array
     live_BQA: jax.Array
     """Groups that hold a query."""
     start_BQ: jax.Array
@@ -33,6 +30,34 @@ class Groups(NamedTuple):
     diag_Q: jax.Array
     first_chunk_BQ: jax.Array | None
     """Query blocks that the released code treats differently; None for our rule."""
+
+
+class Groups(NamedTuple):
+    """Operands with `stride` tokens joined into one group, D = stride * H; the other fields are those of `Places`."""
+
+    q_BNQAD: jax.Array
+    """Tokens of a group in reverse order, so that the product with a group of keys sums an antidiagonal."""
+    k_BKJAD: jax.Array
+    live_BQA: jax.Array
+    start_BQ: jax.Array
+    diag_Q: jax.Array
+    first_chunk_BQ: jax.Array | None
+
+
+def make_places(rows: Rows, geometry: Geometry, spec: SelectionSpec) -> Places:
+    B, J, first = rows.start_BJ.shape[0], geometry.key_blocks, geometry.first_query_block
+    valid_BS = jnp.ones((B, geometry.keys), jnp.bool_) if rows.valid_BS is None else rows.valid_BS
+    valid_BJs = jnp.pad(valid_BS, ((0, 0), (0, geometry.right))).reshape(B, J, spec.block_size)
+    positions = jnp.arange(J * spec.block_size).reshape(J, spec.block_size)
+    queries_BQs = (valid_BJs & (positions >= geometry.keys - geometry.queries))[:, first:]
+    live_BQA = queries_BQs.reshape(B, J - first, -1, spec.stride).any(-1)
+    start_BQ, diag_Q = rows.start_BJ[:, first:], jnp.arange(first, J)
+    first_chunk = None
+    if spec.compat:
+        same_BQJ = rows.segment_BJ[:, first:, None] == rows.segment_BJ[:, None]
+        length_BQ = jnp.einsum("bqj,bj->bq", same_BQJ.astype(jnp.int32), valid_BJs.sum(-1))
+        first_chunk = (diag_Q - start_BQ) * spec.block_size < first_chunk_tokens(length_BQ)
+    return Places(live_BQA, start_BQ, diag_Q, first_chunk)
 
 
 def make_groups(
@@ -47,24 +72,10 @@ def make_groups(
     rows = describe_rows(B, geometry, lengths, segment_ids)
     q, k = clear_padding(q_BTNH, rows.valid_BS), clear_padding(k_BSKH, rows.valid_BS)
     Q, J, A = geometry.query_blocks, geometry.key_blocks, spec.block_size // spec.stride
-    first = geometry.first_query_block
     q = fold_queries(q, N, geometry).reshape(B, N, Q, A, spec.stride, H)[..., ::-1, :]
     k = fold_keys(k, geometry)
-
-    valid_BS = jnp.ones((B, S), jnp.bool_) if rows.valid_BS is None else rows.valid_BS
-    valid_BJs = jnp.pad(valid_BS, ((0, 0), (0, geometry.right))).reshape(B, J, spec.block_size)
-    is_query = jnp.arange(J * spec.block_size).reshape(J, spec.block_size) >= S - T
-    live_BQA = (valid_BJs & is_query)[:, first:].reshape(B, Q, A, spec.stride).any(-1)
-    start_BQ, diag_Q = rows.start_BJ[:, first:], jnp.arange(first, J)
-    first_chunk = None
-    if spec.compat:
-        same_BQJ = rows.segment_BJ[:, first:, None] == rows.segment_BJ[:, None]
-        length_BQ = jnp.einsum("bqj,bj->bq", same_BQJ.astype(jnp.int32), valid_BJs.sum(-1))
-        first_chunk = (diag_Q - start_BQ) * spec.block_size < first_chunk_tokens(length_BQ)
-    groups = Groups(
-        q.reshape(B, N, Q, A, -1), k.reshape(B, K, J, A, spec.stride * H), live_BQA, start_BQ, diag_Q, first_chunk
-    )
-    return groups, geometry
+    places = make_places(rows, geometry, spec)
+    return Groups(q.reshape(B, N, Q, A, -1), k.reshape(B, K, J, A, spec.stride * H), *places), geometry
 
 
 def block_mass(

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from pallas_kernels.block_selection.scoring import Groups, SelectionSpec, block_mass, make_groups
 from pallas_kernels.block_selection.selection import keep_blocks
+from pallas_kernels.partition import divided
 
 STRIPS = 8
 """Strips of query blocks that a head is scored in; each sees the keys up to its own end only."""
@@ -23,6 +26,19 @@ def select_blocks_xla(
     lengths: jax.Array | None = None,
 ) -> jax.Array:
     """See `select_blocks`."""
+    run = divided(partial(_select, spec=spec), ("BTNH", "BSKH", "BK", "BS", "B"), "BNQJ")
+    return run(q_BTNH, k_BSKH, heads, segment_ids, lengths)
+
+
+def _select(
+    q_BTNH: jax.Array,
+    k_BSKH: jax.Array,
+    heads: jax.Array | None,
+    segment_ids: jax.Array | None,
+    lengths: jax.Array | None,
+    *,
+    spec: SelectionSpec,
+) -> jax.Array:
     groups, geometry = make_groups(q_BTNH, k_BSKH, spec, lengths, segment_ids)
     (B, N, Q), K = groups.q_BNQAD.shape[:3], groups.k_BKJAD.shape[1]
     J, first = geometry.key_blocks, geometry.first_query_block

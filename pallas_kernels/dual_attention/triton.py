@@ -1,6 +1,7 @@
 """Dual and routed attention on NVIDIA GPUs from compute capability 8.0, in Triton: both outputs from one sweep.
 
-The backward kernels are those of hybrid attention: a routed head has the gradients of its chosen branch.
+With block masks neither branch need contain the other: then each has a sweep of its own. The backward kernels are those
+of hybrid attention: a routed head has the gradients of its chosen branch.
 """
 
 from __future__ import annotations
@@ -18,6 +19,18 @@ from pallas_kernels.schedule import AttentionSpec
 type Array = jax.Array
 
 
+def sweep(q: Array, k: Array, v: Array, chosen: Plan, rest: Plan, full_BKQ: Array, spec: AttentionSpec):
+    """Output and log-sum-exp of the chosen branch (`out`, `lse`) and of the remaining one (`other`, `other_lse`).
+
+    `full_BKQ` says where the full branch is the chosen one. Without lists one sweep gives both, and `rest` is the plan
+    of the sparse branch; with lists it is that of the remaining one.
+    """
+    if chosen.keep_BNQJ is None and rest.keep_BNQJ is None:
+        return attend(q, k, v, rest, spec, full_BKQ)
+    other = attend(q, k, v, rest, spec)
+    return attend(q, k, v, chosen, spec) | {"other": other["out"], "other_lse": other["lse"]}
+
+
 @partial(jax.custom_vjp, nondiff_argnums=(5,))
 def both(q: Array, k: Array, v: Array, full_plan: Plan, sparse_plan: Plan, spec: AttentionSpec) -> tuple[Array, Array]:
     """(full, sparse) outputs `[B, T, N, H]`."""
@@ -25,8 +38,8 @@ def both(q: Array, k: Array, v: Array, full_plan: Plan, sparse_plan: Plan, spec:
 
 
 def _both_forward(q: Array, k: Array, v: Array, full_plan: Plan, sparse_plan: Plan, spec: AttentionSpec):
-    everywhere = jnp.ones(sparse_plan.runs_BKQ3.shape[:3], jnp.int32)
-    pair = attend(q, k, v, sparse_plan, spec, everywhere)
+    everywhere = jnp.ones(sparse_plan.runs_BKQ3.shape[:3], jnp.bool_)
+    pair = sweep(q, k, v, full_plan, sparse_plan, everywhere, spec)
     return (pair["out"], pair["other"]), (q, k, v, pair, full_plan, sparse_plan)
 
 
@@ -41,33 +54,29 @@ both.defvjp(_both_forward, _both_backward)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(6,))
-def routed(
-    q: Array, k: Array, v: Array, z_BKQ: Array, chosen_plan: Plan, sparse_plan: Plan, spec: AttentionSpec
-) -> Array:
+def routed(q: Array, k: Array, v: Array, z_BKQ: Array, chosen: Plan, rest: Plan, spec: AttentionSpec) -> Array:
     """The full output where z is 1, the sparse one where it is 0; its gradient in z is <dO, full - sparse>."""
-    return _routed_forward(q, k, v, z_BKQ, chosen_plan, sparse_plan, spec)[0]
+    return _routed_forward(q, k, v, z_BKQ, chosen, rest, spec)[0]
 
 
-def _routed_forward(
-    q: Array, k: Array, v: Array, z_BKQ: Array, chosen_plan: Plan, sparse_plan: Plan, spec: AttentionSpec
-):
-    pair = attend(q, k, v, sparse_plan, spec, z_BKQ > 0.5)
-    return pair["out"], (q, k, v, z_BKQ, pair, chosen_plan)
+def _routed_forward(q: Array, k: Array, v: Array, z_BKQ: Array, chosen: Plan, rest: Plan, spec: AttentionSpec):
+    pair = sweep(q, k, v, chosen, rest, z_BKQ > 0.5, spec)
+    return pair["out"], (q, k, v, z_BKQ, pair, chosen)
 
 
 def _routed_backward(spec: AttentionSpec, saved, d_out: Array):
-    q, k, v, z_BKQ, pair, chosen_plan = saved
+    q, k, v, z_BKQ, pair, chosen = saved
     B, T, N, H = q.shape
     K, Q = z_BKQ.shape[1:]
     positions = jnp.arange(k.shape[1] - T, k.shape[1])
-    exists_BT = positions < chosen_plan.limit_BJ[:, positions // spec.block_size]
+    exists_BT = positions < chosen.limit_BJ[:, positions // spec.block_size]
     gain_BTN = jnp.sum(d_out.astype(jnp.float32) * (pair["out"].astype(jnp.float32) - pair["other"]), -1)
     gain_BTN = jnp.where(exists_BT[..., None], gain_BTN, 0)
     left = (k.shape[1] - T) % spec.block_size
     gain_BTN = jnp.pad(gain_BTN, ((0, 0), (left, Q * spec.block_size - left - T), (0, 0)))
     gain_BKQ = gain_BTN.reshape(B, Q, spec.block_size, K, N // K).sum((2, 4)).swapaxes(1, 2)
     dz_BKQ = jnp.where(z_BKQ > 0.5, gain_BKQ, -gain_BKQ).astype(z_BKQ.dtype)
-    grads = backward(q, k, v, pair["out"], pair["lse"], d_out, chosen_plan, spec)
+    grads = backward(q, k, v, pair["out"], pair["lse"], d_out, chosen, spec)
     return *grads, dz_BKQ, None, None
 
 
@@ -80,6 +89,8 @@ def dual_attention_triton(
     v_BSKH: Array,
     spec: AttentionSpec,
     *,
+    block_mask: Array | None = None,
+    full_block_mask: Array | None = None,
     segment_ids: Array | None = None,
     lengths: Array | None = None,
 ) -> tuple[Array, Array]:
@@ -87,10 +98,10 @@ def dual_attention_triton(
     B, T, N, _ = q_BTNH.shape
     geometry = Geometry(spec.block_size, T, k_BSKH.shape[1])
     rows = describe_rows(B, geometry, lengths, segment_ids)
-    plans = [
-        make_plan(jnp.full((B, k_BSKH.shape[2]), sparse), rows, spec, geometry, heads=N) for sparse in (False, True)
-    ]
-    return both(q_BTNH, k_BSKH, v_BSKH, *plans, spec)
+    sparse = jnp.ones((B, k_BSKH.shape[2]), jnp.bool_)
+    full_plan = make_plan(~sparse, rows, spec, geometry, heads=N, full_block_mask=full_block_mask)
+    sparse_plan = make_plan(sparse, rows, spec, geometry, heads=N, block_mask=block_mask)
+    return both(q_BTNH, k_BSKH, v_BSKH, full_plan, sparse_plan, spec)
 
 
 def routed_attention_triton(
@@ -100,6 +111,8 @@ def routed_attention_triton(
     z: Array,
     spec: AttentionSpec,
     *,
+    block_mask: Array | None = None,
+    full_block_mask: Array | None = None,
     segment_ids: Array | None = None,
     lengths: Array | None = None,
 ) -> Array:
@@ -107,8 +120,10 @@ def routed_attention_triton(
     B, T, N, _ = q_BTNH.shape
     geometry = Geometry(spec.block_size, T, k_BSKH.shape[1])
     rows = describe_rows(B, geometry, lengths, segment_ids)
-    chosen_plan, sparse_plan = (
-        make_plan(sparse, rows, spec, geometry, heads=N) for sparse in (z <= 0.5, jnp.ones_like(z, jnp.bool_))
-    )
+    masks = {"block_mask": block_mask, "full_block_mask": full_block_mask}
+    listed = block_mask is not None or full_block_mask is not None
+    sparse = z <= 0.5
+    chosen = make_plan(sparse, rows, spec, geometry, heads=N, **masks)
+    rest = make_plan(~sparse if listed else jnp.ones_like(sparse), rows, spec, geometry, heads=N, **masks)
     z_BKQ = by_block(z, rows)[:, :, geometry.first_query_block :]
-    return routed(q_BTNH, k_BSKH, v_BSKH, z_BKQ, chosen_plan, sparse_plan, spec)
+    return routed(q_BTNH, k_BSKH, v_BSKH, z_BKQ, chosen, rest, spec)

@@ -28,6 +28,7 @@ from pallas_kernels.blockwise import (
 )
 from pallas_kernels.blockwise_backward import backward
 from pallas_kernels.layout import by_block, clear_padding, unfold_queries
+from pallas_kernels.partition import divided
 from pallas_kernels.schedule import AttentionSpec, Schedule
 
 
@@ -82,7 +83,10 @@ def _both_forward(operands: Folded, visits: Both, spec: AttentionSpec, tiling: T
     def combine(tile: jax.Array, *branches: Branch):
         return tuple(Branch(x.out.astype(operands.q_BKQRH.dtype), x.lse) for x in branches)
 
-    full, sparse = sweep(operands, visits, spec, tiling, combine)
+    def run(operands: Folded, visits: Both):
+        return sweep(operands, visits, spec, tiling, combine)
+
+    full, sparse = divided(run, "BK", "BK")(operands, visits)
     return (full.out, sparse.out), (operands, visits, full, sparse)
 
 
@@ -103,14 +107,19 @@ def routed(operands: Folded, z_BKQ: jax.Array, visits: Both, spec: AttentionSpec
 
 
 def _routed_forward(operands: Folded, z_BKQ: jax.Array, visits: Both, spec: AttentionSpec, tiling: Tiling):
-    z_tiles, dtype = query_tiles(z_BKQ, tiling), operands.q_BKQRH.dtype
+    dtype = operands.q_BKQRH.dtype
 
-    def combine(tile: jax.Array, full: Branch, sparse: Branch):
-        is_full = per_row(z_tiles[tile] > 0.5, full.out.shape[0])
-        out = jnp.where(is_full[:, None], full.out, sparse.out).astype(dtype)
-        return Branch(out, jnp.where(is_full, full.lse, sparse.lse)), (full.out - sparse.out).astype(dtype)
+    def run(operands: Folded, z_BKQ: jax.Array, visits: Both):
+        z_tiles = query_tiles(z_BKQ, tiling)
 
-    chosen, difference = sweep(operands, visits, spec, tiling, combine)
+        def combine(tile: jax.Array, full: Branch, sparse: Branch):
+            is_full = per_row(z_tiles[tile] > 0.5, full.out.shape[0])
+            out = jnp.where(is_full[:, None], full.out, sparse.out).astype(dtype)
+            return Branch(out, jnp.where(is_full, full.lse, sparse.lse)), (full.out - sparse.out).astype(dtype)
+
+        return sweep(operands, visits, spec, tiling, combine)
+
+    chosen, difference = divided(run, "BK", "BK")(operands, z_BKQ, visits)
     return chosen.out, (operands, z_BKQ, visits, chosen, difference)
 
 

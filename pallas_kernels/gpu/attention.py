@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -13,9 +14,13 @@ from pallas_kernels.gpu.forward import forward_kernel
 from pallas_kernels.gpu.launch import compute_capability, launch
 from pallas_kernels.gpu.plan import Plan, Work, key_work, query_work
 from pallas_kernels.gpu.tuning import SMALLEST_TILE, Tile, choose_tile
+from pallas_kernels.partition import divided
 from pallas_kernels.schedule import AttentionSpec
 
 type Array = jax.Array
+
+PLAN = Plan("BKQ3", "BKJ", "BJ", "BNQJ")
+"""Letters of the axes of each field."""
 
 
 def _sizes(
@@ -59,9 +64,19 @@ def attend(
     full branch is the chosen one.
 
     Returns:
-        `out` `[B, T, N, H]` and `lse` float32 `[B, N, T]` (natural logarithm; 0 for padding); with `full_BKQ` these
-        are the chosen branch, and `other` and `other_lse` the remaining one.
+        `out` `[B, T, N, H]` and `lse` float32 `[B, N, T]` (natural logarithm; -inf where a query sees nothing); with
+        `full_BKQ` these are the chosen branch, and `other` and `other_lse` the remaining one.
     """
+    results = {"out": "BTNH", "lse": "BNT"}
+    if full_BKQ is not None:
+        results |= {"other": "BTNH", "other_lse": "BNT"}
+    run = divided(partial(_attend, spec=spec), ("BTNH", "BSKH", "BSKH", PLAN, "BKQ"), results)
+    return run(q_BTNH, k_BSKH, v_BSKH, plan, full_BKQ)
+
+
+def _attend(
+    q_BTNH: Array, k_BSKH: Array, v_BSKH: Array, plan: Plan, full_BKQ: Array | None, *, spec: AttentionSpec
+) -> dict[str, Array]:
     B, T, N, _ = q_BTNH.shape
     pair = full_BKQ is not None
     work = query_work(plan, N)
@@ -96,16 +111,39 @@ def backward(
     d_out_BTNH: Array,
     plan: Plan,
     spec: AttentionSpec,
+    d_lse_BNT: Array | None = None,
 ) -> tuple[Array, Array, Array]:
     """Gradients of q, k and v; skips what the forward pass with the same plan skipped."""
     inner_BTN = jnp.sum(d_out_BTNH.astype(jnp.float32) * out_BTNH.astype(jnp.float32), -1)
+    inner_BNT = jnp.swapaxes(inner_BTN, 1, 2)
+    if d_lse_BNT is not None:
+        inner_BNT -= jnp.where(jnp.isfinite(lse_BNT), d_lse_BNT, 0.0)
+    run = divided(
+        partial(_backward, spec=spec),
+        ("BTNH", "BSKH", "BSKH", "BTNH", "BNT", "BNT", PLAN),
+        ("BTNH", "BSKH", "BSKH"),
+    )
+    return run(q_BTNH, k_BSKH, v_BSKH, d_out_BTNH, lse_BNT, inner_BNT, plan)
+
+
+def _backward(
+    q_BTNH: Array,
+    k_BSKH: Array,
+    v_BSKH: Array,
+    d_out_BTNH: Array,
+    lse_BNT: Array,
+    inner_BNT: Array,
+    plan: Plan,
+    *,
+    spec: AttentionSpec,
+) -> tuple[Array, Array, Array]:
     shared = {
         "q_ptr": q_BTNH,
         "k_ptr": k_BSKH,
         "v_ptr": v_BSKH,
         "d_out_ptr": d_out_BTNH,
         "lse_ptr": lse_BNT,
-        "inner_ptr": jnp.swapaxes(inner_BTN, 1, 2),
+        "inner_ptr": inner_BNT,
         "limit_ptr": plan.limit_BJ,
     }
 

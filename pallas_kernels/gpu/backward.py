@@ -1,7 +1,7 @@
 """Backward kernels of attention in Triton: one for dq, one for dk and dv. They skip what the forward kernel skips.
 
-Weights are recomputed from the log-sum-exp. `inner` is the row sum of dO * O. A routed pair needs nothing else: its
-gradients in q, k and v are those of the chosen branch, whose plan is passed.
+Weights are recomputed from the log-sum-exp. `inner` is the row sum of dO * O, less the gradient of the log-sum-exp. A
+routed pair needs nothing else: its gradients in q, k and v are those of the chosen branch, whose plan is passed.
 """
 
 # Kernels are Triton's language, not Python's:
@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 
 from pallas_kernels.gpu.forward import LOG2_E
-from pallas_kernels.gpu.tiles import dot, key_steps, key_tile_start, load_rows, query_tile, store_rows, visible
+from pallas_kernels.gpu.tiles import dot, key_tile_start, load_rows, offsets, query_tile, store_rows, visible
 
 
 @triton.jit
@@ -43,19 +43,13 @@ def dq_kernel(
     BLOCK: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr, WINDOW: tl.constexpr, LISTED: tl.constexpr,
 ):  # fmt: skip
     """dq of one query tile; visits what `forward_kernel` visits."""
-    row, head, query_block, diag, at, limit, first, n_sink, lo = query_tile(
-        order_ptr, runs_ptr, limit_ptr, query_blocks, key_blocks, N, K, BLOCK, QUERIES
-    )
+    row, head, query_block, at, limit, first, n_sink, lo, whole, edge, edge_end, blocks_ptr = query_tile(
+        order_ptr, runs_ptr, limit_ptr, blocks_ptr, count_ptr, queries, keys, query_blocks, key_blocks,
+        N, K, BLOCK, QUERIES, KEYS, LISTED,
+    )  # fmt: skip
     first_row = keys - queries
-    kv_head = head // (N // K)
-    listed = (row * N + head) * query_blocks + query_block
-    whole, edge, edge_end, blocks_ptr = key_steps(
-        blocks_ptr, count_ptr, listed, n_sink, lo, diag, at, first_row, limit, key_blocks, BLOCK, QUERIES, KEYS, LISTED
-    )
+    q_offset, k_offset, lse_offset = offsets(row, head, head // (N // K), queries, keys, N, K, HEAD)
     q_pos = at + tl.arange(0, QUERIES)
-    q_offset = (row.to(tl.int64) * queries * N + head) * HEAD
-    k_offset = (row.to(tl.int64) * keys * K + kv_head) * HEAD
-    lse_offset = (row.to(tl.int64) * N + head) * queries - first_row
     k_ptr += k_offset
     v_ptr += k_offset
 
@@ -127,22 +121,19 @@ def dkv_kernel(
     stop = tl.load(stop_ptr + (row * K + kv_head) * key_blocks + block)
     at = block * BLOCK + tile * KEYS
     k_pos = at + tl.arange(0, KEYS)
-    k_offset = (row.to(tl.int64) * keys * K + kv_head) * HEAD
+    q_offset, k_offset, lse_offset = offsets(row, kv_head * GROUPS, kv_head, queries, keys, N, K, HEAD)
     k = load_rows(k_ptr + k_offset, at, k_pos < limit, KEYS, K * HEAD, HEAD, HEAD_PAD)
     v = load_rows(v_ptr + k_offset, at, k_pos < limit, KEYS, K * HEAD, HEAD, HEAD_PAD)
     log2_scale = scale * LOG2_E
     dk = tl.zeros([KEYS, HEAD_PAD], tl.float32)
     dv = tl.zeros([KEYS, HEAD_PAD], tl.float32)
     for group in range(GROUPS):
-        head = kv_head * GROUPS + group
-        q_offset = (row.to(tl.int64) * queries * N + head) * HEAD
-        lse_offset = (row.to(tl.int64) * N + head) * queries - first_row
         # From the tile that holds the first key of this one; a block list may name a few tiles before it.
         start = tl.maximum(at // QUERIES, first_query_block * PER_BLOCK)
         end = tl.where(at < limit, stop * PER_BLOCK, start)
         list_ptr = blocks_ptr
         if LISTED:
-            listed = (row * N + head) * key_blocks + block
+            listed = (row * N + kv_head * GROUPS + group) * key_blocks + block
             list_ptr += listed.to(tl.int64) * query_blocks
             start = 0
             end = tl.load(count_ptr + listed) * PER_BLOCK
@@ -155,6 +146,8 @@ def dkv_kernel(
                 dk, dv, k, v, q_ptr + q_offset, d_out_ptr + q_offset, lse_ptr + lse_offset, inner_ptr + lse_offset,
                 q_at, k_pos, first_row, limit, log2_scale, QUERIES, N * HEAD, HEAD, HEAD_PAD, WINDOW,
             )  # fmt: skip
+        q_offset += HEAD
+        lse_offset += queries
     stored = k_pos < keys
     store_rows(dk_ptr + k_offset, at, stored, dk * scale, KEYS, K * HEAD, HEAD, HEAD_PAD)
     store_rows(dv_ptr + k_offset, at, stored, dv, KEYS, K * HEAD, HEAD, HEAD_PAD)

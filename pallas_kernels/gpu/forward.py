@@ -10,7 +10,7 @@ that the plan gives, most key blocks first, so that the last ones to run are the
 import triton
 import triton.language as tl
 
-from pallas_kernels.gpu.tiles import MASKED, dot, key_steps, key_tile_start, load_rows, query_tile, store_rows, visible
+from pallas_kernels.gpu.tiles import MASKED, dot, key_tile_start, load_rows, offsets, query_tile, store_rows, visible
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 LN_2 = tl.constexpr(0.6931471805599453)
@@ -44,14 +44,14 @@ def write(
     out_ptr, lse_ptr, acc, top, total, q_pos, at, first_row, keys, limit, log2_scale,
     QUERIES: tl.constexpr, STRIDE: tl.constexpr, HEAD: tl.constexpr, HEAD_PAD: tl.constexpr,
 ):  # fmt: skip
-    """Normalised output and natural log-sum-exp; 0 for rows that are padding or saw nothing."""
+    """Normalised output and natural log-sum-exp; 0 and -inf for rows that are padding or saw nothing."""
     seen = (top > 0.1 * MASKED) & (q_pos < limit)
     total = tl.where(seen, total, 1.0)
     stored = (q_pos >= first_row) & (q_pos < keys)
     out = tl.where(seen[:, None], acc / total[:, None], 0.0)
     store_rows(out_ptr, at - first_row, stored, out, QUERIES, STRIDE, HEAD, HEAD_PAD)
-    lse = tl.where(seen, (top * log2_scale + tl.log2(total)) * LN_2, 0.0)
-    tl.store(lse_ptr + (q_pos - first_row), lse, mask=stored)
+    lse = tl.where(seen, (top * log2_scale + tl.log2(total)) * LN_2, float("-inf"))
+    tl.store(lse_ptr + q_pos, lse, mask=stored)
 
 
 @triton.jit
@@ -69,19 +69,14 @@ def forward_kernel(
     the full result: of the two, the chosen one goes to `out`, the remaining one to `other`.
     """
     PER_BLOCK: tl.constexpr = BLOCK // KEYS
-    row, head, query_block, diag, at, limit, first, n_sink, lo = query_tile(
-        order_ptr, runs_ptr, limit_ptr, query_blocks, key_blocks, N, K, BLOCK, QUERIES
-    )
+    row, head, query_block, at, limit, first, n_sink, lo, whole, edge, edge_end, blocks_ptr = query_tile(
+        order_ptr, runs_ptr, limit_ptr, blocks_ptr, count_ptr, queries, keys, query_blocks, key_blocks,
+        N, K, BLOCK, QUERIES, KEYS, LISTED,
+    )  # fmt: skip
     first_row = keys - queries
     kv_head = head // (N // K)
-    listed = (row * N + head) * query_blocks + query_block
-    whole, edge, edge_end, blocks_ptr = key_steps(
-        blocks_ptr, count_ptr, listed, n_sink, lo, diag, at, first_row, limit, key_blocks, BLOCK, QUERIES, KEYS, LISTED
-    )
+    q_offset, k_offset, lse_offset = offsets(row, head, kv_head, queries, keys, N, K, HEAD)
     q_pos = at + tl.arange(0, QUERIES)
-    q_offset = (row.to(tl.int64) * queries * N + head) * HEAD
-    k_offset = (row.to(tl.int64) * keys * K + kv_head) * HEAD
-    lse_offset = (row.to(tl.int64) * N + head) * queries
     k_ptr += k_offset
     v_ptr += k_offset
 

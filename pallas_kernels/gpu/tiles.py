@@ -57,11 +57,17 @@ def visible(q_pos, k_pos, EDGE: tl.constexpr, WINDOW: tl.constexpr):
 
 @triton.jit
 def query_tile(
-    order_ptr, runs_ptr, limit_ptr, query_blocks, key_blocks,
-    N: tl.constexpr, K: tl.constexpr, BLOCK: tl.constexpr, QUERIES: tl.constexpr,
+    order_ptr, runs_ptr, limit_ptr, blocks_ptr, count_ptr, queries, keys, query_blocks, key_blocks,
+    N: tl.constexpr, K: tl.constexpr, BLOCK: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr,
+    LISTED: tl.constexpr,
 ):  # fmt: skip
-    """Which query tile this program has, and the runs of its plan: tiles of one block in turn, the last one first."""
+    """Which query tile this program has, the runs of its plan, and the key tiles that it visits.
+
+    Tiles of one block start in turn, the last one first. Of what is visited come the number of whole tiles, the first
+    and the end tile of the diagonal block, and where the list of the blocks begins.
+    """
     TILES: tl.constexpr = BLOCK // QUERIES
+    PER_BLOCK: tl.constexpr = BLOCK // KEYS
     item = tl.load(order_ptr + tl.program_id(0) // TILES)
     head = item % N
     query_block = (item // N) % query_blocks
@@ -70,20 +76,12 @@ def query_tile(
     diag = key_blocks - query_blocks + query_block
     limit = tl.load(limit_ptr + row * key_blocks + diag)
     at = diag * BLOCK + (TILES - 1 - tl.program_id(0) % TILES) * QUERIES
-    return row, head, query_block, diag, at, limit, tl.load(runs), tl.load(runs + 1), tl.load(runs + 2)
-
-
-@triton.jit
-def key_steps(
-    blocks_ptr, count_ptr, listed, n_sink, lo, diag, at, first_row, limit, key_blocks,
-    BLOCK: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr, LISTED: tl.constexpr,
-):  # fmt: skip
-    """(whole tiles to visit, first and end tile of the diagonal block, where the list of the blocks begins)."""
-    PER_BLOCK: tl.constexpr = BLOCK // KEYS
+    first, n_sink, lo = tl.load(runs), tl.load(runs + 1), tl.load(runs + 2)
     whole = (n_sink + diag - lo) * PER_BLOCK
     edge = diag * PER_BLOCK
     edge_end = tl.cdiv(at + QUERIES, KEYS)
     if LISTED:
+        listed = (row * N + head) * query_blocks + query_block
         count = tl.load(count_ptr + listed)
         blocks_ptr += listed.to(tl.int64) * key_blocks
         last = tl.load(blocks_ptr + tl.maximum(count - 1, 0)).to(tl.int32)
@@ -91,8 +89,21 @@ def key_steps(
         whole = tl.where(has_diagonal, count - 1, count) * PER_BLOCK
         edge_end = tl.where(has_diagonal, edge_end, edge)
     # A tile without a query visits nothing.
-    exists = (at < limit) & (at + QUERIES > first_row)
-    return tl.where(exists, whole, 0), edge, tl.where(exists, edge_end, edge), blocks_ptr
+    exists = (at < limit) & (at + QUERIES > keys - queries)
+    whole = tl.where(exists, whole, 0)
+    edge_end = tl.where(exists, edge_end, edge)
+    return row, head, query_block, at, limit, first, n_sink, lo, whole, edge, edge_end, blocks_ptr
+
+
+@triton.jit
+def offsets(row, head, kv_head, queries, keys, N: tl.constexpr, K: tl.constexpr, HEAD: tl.constexpr):
+    """Where a head begins in the arrays of queries, of keys, and of one number for each query (at position 0)."""
+    row = row.to(tl.int64)
+    return (
+        (row * queries * N + head) * HEAD,
+        (row * keys * K + kv_head) * HEAD,
+        (row * N + head) * queries - (keys - queries),
+    )
 
 
 @triton.jit

@@ -36,15 +36,15 @@ def shared_bytes(kernel: str, tile: Tile, capability: int, head_pad: int, itemsi
         "dkv": (2 * key_tile, 2 * query_tile + 8 * tile.queries),
     }[kernel]
     copies = max(1, tile.stages if capability >= 90 else tile.stages - 1)
-    # Weights pass through shared memory before Hopper, when the warps do not fill the rows, and in the backward kernels
-    # of Blackwell, which also keeps its barriers there.
+    # Weights pass through shared memory before Hopper when the warps do not fill the rows. Blackwell keeps its barriers
+    # there, and its backward kernels another copy of what they transpose.
     rows = tile.keys if kernel == "dkv" else tile.queries
     weights = tile.queries * tile.keys * itemsize
     passed = 0
     if capability < 90 and rows < 128:
         passed = weights
     elif capability >= 100:
-        passed = 1024 + (weights if kernel != "forward" else 0)
+        passed = 1088 + {"forward": 0, "dq": max(weights, key_tile), "dkv": max(weights, 2 * query_tile)}[kernel]
     return stays + copies * streams + passed
 
 
@@ -67,16 +67,20 @@ def rule_of_thumb(kernel: str, capability: int, head_pad: int, itemsize: int, li
     return smaller[-1]
 
 
+def _check_capability(capability: int) -> None:
+    if capability < 80:
+        raise ValueError(
+            f"The GPU kernels need compute capability 8.0; this GPU has {capability / 10}. Use impl='xla'."
+        )
+
+
 def choose_tile(kernel: str, capability: int, head_pad: int, itemsize: int, block: int) -> Tile:
     """Tile of `kernel` ("forward", "dq" or "dkv") for operands of `itemsize` bytes and blocks of `block` tokens.
 
     Raises:
         ValueError: blocks that no tile divides, or a chip older than sm_80, or with too little shared memory.
     """
-    if capability < 80:
-        raise ValueError(
-            f"The GPU kernels need compute capability 8.0; this GPU has {capability / 10}. Use impl='xla'."
-        )
+    _check_capability(capability)
     divisor = block & -block
     if divisor < SMALLEST_TILE:
         raise ValueError(
@@ -93,3 +97,24 @@ def choose_tile(kernel: str, capability: int, head_pad: int, itemsize: int, bloc
             f"sm_{capability} gives a program {limit}. Use a smaller tile in its table, or impl='xla'."
         )
     return tile
+
+
+def choose_score_tile(capability: int, head_pad: int, itemsize: int, groups: int) -> Tile:
+    """Tile of the scoring kernel of block selection: groups of queries by groups of keys, `groups` to a block.
+
+    Raises:
+        ValueError: a number of groups that no tile divides, or a chip older than sm_80.
+    """
+    _check_capability(capability)
+    if groups & (groups - 1) or groups > 128:
+        raise ValueError(
+            f"A block has {groups} groups of tokens; on a GPU wanted a power of two up to 128. Change stride, or use "
+            "impl='xla'."
+        )
+    limit = SHARED_MEMORY.get(capability, SMALLEST_SHARED_MEMORY)
+    sizes = (Tile(128, 128, 8, 3), Tile(128, 128, 8, 2), Tile(64, 128, 8, 2), Tile(32, 128, 4, 1))
+    for tile in sizes:
+        copies = max(1, tile.stages if capability >= 90 else tile.stages - 1)
+        if copies * (tile.queries + tile.keys) * head_pad * itemsize <= limit - 2048:
+            return tile
+    return sizes[-1]

@@ -7,12 +7,13 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.gpu.attention import backward
+from pallas_kernels.gpu.attention import PLAN, backward
 from pallas_kernels.gpu.hopper import BLOCK, hopper_attention, shared_bytes
 from pallas_kernels.gpu.launch import compute_capability
 from pallas_kernels.gpu.plan import Plan, make_plan, query_work
 from pallas_kernels.gpu.tuning import SHARED_MEMORY
 from pallas_kernels.layout import Geometry, Rows, clear_padding, describe_rows
+from pallas_kernels.partition import divided
 from pallas_kernels.schedule import AttentionSpec
 
 type Array = jax.Array
@@ -37,30 +38,32 @@ def _whole_blocks(x: Array, rows: Rows, left: int, right: int) -> Array:
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(5,))
-def planned_attention(q: Array, k: Array, v: Array, plan: Plan, rows: Rows, spec: AttentionSpec) -> Array:
-    """Attention of every query to the blocks of the plan."""
+def planned_attention(q: Array, k: Array, v: Array, plan: Plan, rows: Rows, spec: AttentionSpec) -> tuple[Array, Array]:
+    """Attention of every query to the blocks of the plan: output `[B, T, N, H]` and log-sum-exp `[B, N, T]`."""
     return _forward(q, k, v, plan, rows, spec)[0]
 
 
 def _forward(q: Array, k: Array, v: Array, plan: Plan, rows: Rows, spec: AttentionSpec):
-    T, N = q.shape[1:3]
+    T = q.shape[1]
     geometry = Geometry(spec.block_size, T, k.shape[1])
     left, right = geometry.left, geometry.right
-    out, lse_BNT = hopper_attention(
-        _whole_blocks(q, rows, left, right),
-        _whole_blocks(k, rows, 0, right),
-        _whole_blocks(v, rows, 0, right),
-        plan.runs_BKQ3,
-        query_work(plan, N).order,
-        spec.scale,
+
+    def attend(q: Array, k: Array, v: Array, plan: Plan) -> tuple[Array, Array]:
+        return hopper_attention(q, k, v, plan.runs_BKQ3, query_work(plan, q.shape[2]).order, spec.scale)
+
+    out, lse_BNT = divided(attend, ("BTNH", "BSKH", "BSKH", PLAN), ("BTNH", "BNT"))(
+        _whole_blocks(q, rows, left, right), _whole_blocks(k, rows, 0, right), _whole_blocks(v, rows, 0, right), plan
     )
-    out = clear_padding(out[:, left : left + T], rows.valid_BS)
-    return out, (q, k, v, out, lse_BNT[:, :, left : left + T], plan)
+    out, lse_BNT = clear_padding(out[:, left : left + T], rows.valid_BS), lse_BNT[:, :, left : left + T]
+    if rows.valid_BS is not None:
+        lse_BNT = jnp.where(rows.valid_BS[:, None, -T:], lse_BNT, -jnp.inf)
+    return (out, lse_BNT), (q, k, v, out, lse_BNT, plan)
 
 
-def _backward(spec: AttentionSpec, saved, d_out: Array):
+def _backward(spec: AttentionSpec, saved, cotangents: tuple[Array, Array]):
     q, k, v, out, lse_BNT, plan = saved
-    return *backward(q, k, v, out, lse_BNT, d_out, plan, spec), None, None
+    d_out, d_lse_BNT = cotangents
+    return *backward(q, k, v, out, lse_BNT, d_out, plan, spec, d_lse_BNT), None, None
 
 
 planned_attention.defvjp(_forward, _backward)
@@ -77,7 +80,8 @@ def hybrid_attention_mosaic_gpu(
     full_block_mask: Array | None = None,
     segment_ids: Array | None = None,
     lengths: Array | None = None,
-) -> Array:
+    return_lse: bool = False,
+) -> Array | tuple[Array, Array]:
     """See `hybrid_attention`.
 
     Raises:
@@ -93,4 +97,5 @@ def hybrid_attention_mosaic_gpu(
     geometry = Geometry(spec.block_size, T, k_BSKH.shape[1])
     rows = describe_rows(B, geometry, lengths, segment_ids)
     plan = make_plan(mode != 0, rows, spec, geometry, heads=N)
-    return planned_attention(q_BTNH, k_BSKH, v_BSKH, plan, rows, spec)
+    out, lse_BNT = planned_attention(q_BTNH, k_BSKH, v_BSKH, plan, rows, spec)
+    return (out, jnp.swapaxes(lse_BNT, 1, 2)) if return_lse else out

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from pallas_kernels.blockwise import Extend, Folded, Softmax, Tiling, Visits, attend, fold, plan_visits
 from pallas_kernels.blockwise_backward import backward
 from pallas_kernels.layout import clear_padding, unfold_queries
+from pallas_kernels.partition import divided
 from pallas_kernels.schedule import AttentionSpec, Schedule
 
 
@@ -22,10 +23,13 @@ def scheduled_attention(
 
 
 def _forward(operands: Folded, visits: Visits, spec: AttentionSpec, tiling: Tiling):
-    def collect(tile: jax.Array, state: Softmax, plan: Schedule, extend: Extend):
-        return state.output().astype(operands.q_BKQRH.dtype), state.lse(spec.scale)
+    def run(operands: Folded, visits: Visits):
+        def collect(tile: jax.Array, state: Softmax, plan: Schedule, extend: Extend):
+            return state.output().astype(operands.q_BKQRH.dtype), state.lse(spec.scale)
 
-    out, lse = attend(operands, visits, spec, tiling, collect)
+        return attend(operands, visits, spec, tiling, collect)
+
+    out, lse = divided(run, "BK", "BK")(operands, visits)
     return (out, lse), (operands, visits, out, lse)
 
 

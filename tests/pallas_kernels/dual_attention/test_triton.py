@@ -1,7 +1,7 @@
 import jax
 import jax.numpy as jnp
 import pytest
-from attention_cases import CASES, Case, assert_close, make_inputs
+from attention_cases import CASES, Case, assert_close, make_inputs, random_block_masks
 from triton_interpreter import interpreted
 
 from pallas_kernels import dual_attention, routed_attention
@@ -17,10 +17,10 @@ def on_the_interpreter(monkeypatch):
         yield
 
 
-def routed_value_and_grads(inputs, impl):
+def routed_value_and_grads(inputs, impl, **masks):
     @jax.jit
     def run(q, k, v, z):
-        out, pull = jax.vjp(lambda *a: routed_attention(*a, **inputs.options, impl=impl), q, k, v, z)
+        out, pull = jax.vjp(lambda *a: routed_attention(*a, **inputs.options, **masks, impl=impl), q, k, v, z)
         return out, *pull(inputs.d_out)
 
     return jax.block_until_ready(run(inputs.q, inputs.k, inputs.v, inputs.z))
@@ -45,14 +45,40 @@ def test_routed_in_bfloat16():
         assert_close(a, b, 2e-2, name)
 
 
-@pytest.mark.parametrize("case", [SHORT, pytest.param(NAMED["packed"], marks=pytest.mark.slow)], ids=lambda c: c.name)
-def test_dual_equals_two_dense_attentions(case):
+@pytest.mark.parametrize(
+    "case, listed",
+    [
+        pytest.param(SHORT, "block_mask", id="fa-xa"),
+        pytest.param(SHORT, "full_block_mask", id="xa-ssa"),
+        *(pytest.param(NAMED["packed"], x, marks=pytest.mark.slow) for x in ("block_mask", "full_block_mask", "both")),
+    ],
+)
+def test_routed_between_listed_and_other_blocks(case, listed):
     inputs = make_inputs(case)
+    masks = dict(zip(("block_mask", "full_block_mask"), random_block_masks(case), strict=True))
+    masks = masks if listed == "both" else {listed: masks[listed]}
+    got, wanted = (routed_value_and_grads(inputs, impl, **masks) for impl in ("triton", "reference"))
+    for name, a, b in zip(("out", "dq", "dk", "dv", "dz"), got, wanted, strict=True):
+        assert_close(a, b, 1e-5, name)
+
+
+@pytest.mark.parametrize(
+    "case, listed",
+    [
+        pytest.param(SHORT, (), id="last queries"),
+        pytest.param(SHORT, ("full_block_mask",), id="last queries, listed"),
+        pytest.param(NAMED["packed"], (), id="packed", marks=pytest.mark.slow),
+        pytest.param(NAMED["packed"], ("block_mask",), id="packed, listed", marks=pytest.mark.slow),
+    ],
+)
+def test_dual_equals_two_dense_attentions(case, listed):
+    inputs = make_inputs(case)
+    options = inputs.options | dict(zip(listed, random_block_masks(case), strict=False))
 
     def run(impl):
         @jax.jit
         def both(q, k, v):
-            outs, pull = jax.vjp(lambda *a: dual_attention(*a, **inputs.options, impl=impl), q, k, v)
+            outs, pull = jax.vjp(lambda *a: dual_attention(*a, **options, impl=impl), q, k, v)
             return *outs, *pull((inputs.d_out, inputs.d_out * 0.5))
 
         return jax.block_until_ready(both(inputs.q, inputs.k, inputs.v))

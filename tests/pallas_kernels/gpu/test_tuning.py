@@ -51,9 +51,11 @@ def training_step(q, k, v, z):
     return pull(out)
 
 
-def masked_prefill(q, k, v, z):
+def masked_step(q, k, v, z):
+    """The same with lists of blocks."""
     mask = jnp.ones((1, q.shape[2], q.shape[1] // 128, k.shape[1] // 128), jnp.bool_)
-    return hybrid_attention(q, k, v, (z < 0.5).astype(jnp.int8), block_mask=mask, impl="triton")
+    out, pull = jax.vjp(lambda *a: routed_attention(*a, block_mask=mask, impl="triton"), q, k, v, z)
+    return pull(out)
 
 
 def prefill(q, k, v, z):
@@ -64,11 +66,11 @@ def prefill(q, k, v, z):
     "capability, head_dim, function",
     [
         pytest.param(*case, marks=[] if case == (90, 64, prefill) else pytest.mark.slow)
-        for case in itertools.product((80, 89, 90, 100), (64, 128), (prefill, masked_prefill, training_step))
+        for case in itertools.product((80, 89, 90, 100), (64, 96, 128, 256), (prefill, masked_step, training_step))
     ],
 )
 def test_machine_code_keeps_its_registers(capability, head_dim, function, monkeypatch, tmp_path):
-    """Shapes of Llama-3.1-8B at 8192 tokens; stack means spilled registers."""
+    """Shapes of Llama-3.1-8B at 8192 tokens."""
     q, kv = (jax.ShapeDtypeStruct((1, 8192, heads, head_dim), jnp.bfloat16) for heads in (32, 8))
     z = jax.ShapeDtypeStruct((1, 8), jnp.float32)
     for report in compile_kernels(monkeypatch, capability, tmp_path, function, q, kv, kv, z):
@@ -77,8 +79,11 @@ def test_machine_code_keeps_its_registers(capability, head_dim, function, monkey
         if report.kernel == "compact_kernel":
             continue
         kernel = report.kernel.removesuffix("_kernel")
-        tile = choose_tile(kernel, capability, head_dim, 2, 128)
-        assert report.shared <= shared_bytes(kernel, tile, capability, head_dim, 2)
+        head_pad = report.constants["HEAD_PAD"]
+        tile = choose_tile(kernel, capability, head_pad, 2, 128)
+        assert report.shared <= shared_bytes(kernel, tile, capability, head_pad, 2)
         assert report.instructions & {"HMMA", "HGMMA", "UTCHMMA"}, "no tensor cores"
-        allowed = 0 if head_dim == 64 or capability == 90 else 64
-        assert report.stack <= allowed
+        if head_dim == 64 or (head_dim, capability) == (128, 90):
+            assert report.stack == 0
+        assert report.spills <= (0 if head_dim in (64, 128) else 8)
+        assert report.stack <= 128

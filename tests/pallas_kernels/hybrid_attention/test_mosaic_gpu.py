@@ -25,13 +25,6 @@ CASES = [
 ]
 
 
-def run_on_hopper(monkeypatch, inputs, mode):
-    with interpreted(monkeypatch):
-        return jax.block_until_ready(
-            hybrid_attention(inputs.q, inputs.k, inputs.v, mode, **inputs.options, impl="mosaic_gpu")
-        )
-
-
 @pytest.mark.parametrize(
     "case, mode",
     [
@@ -43,10 +36,19 @@ def run_on_hopper(monkeypatch, inputs, mode):
 def test_equals_the_dense_reference(case, mode, monkeypatch):
     inputs = make_inputs(case, jnp.bfloat16)
     mode = jnp.full_like(inputs.mode, mode)
-    got = run_on_hopper(monkeypatch, inputs, mode)
-    wanted = hybrid_attention(inputs.q, inputs.k, inputs.v, mode, **inputs.options, impl="reference")
-    assert got.dtype == jnp.bfloat16
-    assert_close(got, wanted, 2e-2)
+
+    def run(impl):
+        operands = (inputs.q, inputs.k, inputs.v, mode)
+        return jax.block_until_ready(hybrid_attention(*operands, **inputs.options, return_lse=True, impl=impl))
+
+    with interpreted(monkeypatch):
+        out, lse = run("mosaic_gpu")
+    wanted, wanted_lse = run("reference")
+    assert out.dtype == jnp.bfloat16 and lse.dtype == jnp.float32
+    assert_close(out, wanted, 2e-2)
+    seen = jnp.isfinite(wanted_lse)
+    assert bool((jnp.isfinite(lse) == seen).all())
+    assert_close(jnp.where(seen, lse, 0), jnp.where(seen, wanted_lse, 0), 2e-3, "log-sum-exp")
 
 
 @pytest.mark.parametrize(
@@ -73,8 +75,8 @@ def test_cases_that_it_does_not_serve_are_named(changes, options, words, monkeyp
 @pytest.mark.parametrize("head_dim", [64, 128])
 def test_compiles_for_hopper_without_spills(head_dim, tmp_path):
     done = subprocess.run(
-        [sys.executable, ROOT / "tests" / "gpu_ahead_of_time.py", tmp_path, str(head_dim)],
-        capture_output=True, text=True, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)},
+        [sys.executable, ROOT / "tests" / "gpu_ahead_of_time.py", "hopper", tmp_path, str(head_dim)],
+        capture_output=True, text=True, cwd=ROOT, env=os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     program = json.loads(done.stdout.splitlines()[-1])

@@ -2,9 +2,8 @@ from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
-from attention_cases import CASES, Case, assert_close, make_inputs
+from attention_cases import CASES, Case, assert_close, make_inputs, random_block_masks
 from triton_interpreter import interpreted
 
 from pallas_kernels import hybrid_attention
@@ -74,15 +73,34 @@ def test_wide_heads(head_dim):
 def test_block_masks(case, masked):
     inputs = make_inputs(case)
     mode = inputs.mode.at[:].set(jnp.arange(case.kv_heads, dtype=jnp.int8) % 2)
-    first = (inputs.k.shape[1] - inputs.q.shape[1]) // case.block
-    blocks = -(-inputs.k.shape[1] // case.block)
-    rng = np.random.default_rng(1)
-    masks = {
-        option: jnp.asarray(rng.random((*inputs.q.shape[::2], blocks - first, blocks)) < 0.5)
-        for option, of in (("block_mask", "sparse"), ("full_block_mask", "full"))
-        if masked in (of, "both")
-    }
+    options = {"sparse": ("block_mask",), "full": ("full_block_mask",), "both": ("block_mask", "full_block_mask")}
+    masks = dict(zip(options[masked], random_block_masks(case), strict=False))
     assert_equals_reference(replace(inputs, mode=mode), 1e-5, **masks)
+
+
+@pytest.mark.parametrize("listed", [True, pytest.param(False, marks=pytest.mark.slow)])
+def test_log_sum_exp_and_its_gradient(listed):
+    """Where a query sees nothing it is -inf, and takes no gradient."""
+    inputs = make_inputs(SHORT)
+    names = ("block_mask", "full_block_mask") if listed else ()
+    masks = dict(zip(names, random_block_masks(SHORT), strict=False))
+    d_lse = jnp.sin(jnp.arange(inputs.q[..., 0].size, dtype=jnp.float32)).reshape(inputs.q.shape[:3])
+
+    def run(impl):
+        @jax.jit
+        def call(q, k, v):
+            def both(*operands):
+                return hybrid_attention(*operands, inputs.mode, **inputs.options, **masks, return_lse=True, impl=impl)
+
+            (out, lse), pull = jax.vjp(both, q, k, v)
+            return out, jnp.isfinite(lse), jnp.where(jnp.isfinite(lse), lse, 0), *pull((inputs.d_out, d_lse))
+
+        return jax.block_until_ready(call(inputs.q, inputs.k, inputs.v))
+
+    got, wanted = run("triton"), run("reference")
+    assert not bool(got[1].all()) and bool((got[1] == wanted[1]).all())
+    for name, a, b in zip(("out", "seen", "lse", "dq", "dk", "dv"), got, wanted, strict=True):
+        assert_close(a, b, 1e-5, name)
 
 
 def test_padding_may_hold_anything():

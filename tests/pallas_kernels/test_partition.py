@@ -1,0 +1,40 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pallas_kernels.partition import sharding_rule
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_query_heads_go_with_their_kv_head():
+    rule, options = sharding_rule(["BTNH", "BSKH", "BK", "BNT"], [(2, 9, 6, 8), (2, 9, 3, 8), (2, 3), (2, 6, 9)], 3)
+    assert rule == (
+        "rows whole0 (heads group) whole2, rows whole3 heads whole4, rows heads -> rows (heads group) whole5"
+    )
+    assert options["group"] == 2
+    assert options["need_replication_factors"] == ("whole0", "group", "whole2", "whole3", "whole4", "whole5")
+
+
+def test_axes_that_are_not_named_stay_whole():
+    assert sharding_rule(["BK", "B"], [(2, 3, 5), (2,)], 1) == (
+        "rows heads whole0 -> rows",
+        {"need_replication_factors": ("whole0",)},
+    )
+
+
+@pytest.mark.parametrize("ops", [("routed",), pytest.param(("hybrid", "dual", "select"), marks=pytest.mark.slow)])
+def test_jit_divides_by_rows_and_heads_without_moving_anything(ops):
+    """Value and gradients on four devices are those of one, and no device asks another for anything."""
+    done = subprocess.run(
+        [sys.executable, ROOT / "tests" / "divided_ops.py", *ops],
+        capture_output=True, text=True, cwd=ROOT, env={"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    reports = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [report["op"] for report in reports] == list(ops)
+    for report in reports:
+        assert report["error"] <= 1e-6 and report["collectives"] == []

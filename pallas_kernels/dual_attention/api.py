@@ -25,7 +25,7 @@ ROUTED = {
     "triton": deferred("pallas_kernels.dual_attention.triton", "routed_attention_triton"),
 }
 
-TAKE_MASKS = ("reference", "xla")
+TAKE_MASKS = ("reference", "xla", "tpu")
 
 
 def dual_attention(

@@ -112,12 +112,22 @@ def attention_backward(
     lists: jax.Array | None,
     layout: Layout,
     spec: AttentionSpec,
+    *,
+    d_lse_PQ1R: jax.Array | None = None,
 ) -> Operands:
-    """Gradients of the operands, for the attention that tables and lists describe."""
+    """Gradients of the operands, for the attention that tables and lists describe.
+
+    Args:
+        d_lse_PQ1R: cotangent of the log-sum-exp too; None where nothing depends on it.
+    """
     q_PQRH, k_PJSH, v_PJSH = operands
     (P, Q, R, H), block = q_PQRH.shape, spec.block_size
     width = max(1, tile_width(layout) // 2)
     inner_PQ1R = jnp.sum(d_out_PQRH.astype(jnp.float32) * out_PQRH.astype(jnp.float32), -1)[:, :, None]
+    saw_nothing = jnp.isneginf(lse_PQ1R)
+    if d_lse_PQ1R is not None:
+        inner_PQ1R -= jnp.where(saw_nothing, 0.0, d_lse_PQ1R)
+    lse_PQ1R = jnp.where(saw_nothing, 0.0, lse_PQ1R)
     order = deal_heads(head_work(tables, lists, layout, spec))
     turns = order.shape[0] // 2
 

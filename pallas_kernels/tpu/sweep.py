@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import jax
@@ -45,10 +46,10 @@ class Sweep(NamedTuple):
         return jnp.minimum(jnp.where(tile < self.near_tiles, near, middle), self.width)
 
     def slots(self, tile: jax.Array) -> jax.Array:
-        """Width that the tile is computed at: its blocks rounded up to a power of two."""
+        """Width that the tile is computed at: the smallest one that holds its blocks."""
         left, slots = self.left(tile), jnp.int32(1)
-        for width in widths(self.width)[:-1]:
-            slots = jnp.where(left > width, 2 * width, slots)
+        for narrow, wide in pairwise(widths(self.width)):
+            slots = jnp.where(left > narrow, wide, slots)
         return slots
 
     def step(self, tile: jax.Array, slot: jax.Array) -> jax.Array:
@@ -87,13 +88,14 @@ class Sweep(NamedTuple):
 
 
 def _tiles(blocks: jax.Array, width: int) -> jax.Array:
-    """Tiles that hold some blocks; a shift, because dividing is slow in scalar code."""
-    return (blocks + width - 1) >> (width.bit_length() - 1)
+    """Tiles that hold some blocks, of which there are fewer than 2**14; scalar code divides slowly."""
+    reciprocal = -(-(2**16) // width)
+    return ((blocks + width - 1) * reciprocal) >> 16
 
 
 def widths(width: int) -> list[int]:
-    """The widths that tiles are computed at, ascending; `width` is a power of two."""
-    return [2**n for n in range(width.bit_length())]
+    """The widths that tiles are computed at, ascending: the powers of two below `width`, and `width`."""
+    return [2**n for n in range((width - 1).bit_length())] + [width]
 
 
 def make_sweep(

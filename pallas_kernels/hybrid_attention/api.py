@@ -19,7 +19,7 @@ IMPLEMENTATIONS = {
     "mosaic_gpu": deferred("pallas_kernels.hybrid_attention.mosaic_gpu", "hybrid_attention_mosaic_gpu"),
 }
 
-RETURN_LSE = ("reference", "xla")
+RETURN_LSE = ("reference", "xla", "tpu")
 
 hopper_refusal = deferred("pallas_kernels.hybrid_attention.mosaic_gpu", "why_not")
 

@@ -11,7 +11,7 @@ from pallas_kernels.layout import clear_padding
 from pallas_kernels.schedule import AttentionSpec
 from pallas_kernels.tpu.backward import attention_backward
 from pallas_kernels.tpu.forward import attention_forward
-from pallas_kernels.tpu.operands import Operands, launch_operands, unfold_lse, unfold_output
+from pallas_kernels.tpu.operands import Operands, launch_operands, unfold_output
 from pallas_kernels.tpu.plan import Layout, Tables, list_blocks, make_tables
 
 
@@ -80,7 +80,6 @@ def hybrid_attention_tpu(
         out = scheduled_attention(operands, tables, lists, layout, spec)
         return clear_padding(unfold_output(out, layout), rows.valid_BS)
     out, lse = attention_and_lse(operands, tables, lists, layout, spec)
-    lse_BTN = unfold_lse(lse, layout)
-    if rows.valid_BS is not None:
-        lse_BTN = jnp.where(rows.valid_BS[:, -lse_BTN.shape[1] :, None], lse_BTN, -jnp.inf)
+    lse_BTN1 = unfold_output(jnp.swapaxes(lse, 2, 3), layout)
+    lse_BTN = clear_padding(lse_BTN1, rows.valid_BS, -jnp.inf)[..., 0]
     return clear_padding(unfold_output(out, layout), rows.valid_BS), lse_BTN

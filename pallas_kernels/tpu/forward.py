@@ -125,6 +125,7 @@ def forward_kernel(*refs: Any, outputs: Outputs, has_lists: bool, layout: Layout
         def keys(ref: Any) -> jax.Array:
             return ref[buffer, :slots].reshape(slots * spec.block_size, layout.head_dim)
 
+        stream.wait(buffer, slots)
         masks = None
         if masked:
             parts = head_chunks(layout.groups)
@@ -192,7 +193,7 @@ def attention_forward(
         The arrays that `OUTPUTS` names: outputs `[P, Q, R, H]`, log-sum-exps `[P, Q, 1, R]` float32.
     """
     P, Q, R, H = q_PQRH.shape
-    width, block = tile_width(layout), spec.block_size
+    width, block = tile_width("forward", layout), spec.block_size
     item = q_PQRH.dtype.itemsize
     out_shapes = {
         "out": jax.ShapeDtypeStruct((P, Q, R, H), out_dtype or q_PQRH.dtype),

@@ -50,11 +50,6 @@ def launch_operands(
 
 
 def unfold_output(out_PQRH: jax.Array, layout: Layout) -> jax.Array:
-    """`[P, Q, R, H]` -> `[B, T, N, H]`."""
+    """`[P, Q, R, H]` -> `[B, T, N, H]`, whatever H is."""
     out = out_PQRH[:, : layout.geometry.query_blocks]
     return unfold_queries(out.reshape(layout.batch, layout.kv_heads, *out.shape[1:]), layout.geometry)
-
-
-def unfold_lse(lse_PQ1R: jax.Array, layout: Layout) -> jax.Array:
-    """`[P, Q, 1, R]` -> `[B, T, N]`."""
-    return unfold_output(jnp.swapaxes(lse_PQ1R, 2, 3), layout)[..., 0]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -12,7 +11,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from pallas_kernels.tpu.sweep import Sweep, widths
+from pallas_kernels.tpu.sweep import Sweep
 
 
 class Stream(NamedTuple):
@@ -28,45 +27,34 @@ class Stream(NamedTuple):
     def start(self, sweep: Sweep, tile: jax.Array, buffer: jax.Array) -> None:
         self._each_copy(sweep, tile, buffer, lambda copy: copy.start())
 
-    def wait(self, sweep: Sweep, tile: jax.Array, buffer: jax.Array) -> None:
+    def wait(self, buffer: jax.Array, slots: int) -> None:
+        """Waits for a tile that was read, by the bytes that its slots take: however many copies they were."""
+        for target in self.buffers:
+            filled = target.at[buffer, pl.ds(0, slots)]
+            pltpu.make_async_copy(filled, filled, self.done.at[buffer]).wait()
+
+    def wait_written(self, sweep: Sweep, tile: jax.Array, buffer: jax.Array) -> None:
         self._each_copy(sweep, tile, buffer, lambda copy: copy.wait())
 
     def _each_copy(self, sweep: Sweep, tile: jax.Array, buffer: jax.Array, act: Callable[[Any], None]) -> None:
-        """A long run of neighbours is one copy for each array, also behind one sink block; otherwise each block is one.
+        """A whole tile of neighbours is one copy for each array; otherwise each block is one.
 
         Reads fill all slots of the width that a tile is computed at, with copies of the last block; writes skip those.
         """
-        left, count = sweep.left(tile), sweep.left(tile) if self.writes else sweep.slots(tile)
+        first, last = sweep.block(tile, jnp.int32(0)), sweep.block(tile, jnp.int32(sweep.width - 1))
+        whole = (sweep.left(tile) == sweep.width) & (last - first == sweep.width - 1)
 
         def copy(blocks: Any, slots: Any) -> None:
             for array, target in zip(self.arrays, self.buffers, strict=True):
                 ends = array.at[sweep.head, blocks], target.at[buffer, slots]
                 act(pltpu.make_async_copy(*(ends[::-1] if self.writes else ends), self.done.at[buffer]))
 
-        def one(slot: jax.Array | int, _: None = None) -> None:
-            copy(sweep.block(tile, jnp.int32(slot)), slot)
+        def one(slot: jax.Array, _: None) -> None:
+            copy(sweep.block(tile, slot), slot)
 
-        def neighbours(start: int, size: int) -> jax.Array:
-            first, last = (sweep.block(tile, jnp.int32(slot)) for slot in (start, start + size - 1))
-            return (left == start + size) & (last - first == size - 1)
-
-        def run(start: int, size: int) -> None:
-            copy(pl.ds(sweep.block(tile, jnp.int32(start)), size), pl.ds(start, size))
-            if start:
-                one(0)
-
-        def cut() -> None:
-            """What is no whole run: tested here only, because scalar code costs as much as copies do."""
-            alone = jnp.bool_(True)
-            for start, size in ((0, widths(sweep.width)[-2]), (1, sweep.width - 1)) if sweep.width > 2 else ():
-                fits = alone & neighbours(start, size)
-                alone &= ~fits
-                pl.when(fits)(partial(run, start, size))
-            pl.when(alone)(lambda: lax.fori_loop(0, count, one, None))
-
-        whole = neighbours(0, sweep.width)
-        pl.when(whole)(partial(run, 0, sweep.width))
-        pl.when(jnp.logical_not(whole))(cut)
+        pl.when(whole)(lambda: copy(pl.ds(first, sweep.width), slice(None)))
+        count = sweep.left(tile) if self.writes else sweep.slots(tile)
+        pl.when(jnp.logical_not(whole))(lambda: lax.fori_loop(0, count, one, None))
 
 
 def following_step(head: jax.Array, step: jax.Array, steps: jax.Array | int) -> tuple[jax.Array, jax.Array]:
@@ -85,6 +73,8 @@ def run_tiles(
     visit: Callable[[jax.Array, jax.Array], None],
 ) -> None:
     """Calls `visit(tile, buffer)` for every tile of a sweep, and leaves the first tile of the next one under way.
+
+    `visit` waits for its tile, where it knows the number of slots: a wait of static size is much cheaper.
 
     Args:
         is_first, is_last: whether no grid step of this core comes before, or after.
@@ -117,7 +107,6 @@ def run_tiles(
         def _():
             start_following(1 - buffer)
 
-        stream.wait(sweep, tile, buffer)
         visit(tile, buffer)
         return 1 - buffer
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
 from typing import Any, NamedTuple
 
 import jax
@@ -23,8 +22,8 @@ class Sweep(NamedTuple):
     plan: Schedule
     near: jax.Array
     """Blocks of the schedule or of the list."""
-    middle: jax.Array
-    """Blocks that the schedule leaves out, where they are wanted too; otherwise 0."""
+    middle: jax.Array | None
+    """Blocks that the schedule leaves out, where they are wanted too. None spares its scalar code, which is dear."""
     listed: jax.Array | None
     """Whether `blocks` replaces the schedule; None when no head has a list."""
     blocks: Any
@@ -37,19 +36,21 @@ class Sweep(NamedTuple):
 
     @property
     def tiles(self) -> jax.Array:
-        return self.near_tiles + _tiles(self.middle, self.width)
+        return self.near_tiles if self.middle is None else self.near_tiles + _tiles(self.middle, self.width)
 
     def left(self, tile: jax.Array) -> jax.Array:
         """Blocks of a tile, 1 to `width`."""
         near = self.near - tile * self.width
+        if self.middle is None:
+            return jnp.minimum(near, self.width)
         middle = self.middle - (tile - self.near_tiles) * self.width
         return jnp.minimum(jnp.where(tile < self.near_tiles, near, middle), self.width)
 
     def slots(self, tile: jax.Array) -> jax.Array:
-        """Width that the tile is computed at: the smallest one that holds its blocks."""
+        """Width that the tile is computed at: its blocks rounded up to a power of two."""
         left, slots = self.left(tile), jnp.int32(1)
-        for narrow, wide in pairwise(widths(self.width)):
-            slots = jnp.where(left > narrow, wide, slots)
+        for width in widths(self.width)[:-1]:
+            slots = jnp.where(left > width, 2 * width, slots)
         return slots
 
     def step(self, tile: jax.Array, slot: jax.Array) -> jax.Array:
@@ -63,6 +64,8 @@ class Sweep(NamedTuple):
         if self.listed is not None:
             length = (self.blocks.shape[1] - 1) // 2
             block = jnp.where(self.listed, self.blocks[0, 1 + jnp.minimum(step, length - 1)], block)
+        if self.middle is None:
+            return block
         in_middle = self.plan.middle[0] + step - self.near_tiles * self.width
         return jnp.where(tile < self.near_tiles, block, in_middle)
 
@@ -70,8 +73,9 @@ class Sweep(NamedTuple):
         """Whether every row sees every key of the tile; the diagonal is the last near block."""
         if spec.window is not None:
             return jnp.bool_(False)
-        whole = self.left(tile) == self.width
-        plain = whole & ((tile >= self.near_tiles) | ((tile + 1) * self.width < self.near))
+        plain = (tile + 1) * self.width < self.near
+        if self.middle is not None:
+            plain |= (tile >= self.near_tiles) & (self.left(tile) == self.width)
         return plain if self.listed is None else plain & ~self.listed
 
     def limits(self, tile: jax.Array, slot: int, spec: AttentionSpec, groups: int) -> list[jax.Array]:
@@ -88,14 +92,13 @@ class Sweep(NamedTuple):
 
 
 def _tiles(blocks: jax.Array, width: int) -> jax.Array:
-    """Tiles that hold some blocks, of which there are fewer than 2**14; scalar code divides slowly."""
-    reciprocal = -(-(2**16) // width)
-    return ((blocks + width - 1) * reciprocal) >> 16
+    """Tiles that hold some blocks; a shift, because dividing is slow in scalar code."""
+    return (blocks + width - 1) >> (width.bit_length() - 1)
 
 
 def widths(width: int) -> list[int]:
-    """The widths that tiles are computed at, ascending: the powers of two below `width`, and `width`."""
-    return [2**n for n in range((width - 1).bit_length())] + [width]
+    """The widths that tiles are computed at, ascending; `width` is a power of two."""
+    return [2**n for n in range(width.bit_length())]
 
 
 def make_sweep(
@@ -119,7 +122,7 @@ def make_sweep(
     sparse = jnp.bool_(True) if with_middle else is_sparse(tables, head, query_block, layout)
     plan = read_plan(tables, sparse, head, query_block, layout, spec)
     near = plan.steps
-    middle = jnp.maximum(plan.middle[1] - plan.middle[0], 0) if with_middle else jnp.int32(0)
+    middle = jnp.maximum(plan.middle[1] - plan.middle[0], 0) if with_middle else None
     listed = None
     if blocks is not None:
         listed = blocks[0, 0] >= 0

@@ -11,5 +11,6 @@ setup(
         "elastic_jax": ["data/**/*"],
         "elastic_jax.configs": ["**/*.yaml"],
         "pallas_kernels.gpu": ["tile_tables/*.json"],
+        "pallas_kernels.tpu": ["tile_tables/*.json"],
     },
 )

@@ -16,7 +16,7 @@ from pallas_kernels.tpu import limits
 
 CHIPS = {"v5e": "v5e:1x1", "v5p": "v5p:1x1x1", "v6e": "v6e:1x1", "tpu7x": "tpu7x:1x1x1"}
 """Topology of one chip each."""
-KINDS = {"v5e": "TPU v5 lite", "v5p": "TPU v5", "v6e": "TPU v6 lite", "tpu7x": "TPU7x"}
+KINDS = {name: kind for kind, name in limits.CHIPS.items()}
 
 
 @contextmanager
@@ -28,7 +28,7 @@ def interpreted(widest_tile: int, *, cores: int = 1, detect_races: bool = False)
     """
     params = pltpu.InterpretParams(num_cores_or_threads=cores, detect_races=detect_races)
     with pytest.MonkeyPatch.context() as patch, pltpu.force_tpu_interpret_mode(params):
-        patch.setattr(limits, "WIDEST_TILE", widest_tile)
+        patch.setattr(limits, "WIDEST_TILE", {"forward": widest_tile, "backward": max(1, widest_tile // 2)})
         try:
             yield
         finally:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from functools import partial
-
 import jax
 
 from pallas_kernels.checks import attention_spec, check_block_masks, check_choice, check_qkv, check_rows
@@ -24,8 +21,6 @@ ROUTED = {
     "tpu": deferred("pallas_kernels.dual_attention.tpu", "routed_attention_tpu"),
     "triton": deferred("pallas_kernels.dual_attention.triton", "routed_attention_triton"),
 }
-
-TAKE_MASKS = ("reference", "xla", "triton")
 
 
 def dual_attention(
@@ -65,13 +60,18 @@ def dual_attention(
     check_rows(q_BTNH.shape[0], k_BSKH.shape[1], block_size, segment_ids, lengths)
     check_block_masks(q_BTNH, k_BSKH, block_size, block_mask, full_block_mask)
     groups = q_BTNH.shape[2] // k_BSKH.shape[2]
-    masks = {"block_mask": block_mask, "full_block_mask": full_block_mask}
-    run = _choose("dual_attention", impl, DUAL, block_size, groups, masks)
-    return run(
+    masks = block_mask is not None or full_block_mask is not None
+
+    def serves(name: str) -> bool:
+        return kernel_takes(name, block_size, groups, masks)
+
+    return choose("dual_attention", impl, DUAL, serves)(
         q_BTNH,
         k_BSKH,
         v_BSKH,
         spec,
+        block_mask=block_mask,
+        full_block_mask=full_block_mask,
         segment_ids=segment_ids,
         lengths=lengths,
     )
@@ -121,35 +121,19 @@ def routed_attention(
     check_block_masks(q_BTNH, k_BSKH, block_size, block_mask, full_block_mask)
     check_choice("z", z, q_BTNH.shape[0], k_BSKH.shape[2], packed=segment_ids is not None)
     groups = q_BTNH.shape[2] // k_BSKH.shape[2]
-    masks = {"block_mask": block_mask, "full_block_mask": full_block_mask}
-    run = _choose("routed_attention", impl, ROUTED, block_size, groups, masks)
-    return run(
+    masks = block_mask is not None or full_block_mask is not None
+
+    def serves(name: str) -> bool:
+        return kernel_takes(name, block_size, groups, masks)
+
+    return choose("routed_attention", impl, ROUTED, serves)(
         q_BTNH,
         k_BSKH,
         v_BSKH,
         z,
         spec,
+        block_mask=block_mask,
+        full_block_mask=full_block_mask,
         segment_ids=segment_ids,
         lengths=lengths,
     )
-
-
-def _choose(
-    op: str,
-    impl: str,
-    implementations: Mapping[str, Callable],
-    block_size: int,
-    groups: int,
-    masks: Mapping[str, jax.Array | None],
-) -> Callable:
-    """The implementation, with the masks that are given; "auto" passes over those that do not take the case."""
-    given = {name: mask for name, mask in masks.items() if mask is not None}
-    if given and impl in implementations and impl not in TAKE_MASKS:
-        raise NotImplementedError(
-            f"{op} with block masks has no {impl!r} implementation. Use one of: {', '.join(('auto', *TAKE_MASKS))}."
-        )
-
-    def serves(name: str) -> bool:
-        return kernel_takes(name, block_size, groups, bool(given)) and (not given or name in TAKE_MASKS)
-
-    return partial(choose(op, impl, implementations, serves), **given)

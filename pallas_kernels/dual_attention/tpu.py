@@ -1,23 +1,58 @@
 """Dual and routed attention on TPU: both outputs from one sweep over the keys.
 
 Sinks, local blocks and the diagonal come first; the running softmax then is the sparse output, which the kernel keeps,
-and going on over the middle makes it the full one. The backward pass is that of `hybrid_attention`.
+and going on over the middle makes it the full one. With block masks neither branch need contain the other: then each
+has a launch of its own. The backward pass is that of `hybrid_attention`.
 """
 
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.layout import by_block, clear_padding
+from pallas_kernels.layout import Rows, by_block, clear_padding
 from pallas_kernels.schedule import AttentionSpec
 from pallas_kernels.tpu.backward import attention_backward
 from pallas_kernels.tpu.forward import attention_forward
 from pallas_kernels.tpu.operands import Operands, launch_operands, unfold_output
-from pallas_kernels.tpu.plan import Layout, Tables, make_tables
+from pallas_kernels.tpu.plan import Layout, Tables, list_blocks, make_tables
+
+
+class Lists(NamedTuple):
+    """Listed blocks of each branch and of the chosen one, see `list_blocks`; None where the schedule holds."""
+
+    full: jax.Array | None
+    sparse: jax.Array | None
+    chosen: jax.Array | None
+
+
+class Branch(NamedTuple):
+    """Output `[P, Q, R, H]` and log-sum-exp `[P, Q, 1, R]`."""
+
+    out: jax.Array
+    lse: jax.Array
+
+
+def make_lists(
+    sparse: jax.Array,
+    rows: Rows,
+    layout: Layout,
+    spec: AttentionSpec,
+    block_mask: jax.Array | None,
+    full_block_mask: jax.Array | None,
+) -> Lists | None:
+    """Lists for the modes `sparse`, bool `[B, K]` or `[B, M, K]`; None without masks."""
+    if block_mask is None and full_block_mask is None:
+        return None
+    make = partial(list_blocks, rows=rows, layout=layout, spec=spec)
+    return Lists(
+        make(jnp.zeros_like(sparse), sparse_mask=None, full_mask=full_block_mask),
+        make(jnp.ones_like(sparse), sparse_mask=block_mask, full_mask=None),
+        make(sparse, sparse_mask=block_mask, full_mask=full_block_mask),
+    )
 
 
 def every_head(sparse: bool, tables: Tables) -> Tables:
@@ -25,43 +60,74 @@ def every_head(sparse: bool, tables: Tables) -> Tables:
     return tables._replace(sparse=jnp.full_like(tables.sparse, sparse))
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def both(operands: Operands, tables: Tables, layout: Layout, spec: AttentionSpec) -> tuple[jax.Array, jax.Array]:
+def separate_branches(
+    operands: Operands, tables: Tables, lists: Lists, layout: Layout, spec: AttentionSpec
+) -> tuple[Branch, Branch]:
+    """(full, sparse) in float32, a launch each."""
+    run = partial(attention_forward, *operands)
+    options = {"outputs": "one", "layout": layout, "spec": spec, "out_dtype": jnp.float32}
+    full = run(every_head(False, tables), lists.full, **options)
+    return Branch(*full), Branch(*run(every_head(True, tables), lists.sparse, **options))
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def both(
+    operands: Operands, tables: Tables, lists: Lists | None, layout: Layout, spec: AttentionSpec
+) -> tuple[jax.Array, jax.Array]:
     """(full, sparse) outputs `[P, Q, R, H]`."""
-    return _both_forward(operands, tables, layout, spec)[0]
+    return _both_forward(operands, tables, lists, layout, spec)[0]
 
 
-def _both_forward(operands: Operands, tables: Tables, layout: Layout, spec: AttentionSpec):
-    full, full_lse, sparse, sparse_lse = attention_forward(*operands, tables, None, "both", layout, spec)
-    return (full, sparse), (operands, tables, full, full_lse, sparse, sparse_lse)
+def _both_forward(operands: Operands, tables: Tables, lists: Lists | None, layout: Layout, spec: AttentionSpec):
+    if lists is None:
+        outs = attention_forward(*operands, tables, None, "both", layout, spec)
+        full, sparse = Branch(*outs[:2]), Branch(*outs[2:])
+    else:
+        branches = separate_branches(operands, tables, lists, layout, spec)
+        full, sparse = (Branch(x.out.astype(operands.q_PQRH.dtype), x.lse) for x in branches)
+    return (full.out, sparse.out), (operands, tables, lists, full, sparse)
 
 
 def _both_backward(layout: Layout, spec: AttentionSpec, saved: tuple[Any, ...], d_outs: tuple[jax.Array, jax.Array]):
-    operands, tables, full, full_lse, sparse, sparse_lse = saved
-    d_full = attention_backward(operands, full, full_lse, d_outs[0], every_head(False, tables), None, layout, spec)
-    d_sparse = attention_backward(operands, sparse, sparse_lse, d_outs[1], every_head(True, tables), None, layout, spec)
-    return jax.tree.map(jnp.add, d_full, d_sparse), None
+    operands, tables, lists, full, sparse = saved
+    full_list, sparse_list, _ = lists or (None, None, None)
+    d_full = attention_backward(operands, *full, d_outs[0], every_head(False, tables), full_list, layout, spec)
+    d_sparse = attention_backward(operands, *sparse, d_outs[1], every_head(True, tables), sparse_list, layout, spec)
+    return jax.tree.map(jnp.add, d_full, d_sparse), None, None
 
 
 both.defvjp(_both_forward, _both_backward)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(3, 4))
-def routed(operands: Operands, z_PQ: jax.Array, tables: Tables, layout: Layout, spec: AttentionSpec) -> jax.Array:
+@partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+def routed(
+    operands: Operands, z_PQ: jax.Array, tables: Tables, lists: Lists | None, layout: Layout, spec: AttentionSpec
+) -> jax.Array:
     """The output of the branch that each head is in; its gradient in z is <dO, full - sparse>."""
-    return attention_forward(*operands, tables, None, "out", layout, spec)[0]
+    chosen = None if lists is None else lists.chosen
+    return attention_forward(*operands, tables, chosen, "out", layout, spec)[0]
 
 
-def _routed_forward(operands: Operands, z_PQ: jax.Array, tables: Tables, layout: Layout, spec: AttentionSpec):
-    chosen, lse, difference = attention_forward(*operands, tables, None, "chosen", layout, spec)
-    return chosen, (operands, z_PQ, tables, chosen, lse, difference)
+def _routed_forward(
+    operands: Operands, z_PQ: jax.Array, tables: Tables, lists: Lists | None, layout: Layout, spec: AttentionSpec
+):
+    if lists is None:
+        chosen, lse, difference = attention_forward(*operands, tables, None, "chosen", layout, spec)
+        return chosen, (operands, z_PQ, tables, lists, Branch(chosen, lse), difference)
+    full, sparse = separate_branches(operands, tables, lists, layout, spec)
+    is_full = jnp.pad(z_PQ > 0.5, ((0, 0), (0, layout.query_blocks - z_PQ.shape[1])))[:, :, None, None]
+    branch = jax.tree.map(partial(jnp.where, is_full), full, sparse)
+    dtype = operands.q_PQRH.dtype
+    chosen = Branch(branch.out.astype(dtype), branch.lse)
+    return chosen.out, (operands, z_PQ, tables, lists, chosen, (full.out - sparse.out).astype(dtype))
 
 
 def _routed_backward(layout: Layout, spec: AttentionSpec, saved, d_out: jax.Array):
-    operands, z_PQ, tables, chosen, lse, difference = saved
+    operands, z_PQ, tables, lists, chosen, difference = saved
     dz_PQ = jnp.einsum("pqrh,pqrh->pq", d_out, difference, preferred_element_type=jnp.float32)
-    grads = attention_backward(operands, chosen, lse, d_out, tables, None, layout, spec)
-    return grads, dz_PQ[:, : z_PQ.shape[1]].astype(z_PQ.dtype), None
+    blocks = None if lists is None else lists.chosen
+    grads = attention_backward(operands, *chosen, d_out, tables, blocks, layout, spec)
+    return grads, dz_PQ[:, : z_PQ.shape[1]].astype(z_PQ.dtype), None, None
 
 
 routed.defvjp(_routed_forward, _routed_backward)
@@ -73,13 +139,16 @@ def dual_attention_tpu(
     v_BSKH: jax.Array,
     spec: AttentionSpec,
     *,
+    block_mask: jax.Array | None = None,
+    full_block_mask: jax.Array | None = None,
     segment_ids: jax.Array | None = None,
     lengths: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """See `dual_attention`."""
     modes = jnp.zeros((q_BTNH.shape[0], k_BSKH.shape[2]), jnp.bool_)
     operands, rows, layout = launch_operands(q_BTNH, k_BSKH, v_BSKH, modes, spec, lengths, segment_ids)
-    outs = both(operands, make_tables(modes, rows, layout), layout, spec)
+    lists = make_lists(modes, rows, layout, spec, block_mask, full_block_mask)
+    outs = both(operands, make_tables(modes, rows, layout), lists, layout, spec)
     full, sparse = (clear_padding(unfold_output(out, layout), rows.valid_BS) for out in outs)
     return full, sparse
 
@@ -91,6 +160,8 @@ def routed_attention_tpu(
     z: jax.Array,
     spec: AttentionSpec,
     *,
+    block_mask: jax.Array | None = None,
+    full_block_mask: jax.Array | None = None,
     segment_ids: jax.Array | None = None,
     lengths: jax.Array | None = None,
 ) -> jax.Array:
@@ -98,5 +169,6 @@ def routed_attention_tpu(
     operands, rows, layout = launch_operands(q_BTNH, k_BSKH, v_BSKH, z, spec, lengths, segment_ids)
     z_BKQ = by_block(z, rows)[:, :, layout.geometry.first_query_block :]
     tables = make_tables(z <= 0.5, rows, layout)
-    out = routed(operands, z_BKQ.reshape(layout.heads, -1), tables, layout, spec)
+    lists = make_lists(z <= 0.5, rows, layout, spec, block_mask, full_block_mask)
+    out = routed(operands, z_BKQ.reshape(layout.heads, -1), tables, lists, layout, spec)
     return clear_padding(unfold_output(out, layout), rows.valid_BS)

@@ -19,8 +19,6 @@ IMPLEMENTATIONS = {
     "mosaic_gpu": deferred("pallas_kernels.hybrid_attention.mosaic_gpu", "hybrid_attention_mosaic_gpu"),
 }
 
-RETURN_LSE = ("reference", "xla", "triton", "mosaic_gpu")
-
 hopper_refusal = deferred("pallas_kernels.hybrid_attention.mosaic_gpu", "why_not")
 
 
@@ -89,17 +87,10 @@ def hybrid_attention(
     masks = block_mask is not None or full_block_mask is not None
 
     def serves(name: str) -> bool:
-        if return_lse and name not in RETURN_LSE:
-            return False
         if not kernel_takes(name, block_size, q_BTNH.shape[2] // K, masks):
             return False
         return name != "mosaic_gpu" or hopper_refusal(q_BTNH, spec, masks) is None
 
-    if return_lse and impl in IMPLEMENTATIONS and impl not in RETURN_LSE:
-        raise NotImplementedError(
-            f"hybrid_attention with return_lse has no {impl!r} implementation yet. "
-            f"Use one of: {', '.join(('auto', *RETURN_LSE))}."
-        )
     return choose("hybrid_attention", impl, IMPLEMENTATIONS, serves)(
         q_BTNH,
         k_BSKH,
@@ -110,5 +101,5 @@ def hybrid_attention(
         full_block_mask=full_block_mask,
         segment_ids=segment_ids,
         lengths=lengths,
-        **({"return_lse": True} if return_lse else {}),
+        return_lse=return_lse,
     )

@@ -59,6 +59,7 @@ def backward_kernel(*refs: Any, has_lists: bool, layout: Layout, spec: Attention
         return sweep._replace(near=jnp.where(head < layout.heads, sweep.near, 0))
 
     def compute(tile: jax.Array, buffer: jax.Array, slots: int, masked: bool) -> None:
+        keys.wait(buffer, slots)
         block = (spec.block_size, layout.head_dim)
         k_SH, v_SH = (ref[buffer, :slots].reshape(slots * block[0], block[1]) for ref in (k_buffer, v_buffer))
         q_RH, d_out_RH = q_ref[...], d_out_ref[...]
@@ -71,8 +72,8 @@ def backward_kernel(*refs: Any, has_lists: bool, layout: Layout, spec: Attention
         d_scores_SR = (weights_SR * (dot(v_SH, d_out_RH, (1, 1)) - inner_ref[...])).astype(q_RH.dtype)
         dq_HR[...] += dot(k_SH, d_scores_SR, (0, 0))
         gradients = dot(d_scores_SR, q_RH, (1, 0)), dot(weights_SR.astype(q_RH.dtype), d_out_RH, (1, 0))
-        sums.wait(sweep, tile, buffer)
-        pl.when(tile >= 2)(lambda: updates.wait(sweep, tile - 2, buffer))
+        sums.wait(buffer, slots)
+        pl.when(tile >= 2)(lambda: updates.wait_written(sweep, tile - 2, buffer))
         for old, new, gradient in zip(old_sums, new_sums, gradients, strict=True):
             new[buffer, :slots] = old[buffer, :slots] + gradient.reshape(slots, *block)
 
@@ -91,8 +92,8 @@ def backward_kernel(*refs: Any, has_lists: bool, layout: Layout, spec: Attention
     dq_HR[...] = jnp.zeros_like(dq_HR)
     run_tiles(keys, sweep, following, (turn == 0) & (step == 0), next_turn == turns, buffer_ref, visit)
     buffer, tiles = buffer_ref[0], sweep.tiles
-    pl.when(tiles >= 2)(lambda: updates.wait(sweep, tiles - 2, buffer))
-    pl.when(tiles >= 1)(lambda: updates.wait(sweep, tiles - 1, 1 - buffer))
+    pl.when(tiles >= 2)(lambda: updates.wait_written(sweep, tiles - 2, buffer))
+    pl.when(tiles >= 1)(lambda: updates.wait_written(sweep, tiles - 1, 1 - buffer))
     dq_ref[...] = (dq_HR[...].T * spec.scale).astype(dq_ref.dtype)
 
 
@@ -112,12 +113,22 @@ def attention_backward(
     lists: jax.Array | None,
     layout: Layout,
     spec: AttentionSpec,
+    *,
+    d_lse_PQ1R: jax.Array | None = None,
 ) -> Operands:
-    """Gradients of the operands, for the attention that tables and lists describe."""
+    """Gradients of the operands, for the attention that tables and lists describe.
+
+    Args:
+        d_lse_PQ1R: cotangent of the log-sum-exp too; None where nothing depends on it.
+    """
     q_PQRH, k_PJSH, v_PJSH = operands
     (P, Q, R, H), block = q_PQRH.shape, spec.block_size
-    width = max(1, tile_width(layout) // 2)
+    width = tile_width("backward", layout)
     inner_PQ1R = jnp.sum(d_out_PQRH.astype(jnp.float32) * out_PQRH.astype(jnp.float32), -1)[:, :, None]
+    saw_nothing = jnp.isneginf(lse_PQ1R)
+    if d_lse_PQ1R is not None:
+        inner_PQ1R -= jnp.where(saw_nothing, 0.0, d_lse_PQ1R)
+    lse_PQ1R = jnp.where(saw_nothing, 0.0, lse_PQ1R)
     order = deal_heads(head_work(tables, lists, layout, spec))
     turns = order.shape[0] // 2
 

@@ -55,9 +55,9 @@ class Softmax(NamedTuple):
         return self.acc_RH[...] / over_lanes(jnp.maximum(self.sum_RL[...], 1e-30), self.acc_RH.shape[1])
 
     def lse(self, scale: float) -> jax.Array:
-        """`[1, R]`; 0 for rows that saw nothing."""
+        """`[1, R]`; -inf for rows that saw nothing."""
         total = self.sum_RL[...]
-        lse = jnp.where(total > 0, self.top_RL[...] * scale + jnp.log(jnp.maximum(total, 1e-30)), 0.0)
+        lse = jnp.where(total > 0, self.top_RL[...] * scale + jnp.log(jnp.maximum(total, 1e-30)), -jnp.inf)
         return lse.T[:1]
 
 
@@ -125,6 +125,7 @@ def forward_kernel(*refs: Any, outputs: Outputs, has_lists: bool, layout: Layout
         def keys(ref: Any) -> jax.Array:
             return ref[buffer, :slots].reshape(slots * spec.block_size, layout.head_dim)
 
+        stream.wait(buffer, slots)
         masks = None
         if masked:
             parts = head_chunks(layout.groups)
@@ -179,20 +180,23 @@ def attention_forward(
     outputs: Outputs,
     layout: Layout,
     spec: AttentionSpec,
+    *,
+    out_dtype: jnp.dtype | None = None,
 ) -> tuple[jax.Array, ...]:
     """Runs the kernel on whole blocks (S = block).
 
     Args:
         lists: see `list_blocks`; only with `outputs` "out" or "one".
+        out_dtype: type of the outputs; that of q by default.
 
     Returns:
-        The arrays that `OUTPUTS` names: outputs `[P, Q, R, H]` in the type of q, log-sum-exps `[P, Q, 1, R]` float32.
+        The arrays that `OUTPUTS` names: outputs `[P, Q, R, H]`, log-sum-exps `[P, Q, 1, R]` float32.
     """
     P, Q, R, H = q_PQRH.shape
-    width, block = tile_width(layout), spec.block_size
+    width, block = tile_width("forward", layout), spec.block_size
     item = q_PQRH.dtype.itemsize
     out_shapes = {
-        "out": jax.ShapeDtypeStruct((P, Q, R, H), q_PQRH.dtype),
+        "out": jax.ShapeDtypeStruct((P, Q, R, H), out_dtype or q_PQRH.dtype),
         "lse": jax.ShapeDtypeStruct((P, Q, 1, R), jnp.float32),
     }
     kinds = OUTPUTS[outputs]
@@ -222,7 +226,8 @@ def attention_forward(
         pltpu.SemaphoreType.DMA((2,)),
     ]
     need = (
-        (2 + 2 * kinds.count("out")) * padded_bytes(R, H, item)
+        2 * padded_bytes(R, H, item)
+        + 2 * kinds.count("out") * padded_bytes(R, H, out_shapes["out"].dtype.itemsize)
         + 4 * padded_bytes(width * block, H, item)
         + 2 * padded_bytes(R, H, 4)
         + 2 * padded_bytes(R, LANES, 4)

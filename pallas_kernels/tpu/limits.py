@@ -1,23 +1,46 @@
-"""Tile sizes and vector memory: computed before the launch, refused with numbers."""
+"""Tile sizes and vector memory: a small table for each chip, a rule for the rest; refused with numbers if too large."""
 
 from __future__ import annotations
 
+import json
+from functools import cache
+from importlib import resources
+from typing import Literal
+
+import jax
 from jax.experimental.pallas import tpu as pltpu
 
 from pallas_kernels.tpu.plan import Layout
 
 LANES = 128
-WIDEST_TILE = 8
+CHIPS = {"TPU v5 lite": "v5e", "TPU v5": "v5p", "TPU v6 lite": "v6e", "TPU7x": "tpu7x"}
+"""Short names by what devices call themselves."""
+WIDEST_TILE = {"forward": 8, "backward": 4}
+"""Key blocks of a whole tile, by kernel, for a chip without a table."""
 SCORE_BYTES = 4 * 2**20
 """Float32 scores of one tile, at most."""
 VECTOR_MEMORY = 60 * 2**20
 """Bytes a kernel may take; the smallest chips (v5p, 7x) have 64 MiB a core."""
 
 
-def tile_width(layout: Layout) -> int:
-    """Key blocks of a whole tile, a power of two: 8, or what keeps the scores of many query heads in bounds."""
-    width = WIDEST_TILE
-    while width > 1 and 4 * layout.rows * width * layout.geometry.block > SCORE_BYTES:
+def chip() -> str | None:
+    """Short name of the TPU that programs are made for, a compile-only one too; None for anything else."""
+    device = jax.sharding.get_abstract_mesh().abstract_device or jax.devices()[0]
+    return CHIPS.get(device.device_kind)
+
+
+@cache
+def table(name: str | None) -> dict[str, dict[str, int]]:
+    """Key blocks of a whole tile by kernel and head dim; empty for a chip without a file."""
+    file = resources.files("pallas_kernels.tpu") / "tile_tables" / f"{name}.json"
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+
+
+def tile_width(kernel: Literal["forward", "backward"], layout: Layout) -> int:
+    """Key blocks of a whole tile, a power of two: that of the table, or what keeps the scores in bounds."""
+    width = table(chip()).get(kernel, {}).get(str(layout.head_dim), WIDEST_TILE[kernel])
+    bound = SCORE_BYTES * WIDEST_TILE[kernel] // WIDEST_TILE["forward"]
+    while width > 1 and 4 * layout.rows * width * layout.geometry.block > bound:
         width //= 2
     return width
 

@@ -50,6 +50,6 @@ def launch_operands(
 
 
 def unfold_output(out_PQRH: jax.Array, layout: Layout) -> jax.Array:
-    """`[P, Q, R, H]` -> `[B, T, N, H]`."""
+    """`[P, Q, R, H]` -> `[B, T, N, H]`, whatever H is."""
     out = out_PQRH[:, : layout.geometry.query_blocks]
     return unfold_queries(out.reshape(layout.batch, layout.kv_heads, *out.shape[1:]), layout.geometry)

@@ -22,8 +22,8 @@ class Sweep(NamedTuple):
     plan: Schedule
     near: jax.Array
     """Blocks of the schedule or of the list."""
-    middle: jax.Array
-    """Blocks that the schedule leaves out, where they are wanted too; otherwise 0."""
+    middle: jax.Array | None
+    """Blocks that the schedule leaves out, where they are wanted too. None spares its scalar code, which is dear."""
     listed: jax.Array | None
     """Whether `blocks` replaces the schedule; None when no head has a list."""
     blocks: Any
@@ -36,11 +36,13 @@ class Sweep(NamedTuple):
 
     @property
     def tiles(self) -> jax.Array:
-        return self.near_tiles + _tiles(self.middle, self.width)
+        return self.near_tiles if self.middle is None else self.near_tiles + _tiles(self.middle, self.width)
 
     def left(self, tile: jax.Array) -> jax.Array:
         """Blocks of a tile, 1 to `width`."""
         near = self.near - tile * self.width
+        if self.middle is None:
+            return jnp.minimum(near, self.width)
         middle = self.middle - (tile - self.near_tiles) * self.width
         return jnp.minimum(jnp.where(tile < self.near_tiles, near, middle), self.width)
 
@@ -62,6 +64,8 @@ class Sweep(NamedTuple):
         if self.listed is not None:
             length = (self.blocks.shape[1] - 1) // 2
             block = jnp.where(self.listed, self.blocks[0, 1 + jnp.minimum(step, length - 1)], block)
+        if self.middle is None:
+            return block
         in_middle = self.plan.middle[0] + step - self.near_tiles * self.width
         return jnp.where(tile < self.near_tiles, block, in_middle)
 
@@ -69,8 +73,9 @@ class Sweep(NamedTuple):
         """Whether every row sees every key of the tile; the diagonal is the last near block."""
         if spec.window is not None:
             return jnp.bool_(False)
-        whole = self.left(tile) == self.width
-        plain = whole & ((tile >= self.near_tiles) | ((tile + 1) * self.width < self.near))
+        plain = (tile + 1) * self.width < self.near
+        if self.middle is not None:
+            plain |= (tile >= self.near_tiles) & (self.left(tile) == self.width)
         return plain if self.listed is None else plain & ~self.listed
 
     def limits(self, tile: jax.Array, slot: int, spec: AttentionSpec, groups: int) -> list[jax.Array]:
@@ -117,7 +122,7 @@ def make_sweep(
     sparse = jnp.bool_(True) if with_middle else is_sparse(tables, head, query_block, layout)
     plan = read_plan(tables, sparse, head, query_block, layout, spec)
     near = plan.steps
-    middle = jnp.maximum(plan.middle[1] - plan.middle[0], 0) if with_middle else jnp.int32(0)
+    middle = jnp.maximum(plan.middle[1] - plan.middle[0], 0) if with_middle else None
     listed = None
     if blocks is not None:
         listed = blocks[0, 0] >= 0

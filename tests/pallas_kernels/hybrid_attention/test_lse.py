@@ -79,10 +79,3 @@ def test_two_ranges_of_keys_make_the_whole(impl):
     wanted = jax.jit(lambda: run(lambda *operands: attend(operands)))()
     for what, a, b in zip(("out", "dq", "dk", "dv"), got, wanted, strict=True):
         assert_close(a, b, 1e-5, what)
-
-
-@pytest.mark.parametrize("impl", ["tpu"])
-def test_implementations_without_it_say_so(impl):
-    inputs = make_inputs(NAMED["one token"])
-    with pytest.raises(NotImplementedError, match="return_lse has no .* Use one of: auto, reference, xla"):
-        hybrid_attention(inputs.q, inputs.k, inputs.v, inputs.mode, **inputs.options, return_lse=True, impl=impl)

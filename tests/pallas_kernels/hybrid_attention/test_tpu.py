@@ -2,7 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from attention_cases import CASES, Case, assert_close, make_inputs
+from attention_cases import CASES, Case, assert_close, make_inputs, random_block_masks
 from tpu_tools import interpreted, quick_jit
 
 from pallas_kernels import hybrid_attention
@@ -55,6 +55,36 @@ def test_block_masks_replace_the_patterns_of_their_heads(heads):
     masks[0] = masks[0].at[:, :, 3].set(False)
     names = ("block_mask", "full_block_mask") if heads == "both" else ("block_mask",)
     compare(inputs, **dict(zip(names, masks, strict=False)))
+
+
+@pytest.mark.parametrize(
+    "case", [Case("short", 40, groups=2, lengths=(38,)), pytest.param(NAMED["packed"], marks=pytest.mark.slow)]
+)
+def test_log_sum_exp_and_its_gradients(case):
+    """Some queries see nothing: their log-sum-exp is -inf, and whatever its cotangent holds does no harm."""
+    inputs = make_inputs(case)
+    d_lse = jnp.cos(jnp.arange(inputs.q[..., 0].size, dtype=jnp.float32)).reshape(inputs.q.shape[:3])
+    masks = dict(zip(("block_mask", "full_block_mask"), random_block_masks(case), strict=True))
+
+    def run(impl):
+        def both(q, k, v):
+            return hybrid_attention(q, k, v, inputs.mode, **inputs.options, **masks, return_lse=True, impl=impl)
+
+        def values(q, k, v):
+            (out, lse), pull = jax.vjp(both, q, k, v)
+            return out, lse, *pull((inputs.d_out, jnp.where(jnp.isneginf(lse), jnp.nan, d_lse)))
+
+        return jax.block_until_ready(quick_jit(values)(inputs.q, inputs.k, inputs.v))
+
+    with interpreted(2):
+        got = run("tpu")
+    dense = hybrid_attention(
+        inputs.q, inputs.k, inputs.v, inputs.mode, **inputs.options, **masks, return_lse=True, impl="reference"
+    )
+    np.testing.assert_array_equal(jnp.isneginf(got[1]), jnp.isneginf(dense[1]))
+    assert bool(jnp.isneginf(got[1]).any()) and got[1].dtype == jnp.float32
+    for name, a, b in zip(("out", "lse", "dq", "dk", "dv"), got, run("xla"), strict=True):
+        assert_close(jnp.where(jnp.isneginf(a), 0, a), jnp.where(jnp.isneginf(b), 0, b), 1e-5, name)
 
 
 @pytest.mark.parametrize("cores", [2, pytest.param(1, marks=pytest.mark.slow)])

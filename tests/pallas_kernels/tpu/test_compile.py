@@ -17,6 +17,7 @@ def shapes(keys=2048, queries=None, kv_heads=1, groups=4, head_dim=128, dtype=jn
 
 MODE = jax.ShapeDtypeStruct((1, 1), jnp.int32)
 Z = jax.ShapeDtypeStruct((1, 1), jnp.float32)
+MASK = jax.ShapeDtypeStruct((1, 4, 16, 16), jnp.bool_)
 IDS = jax.ShapeDtypeStruct((1, 2048), jnp.int32)
 hybrid = partial(hybrid_attention, impl="tpu")
 
@@ -43,6 +44,10 @@ def routed(q, k, v, z):
     return jax.vjp(lambda *a: routed_attention(*a, impl="tpu"), q, k, v, z)[1](q)
 
 
+def routed_between_lists(q, k, v, z, mask):
+    return jax.vjp(lambda *a: routed_attention(*a, block_mask=mask, impl="tpu"), q, k, v, z)[1](q)
+
+
 PROGRAMS = {
     "head dim 64": (grads(hybrid), *shapes(head_dim=64, groups=3), MODE),
     "head dim 96": (grads(hybrid), *shapes(head_dim=96), MODE),
@@ -55,9 +60,11 @@ PROGRAMS = {
     "float32": (grads(hybrid), *shapes(dtype=jnp.float32), MODE),
     "window": (grads(partial(hybrid, window=500)), *shapes(), MODE),
     "packed": (grads(packed), *shapes(), jax.ShapeDtypeStruct((1, 3, 1), jnp.int32), IDS),
-    "block mask": (grads(masked), *shapes(), MODE, jax.ShapeDtypeStruct((1, 4, 16, 16), jnp.bool_)),
+    "block mask": (grads(masked), *shapes(), MODE, MASK),
     "dual": (grads(partial(dual_attention, impl="tpu")), *shapes()),
     "routed": (routed, *shapes(), Z),
+    "routed, block mask": (routed_between_lists, *shapes(), Z, MASK),
+    "log-sum-exp": (grads(partial(hybrid, return_lse=True)), *shapes(), MODE),
 }
 
 

@@ -1,9 +1,11 @@
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from pallas_kernels.layout import Geometry, describe_rows
 from pallas_kernels.schedule import AttentionSpec
+from pallas_kernels.tpu import limits
 from pallas_kernels.tpu.backward import deal_heads
 from pallas_kernels.tpu.limits import compiler_params, tile_width
 from pallas_kernels.tpu.plan import Layout, head_work, list_blocks, make_tables
@@ -51,11 +53,30 @@ def test_tables_that_do_not_fit_are_refused():
         make_tables(jnp.zeros((256, 1), jnp.bool_), describe_rows(256, geometry, None, None), layout)
 
 
-def test_tiles_shrink_for_many_query_heads_until_nothing_fits():
-    widths = [tile_width(Layout(1, 1, 1, groups, 128, Geometry(128, 256, 256))) for groups in (1, 8, 16, 64)]
-    assert widths == [8, 8, 4, 1]
+@pytest.mark.parametrize("kernel, wanted", [("forward", [8, 8, 4, 1]), ("backward", [4, 4, 2, 1])])
+def test_tiles_shrink_for_many_query_heads_until_nothing_fits(kernel, wanted):
+    widths = [tile_width(kernel, Layout(1, 1, 1, groups, 128, Geometry(128, 256, 256))) for groups in (1, 8, 16, 64)]
+    assert widths == wanted
     with pytest.raises(ValueError, match="needs 61.0 MiB"):
         compiler_params(61 * 2**20)
+
+
+def test_a_chip_with_a_table_takes_its_tiles(monkeypatch):
+    monkeypatch.setattr(limits, "table", {"v6e": {"forward": {"128": 2}}, None: {}}.get)
+    layout = Layout(1, 1, 1, 4, 128, Geometry(128, 256, 256))
+    device = jax.sharding.AbstractDevice(device_kind="TPU v6 lite", num_cores=1, platform="tpu")
+    with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), (), abstract_device=device)):
+        assert tile_width("forward", layout) == 2
+        assert tile_width("backward", layout) == 4
+    assert tile_width("forward", layout) == 8
+
+
+@pytest.mark.parametrize("name", limits.CHIPS.values())
+def test_tables_hold_powers_of_two_by_kernel_and_head_dim(name):
+    for kernel, by_head_dim in limits.table(name).items():
+        assert kernel in limits.WIDEST_TILE
+        for head_dim, width in by_head_dim.items():
+            assert head_dim in ("64", "96", "128", "256") and width.bit_count() == 1
 
 
 def test_more_groups_than_bits_are_refused():

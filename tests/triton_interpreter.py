@@ -14,11 +14,13 @@ import triton.language as tl
 from triton import JITFunction
 from triton.runtime import interpreter
 
-from pallas_kernels.gpu import attention, backward, block_list, forward, launch, tiles
+from pallas_kernels.decode_attention import triton as decode_attention
+from pallas_kernels.gpu import attention, backward, block_list, decode, forward, launch, tiles
 
-KERNEL_MODULES = (tl, tl.standard, tiles, forward, backward, block_list, attention)
-LAUNCHING_MODULES = (attention, block_list)
+KERNEL_MODULES = (tl, tl.standard, tiles, forward, backward, block_list, attention, decode, decode_attention)
+LAUNCHING_MODULES = (attention, block_list, decode_attention)
 TRITON_NAMES = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16", "int8": "i8", "int16": "i16", "int32": "i32"}
+TRITON_NAMES |= {"uint32": "u32"}
 
 
 class Tensor:

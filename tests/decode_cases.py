@@ -59,7 +59,7 @@ DECODE_CASES = [
     DecodeCase("many splits", (3000, 1100), kv_heads=1, slow=True),
 ]
 SMALL_GROUPS = [
-    DecodeCase("group 64", (300,), group=64, block=64, channels=32),
+    DecodeCase("group 64", (300,), group=64, block=64),
     DecodeCase("group 32", (200,), group=32, block=48, bits=4, slow=True),
     DecodeCase("group 32, 2 bits", (200,), group=32, block=32, slow=True),
 ]
@@ -130,3 +130,46 @@ def make_decode_inputs(case: DecodeCase, dtype=jnp.float32, seed: int = 0):
     q = jnp.asarray(rng.standard_normal((B, case.queries, K * case.groups, H)), dtype)
     mode = np.resize(case.modes, (B, K))
     return q, view, jnp.asarray(case.lengths, jnp.int32) - case.queries, jnp.asarray(mode, jnp.int32)
+
+
+def decode_shapes(
+    tokens: int,
+    *,
+    batch: int = 1,
+    queries: int = 1,
+    kv_heads: int = 8,
+    groups: int = 4,
+    head_dim: int = 128,
+    bits: int = 2,
+    group: int = 128,
+    slots: int = 195,
+    norm: bool = False,
+    dtype=jnp.bfloat16,
+):
+    """Shapes of the arguments of `decode_attention` for a cache of `tokens` in groups, as the engine lays it out."""
+    shape = jax.ShapeDtypeStruct
+    J, C = tokens // group, head_dim // min(group, head_dim)
+    P = batch * kv_heads * J
+    codes, channel = shape((P, group * bits // 32, head_dim), jnp.uint32), shape((P, head_dim), jnp.float16)
+    token = shape((P, group, C), jnp.float16)
+    pages = Pages(
+        codes,
+        channel,
+        channel,
+        shape((P, group), jnp.float16) if norm else None,
+        codes,
+        token,
+        token,
+        shape((P, group // 32, 1), jnp.uint32),
+    )
+    exact = shape((batch, kv_heads, slots, head_dim), dtype)
+    view = CacheView(
+        pages,
+        shape((batch, kv_heads, J), jnp.int32),
+        shape((batch,), jnp.int32),
+        exact,
+        exact,
+        shape(exact.shape[:3], jnp.int32),
+    )
+    q = shape((batch, queries, kv_heads * groups, head_dim), dtype)
+    return q, view, shape((batch,), jnp.int32), shape((batch, kv_heads), jnp.int32)

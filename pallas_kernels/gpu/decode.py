@@ -38,14 +38,16 @@ def seen(pos, least, near, last, SINK_END: tl.constexpr):
 
 @triton.jit
 def visit_group(
-    acc, top, total, q, group, page, channel_group, limits,
+    acc, zeros, top, total, q, group, page, channel_group, limits,
     k_codes_ptr, k_scale_ptr, k_zero_ptr, k_norm_ptr, v_codes_ptr, v_scale_ptr, v_zero_ptr, holes_ptr, log2_scale,
     HEAD: tl.constexpr, HEAD_PAD: tl.constexpr, CHANNELS: tl.constexpr, CHANNELS_PAD: tl.constexpr, GROUP: tl.constexpr,
     WORDS: tl.constexpr, ROWS: tl.constexpr, BITS: tl.constexpr, SINK_END: tl.constexpr, NORM: tl.constexpr,
     WIDE: tl.constexpr,
 ):  # fmt: skip
-    """Online softmax over one more group. Words of fewer than 16 rows are loaded again for the rows that miss, each
-    copy with the planes of its own."""
+    """Online softmax over one more group: `acc` sums weights times codes in units of `UNIT`, `zeros` weights times zeros.
+
+    Words of fewer than 16 rows are loaded again for the rows that miss, each copy with the planes of its own.
+    """
     PLANES: tl.constexpr = 32 // BITS * WORDS // ROWS
     HOLE_WORDS: tl.constexpr = GROUP // 32
     C: tl.constexpr = HEAD // CHANNELS
@@ -96,8 +98,8 @@ def visit_group(
     decay = tl.exp2(top - new_top)
     acc *= decay[:, None]
     total *= decay
-    out = tl.zeros_like(acc)
-    zeros = tl.zeros_like(scores[0])
+    zeros *= decay
+    zero_sums = tl.zeros_like(scores[0])
     weight_sums = tl.zeros_like(scores[0])
     for plane in tl.static_range(PLANES):
         token = first_token + plane * WORDS
@@ -105,12 +107,11 @@ def visit_group(
         weights = tl.where(scores[plane] > 0.5 * MASKED, tl.exp2(scores[plane] - new_top[:, None]), 0.0)
         value_at = (page * GROUP + token) * C + channel_group
         v_scale = tl.load(v_scale_ptr + value_at).to(tl.float32)
-        zeros += weights * tl.load(v_zero_ptr + value_at).to(tl.float32)[None, :]
+        zero_sums += weights * tl.load(v_zero_ptr + value_at).to(tl.float32)[None, :]
         weight_sums += weights
         codes = codes_of(v_words, plane * BITS, BITS, WIDE)
-        out = dot((weights * v_scale[None, :]).to(OPERAND), codes, out)
-    acc += out * UNIT + tl.sum(zeros, 1)[:, None]
-    return acc, new_top, total + tl.sum(weight_sums, 1)
+        acc = dot((weights * v_scale[None, :]).to(OPERAND), codes, acc)
+    return acc, zeros + tl.sum(zero_sums, 1), new_top, total + tl.sum(weight_sums, 1)
 
 
 @triton.jit
@@ -172,13 +173,15 @@ def decode_kernel(
         steps = tl.load(runs_ptr + item * 4 + 3)
         share = tl.cdiv(steps, PARTS - 1)
         wide_q = q.to(tl.float32)
+        zeros = tl.zeros([R_PAD], tl.float32)
         for step in range((part - 1) * share, tl.minimum(part * share, steps)):
             group = tl.where(step < n_sink, first + step, lo + step - n_sink)
-            acc, top, total = visit_group(
-                acc, top, total, wide_q, group, tl.load(table_ptr + head * groups + group), channel_group, limits,
+            acc, zeros, top, total = visit_group(
+                acc, zeros, top, total, wide_q, group, tl.load(table_ptr + head * groups + group), channel_group, limits,
                 k_codes_ptr, k_scale_ptr, k_zero_ptr, k_norm_ptr, v_codes_ptr, v_scale_ptr, v_zero_ptr, holes_ptr,
                 log2_scale, HEAD, HEAD_PAD, CHANNELS, CHANNELS_PAD, GROUP, WORDS, ROWS, BITS, SINK_END, NORM, WIDE,
             )  # fmt: skip
+        acc = acc * (1.0 if WIDE else SUBNORMAL) + zeros[:, None]
     at = (head * PARTS + part) * R
     store_rows(acc_ptr + at * HEAD + channel_group * CHANNELS, 0, r < R, acc, R_PAD, HEAD, CHANNELS, CHANNELS_PAD)
     if channel_group == 0:

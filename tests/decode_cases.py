@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -66,14 +67,15 @@ SMALL_GROUPS = [
 """Groups that fill no TPU register."""
 
 
-def make_pages(k, v, holes, *, bits: int, channels: int, norm=None, metadata=jnp.float16) -> Pages:
-    """Pages `[..., G, H]`."""
+@partial(jax.jit, static_argnames=("bits", "channels"))
+def quantize(k, v, holes, *, norm, bits: int, channels: int) -> Pages:
+    """Pages of `[..., G, H]` with metadata in float16, as the engine makes them."""
     divided = k if norm is None else k / norm[..., None].astype(jnp.float32)
     k_codes, k_scale, k_zero = quantize_group(
-        divided, axis=-2, bits=bits, valid=~holes[..., None], metadata_dtype=metadata
+        divided, axis=-2, bits=bits, valid=~holes[..., None], metadata_dtype=jnp.float16
     )
     by_channels = v.reshape(*v.shape[:-1], -1, channels)
-    v_codes, v_scale, v_zero = quantize_group(by_channels, axis=-1, bits=bits, metadata_dtype=metadata)
+    v_codes, v_scale, v_zero = quantize_group(by_channels, axis=-1, bits=bits, metadata_dtype=jnp.float16)
     k_codes, v_codes = (pack(x.reshape(v.shape), bits=bits) for x in (k_codes, v_codes))
     return Pages(
         k_codes, k_scale, k_zero, norm, v_codes, v_scale, v_zero, pack(holes[..., None].astype(jnp.uint8), bits=1)
@@ -110,8 +112,8 @@ def make_decode_inputs(case: DecodeCase, dtype=jnp.float32, seed: int = 0):
         return jnp.asarray(x.reshape(B * K * J, G, *x.shape[3:]))
 
     norm = jnp.asarray(rng.uniform(0.5, 2, (B * K * J, G)), jnp.float16) if case.norm else None
-    tiles = make_pages(
-        grouped(k), grouped(v), grouped(holes), bits=case.bits, channels=case.channels or min(G, H), norm=norm
+    tiles = quantize(
+        grouped(k), grouped(v), grouped(holes), norm=norm, bits=case.bits, channels=case.channels or min(G, H)
     )
     order = rng.permutation(2 * B * K * J)[: B * K * J]
 

@@ -17,9 +17,7 @@ IMPLEMENTATIONS = {
     "tpu": deferred("pallas_kernels.decode_attention.tpu", "decode_attention_tpu"),
     "triton": deferred("pallas_kernels.decode_attention.triton", "decode_attention_triton"),
 }
-REFUSALS = {
-    name: deferred(f"pallas_kernels.decode_attention.{name}", "why_not") for name in ("tpu", "triton")
-}
+REFUSALS = {name: deferred(f"pallas_kernels.decode_attention.{name}", "why_not") for name in ("tpu", "triton")}
 MAX_QUERIES = 8
 
 

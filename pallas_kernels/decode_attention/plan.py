@@ -34,7 +34,7 @@ def token_limits(sparse_BK: jax.Array, position_B: jax.Array, queries: int, spec
 
 
 def fold_rows(q_BTNH: jax.Array, kv_heads: int) -> jax.Array:
-    """`[B, T, N, H]` -> `[B, K, R, H]`: the query heads of a KV head and their queries as rows, r = head * T + query."""
+    """`[B, T, N, H]` -> `[B, K, R, H]`: query heads of a KV head and their queries as rows, r = head * T + query."""
     B, T, N, H = q_BTNH.shape
     return q_BTNH.reshape(B, T, kv_heads, N // kv_heads, H).transpose(0, 2, 3, 1, 4).reshape(B, kv_heads, -1, H)
 

@@ -27,8 +27,6 @@ def why_not(q: jax.Array, view: CacheView) -> str | None:
             f"The TPU kernel needs values quantised over {min(group, q.shape[3])} channels; got {channels}. "
             "Use impl='xla'."
         )
-    if pages.v_scale.dtype != jnp.float16:
-        return f"The TPU kernel needs scales and zeros in float16; got {pages.v_scale.dtype}. Use impl='xla'."
     return None
 
 
@@ -72,27 +70,24 @@ def neighbours(table_PJ: jax.Array) -> jax.Array:
 
 
 def token_marks(pages: Pages, table_PJ: jax.Array) -> jax.Array:
-    """The metadata of the groups of every head in whole lanes, as `DecodeOperands` describes it.
+    """The metadata of the groups of every head in whole registers, as `DecodeOperands` describes it.
 
-    The pool keeps a page's metadata in rows that are no whole registers, so it is gathered by XLA: 2 KiB a group,
-    next to 8 KiB of codes at 2 bits and head dim 128.
+    The pool keeps a page's metadata in rows that are no whole registers, so it is gathered by XLA: 4 KiB a group, next
+    to 8 KiB of codes at 2 bits and head dim 128.
     """
     group, H = pages.group, pages.k_codes.shape[-1]
     tokens = byte_order(np.arange(group), pages.k_codes.shape[1], pages.bits)
-
-    def bits(x: jax.Array) -> jax.Array:
-        return lax.bitcast_convert_type(x[table_PJ], jnp.uint16).astype(jnp.int32)
-
-    marks = hole_mask(pages.holes[table_PJ]).astype(jnp.int32) << 16
-    if pages.k_norm is not None:
-        marks |= bits(pages.k_norm)
-    values = (bits(pages.v_scale) | bits(pages.v_zero) << 16).swapaxes(2, 3)
-    rows = [
-        (bits(pages.k_scale) | bits(pages.k_zero) << 16)[:, :, None],
-        marks[:, :, None, tokens],
-        values[:, :, :, tokens],
-    ]
     lanes = -(-max(group, H) // LANES) * LANES
-    rows = [jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, lanes - x.shape[3]))) for x in rows]
-    marks = jnp.concatenate(rows, 2)
-    return jnp.pad(marks, ((0, 0), (0, 0), (0, -marks.shape[2] % 4), (0, 0)))
+
+    def rows(x: jax.Array) -> jax.Array:
+        return jnp.pad(x.astype(jnp.float32), ((0, 0), (0, 0), (0, 0), (0, lanes - x.shape[3])))
+
+    norm = 1.0 if pages.k_norm is None else pages.k_norm[table_PJ].astype(jnp.float32)
+    marks = jnp.where(hole_mask(pages.holes[table_PJ]), -1.0, norm)
+    marks = [
+        *(rows(x[table_PJ][:, :, None]) for x in (pages.k_scale, pages.k_zero)),
+        rows(marks[:, :, None, tokens]),
+        *(rows(x[table_PJ].swapaxes(2, 3)[..., tokens]) for x in (pages.v_scale, pages.v_zero)),
+    ]
+    count = sum(x.shape[2] for x in marks)
+    return jnp.pad(jnp.concatenate(marks, 2), ((0, 0), (0, 0), (0, -count % SUBLANES), (0, 0)))

@@ -102,7 +102,7 @@ def decode_attention_triton(
             "T": T,
             "R": R,
             "R_PAD": row_pad,
-            "KEYS": 32,
+            "KEYS": 64,
             "PARTS": parts,
             "SINK_END": spec.sink_blocks * spec.block_size,
         },

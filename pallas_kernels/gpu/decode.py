@@ -44,7 +44,7 @@ def visit_group(
     WORDS: tl.constexpr, ROWS: tl.constexpr, BITS: tl.constexpr, SINK_END: tl.constexpr, NORM: tl.constexpr,
     WIDE: tl.constexpr,
 ):  # fmt: skip
-    """Online softmax over one more group: `acc` sums weights times codes in units of `UNIT`, `zeros` weights times zeros.
+    """Online softmax over one more group: `acc` sums weights * codes / UNIT, `zeros` weights * zeros.
 
     Words of fewer than 16 rows are loaded again for the rows that miss, each copy with the planes of its own.
     """
@@ -62,9 +62,19 @@ def visit_group(
     dims = tl.arange(0, HEAD_PAD)
     channels = tl.arange(0, CHANNELS_PAD)
 
-    word_at = (page * WORDS + row % WORDS) * HEAD
-    k_ptrs = k_codes_ptr + (word_at[:, None] + dims[None, :])
-    v_ptrs = v_codes_ptr + (word_at[:, None] + channel_group * CHANNELS + channels[None, :])
+    # One address for the page and small offsets in it: 64-bit offsets of every element would cost registers.
+    k_codes_ptr += page * (WORDS * HEAD)
+    v_codes_ptr += page * (WORDS * HEAD) + channel_group * CHANNELS
+    k_scale_ptr += page * HEAD
+    k_zero_ptr += page * HEAD
+    v_scale_ptr += page * (GROUP * C) + channel_group
+    v_zero_ptr += page * (GROUP * C) + channel_group
+    holes_ptr += page * HOLE_WORDS
+    if NORM:
+        k_norm_ptr += page * GROUP
+    word_at = (row % WORDS)[:, None] * HEAD
+    k_ptrs = k_codes_ptr + (word_at + dims[None, :])
+    v_ptrs = v_codes_ptr + (word_at + channels[None, :])
     if HEAD == HEAD_PAD:
         k_words = tl.load(k_ptrs, cache_modifier=".ca")
     else:
@@ -73,8 +83,8 @@ def visit_group(
         v_words = tl.load(v_ptrs, cache_modifier=".ca")
     else:
         v_words = tl.load(v_ptrs, mask=channels[None, :] < CHANNELS, other=0, cache_modifier=".ca")
-    k_scale = tl.load(k_scale_ptr + page * HEAD + dims, mask=dims < HEAD, other=0.0).to(tl.float32)
-    k_zero = tl.load(k_zero_ptr + page * HEAD + dims, mask=dims < HEAD, other=0.0).to(tl.float32)
+    k_scale = tl.load(k_scale_ptr + dims, mask=dims < HEAD, other=0.0).to(tl.float32)
+    k_zero = tl.load(k_zero_ptr + dims, mask=dims < HEAD, other=0.0).to(tl.float32)
 
     if ROWS > WORDS:
         k_words = k_words >> shift
@@ -88,8 +98,8 @@ def visit_group(
         codes = codes_of(k_words, plane * BITS, BITS, WIDE)
         part = (dot(scaled_q, tl.trans(codes)) * UNIT + bias) * log2_scale
         if NORM:
-            part *= tl.load(k_norm_ptr + page * GROUP + token).to(tl.float32)[None, :]
-        hole = tl.load(holes_ptr + page * HOLE_WORDS + token % HOLE_WORDS) >> (token // HOLE_WORDS).to(tl.uint32)
+            part *= tl.load(k_norm_ptr + token).to(tl.float32)[None, :]
+        hole = tl.load(holes_ptr + token % HOLE_WORDS) >> (token // HOLE_WORDS).to(tl.uint32)
         visible = seen(group * GROUP + token, least, near, last, SINK_END) & ((hole & 1) == 0)[None, :]
         part = tl.where(visible, part, MASKED)
         new_top = tl.maximum(new_top, tl.max(part, 1))
@@ -97,21 +107,23 @@ def visit_group(
 
     decay = tl.exp2(top - new_top)
     acc *= decay[:, None]
-    total *= decay
     zeros *= decay
+    total *= decay
+    top = new_top
     zero_sums = tl.zeros_like(scores[0])
     weight_sums = tl.zeros_like(scores[0])
     for plane in tl.static_range(PLANES):
         token = first_token + plane * WORDS
         # A row that has seen nothing yet has MASKED for its maximum, and weights that must not be 1.
-        weights = tl.where(scores[plane] > 0.5 * MASKED, tl.exp2(scores[plane] - new_top[:, None]), 0.0)
-        value_at = (page * GROUP + token) * C + channel_group
-        v_scale = tl.load(v_scale_ptr + value_at).to(tl.float32)
-        zero_sums += weights * tl.load(v_zero_ptr + value_at).to(tl.float32)[None, :]
+        weights = tl.where(scores[plane] > 0.5 * MASKED, tl.exp2(scores[plane] - top[:, None]), 0.0)
+        v_scale = tl.load(v_scale_ptr + token * C).to(tl.float32)
+        zero_sums += weights * tl.load(v_zero_ptr + token * C).to(tl.float32)[None, :]
         weight_sums += weights
         codes = codes_of(v_words, plane * BITS, BITS, WIDE)
         acc = dot((weights * v_scale[None, :]).to(OPERAND), codes, acc)
-    return acc, zeros + tl.sum(zero_sums, 1), new_top, total + tl.sum(weight_sums, 1)
+    zeros += tl.sum(zero_sums, 1)
+    total += tl.sum(weight_sums, 1)
+    return acc, zeros, top, total
 
 
 @triton.jit
@@ -160,7 +172,8 @@ def decode_kernel(
     top = tl.full([R_PAD], MASKED, tl.float32)
     total = tl.zeros([R_PAD], tl.float32)
     if part == 0:
-        for at in range(0, slots, KEYS):
+        # Without a pipeline, whose addresses would take registers from the loop over groups.
+        for at in tl.range(0, slots, KEYS, num_stages=1):
             acc, top, total = visit_exact(
                 acc, top, total, q, at, slots, channel_group, limits, exact_k_ptr + head * slots * HEAD,
                 exact_v_ptr + head * slots * HEAD, exact_pos_ptr + head * slots, log2_scale,
@@ -177,7 +190,8 @@ def decode_kernel(
         for step in range((part - 1) * share, tl.minimum(part * share, steps)):
             group = tl.where(step < n_sink, first + step, lo + step - n_sink)
             acc, zeros, top, total = visit_group(
-                acc, zeros, top, total, wide_q, group, tl.load(table_ptr + head * groups + group), channel_group, limits,
+                acc, zeros, top, total, wide_q, group, tl.load(table_ptr + head * groups + group), channel_group,
+                limits,
                 k_codes_ptr, k_scale_ptr, k_zero_ptr, k_norm_ptr, v_codes_ptr, v_scale_ptr, v_zero_ptr, holes_ptr,
                 log2_scale, HEAD, HEAD_PAD, CHANNELS, CHANNELS_PAD, GROUP, WORDS, ROWS, BITS, SINK_END, NORM, WIDE,
             )  # fmt: skip

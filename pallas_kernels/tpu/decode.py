@@ -11,7 +11,7 @@ The grid is (2, half of the heads): on chips whose two cores act as one device e
 
 from __future__ import annotations
 
-from functools import partial
+from functools import partial, reduce
 from typing import Any, NamedTuple
 
 import jax
@@ -27,12 +27,11 @@ from pallas_kernels.tpu import limits
 from pallas_kernels.tpu.backward import deal_heads
 from pallas_kernels.tpu.forward import MASKED, Softmax, dot, over_lanes
 from pallas_kernels.tpu.stream import run_tiles
-from pallas_kernels.tpu.sweep import widths
 
 BYTES = 4
 """Bytes of a word."""
-PAIRS = 2
-"""Row of the metadata from which the pairs of scale and zero of the values lie; keys and token marks come before."""
+K_SCALE, K_ZERO, TOKENS, VALUES = range(4)
+"""Rows of the metadata of a group; from VALUES on the scales, then the zeros, of each channel group."""
 
 
 class DecodeOperands(NamedTuple):
@@ -49,12 +48,16 @@ class DecodeOperands(NamedTuple):
     k_codes: jax.Array
     v_codes: jax.Array
     marks_PJML: jax.Array
-    """int32: key pairs, token marks, value pairs. A pair holds scale and zero as float16, a mark the norm of a key as
-    float16 and above it whether the place is a hole."""
+    """float32: the metadata of each group. A row of tokens holds the norms of the keys, or ones; -1 for a hole."""
+
+
+WIDER = 4
+"""A whole tile is so many times as wide as those that the rest of a head is computed in: that the softmax of a tile waits
+for its products costs as much as eight groups, whatever the width."""
 
 
 class GroupSweep(NamedTuple):
-    """The groups that a head visits, in tiles of up to `width`."""
+    """The groups that a head visits, in tiles of up to `width`; a tile that is not whole is computed by parts."""
 
     head: jax.Array
     plan: Schedule
@@ -64,18 +67,18 @@ class GroupSweep(NamedTuple):
     width: int
 
     @property
+    def part(self) -> int:
+        return self.width // WIDER
+
+    @property
     def tiles(self) -> jax.Array:
         return (self.steps + self.width - 1) >> (self.width.bit_length() - 1)
 
     def left(self, tile: jax.Array) -> jax.Array:
         return jnp.minimum(self.steps - tile * self.width, self.width)
 
-    def slots(self, tile: jax.Array) -> jax.Array:
-        """Groups that the tile is computed with: those left, rounded up to a power of two."""
-        left, slots = self.left(tile), jnp.int32(1)
-        for width in widths(self.width)[:-1]:
-            slots = jnp.where(left > width, 2 * width, slots)
-        return slots
+    def parts(self, tile: jax.Array) -> jax.Array:
+        return (self.left(tile) + self.part - 1) >> (self.part.bit_length() - 1)
 
     def group(self, tile: jax.Array, slot: jax.Array | int) -> jax.Array:
         """Group in a slot; slots beyond the last group repeat it."""
@@ -120,7 +123,7 @@ class PageStream(NamedTuple):
 
         pl.when(whole)(lambda: marks(pl.ds(first, sweep.width), slice(None)))
         pl.when(neighbours)(lambda: codes(pl.ds(sweep.table[0, first], sweep.width), slice(None)))
-        pl.when(jnp.logical_not(neighbours))(lambda: lax.fori_loop(0, sweep.slots(tile), one, None))
+        pl.when(jnp.logical_not(neighbours))(lambda: lax.fori_loop(0, sweep.parts(tile) * sweep.part, one, None))
 
 
 def byte_order[A: (jax.Array, np.ndarray)](n: A, words: int, bits: int) -> A:
@@ -136,42 +139,32 @@ def codes_of(words: jax.Array, bits: int) -> jax.Array:
     return jnp.concatenate([plane.astype(jnp.bfloat16) for plane in planes], axis=0)
 
 
-def half(bits: jax.Array) -> jax.Array:
-    """float32 of the finite float16 number in the low 16 bits of an int32."""
-    magnitude = bits & 0x7FFF
-    normal = lax.bitcast_convert_type((magnitude << 13) + (112 << 23), jnp.float32)
-    size = jnp.where(magnitude < 0x400, magnitude.astype(jnp.float32) * 2.0**-24, normal)
-    return jnp.where((bits & 0x8000) == 0, size, -size)
-
-
-def exact_dot(a: jax.Array, codes: jax.Array, contract: tuple[int, int], parts: int) -> jax.Array:
-    """Product of float32 `[R, x]` with bfloat16 codes; `a` is taken as the sum of `parts` bfloat16 numbers."""
-    pieces, rest = [], a
-    for _ in range(parts):
-        piece = rest.astype(jnp.bfloat16).astype(jnp.float32)
-        pieces.append(piece)
-        rest = rest - piece
-    products = dot(jnp.concatenate(pieces, axis=0).astype(jnp.bfloat16), codes, contract)
+def exact_dot(a: jax.Array, codes: jax.Array, contract: tuple[int, int], pieces: int) -> jax.Array:
+    """Product of float32 `[R, x]` with bfloat16 codes; `a` is taken as the sum of `pieces` bfloat16 numbers."""
+    split, rest = [], a
+    for _ in range(pieces):
+        split.append(rest.astype(jnp.bfloat16).astype(jnp.float32))
+        rest = rest - split[-1]
+    products = dot(jnp.concatenate(split, axis=0).astype(jnp.bfloat16), codes, contract)
     R = a.shape[0]
-    return sum(products[n * R : (n + 1) * R] for n in range(parts))
+    return sum(products[n * R : (n + 1) * R] for n in range(pieces))
 
 
 def extend(state: Softmax, scores: list[jax.Array], visible: list[jax.Array]) -> list[jax.Array]:
     """Counts base-2 scores in and returns their weights; the caller adds weights times values to `acc`."""
     scores = [jnp.where(mask, score, MASKED) for mask, score in zip(visible, scores, strict=True)]
     old = state.top_RL[...]
-    top = old
-    for score in scores:
-        top = jnp.maximum(top, jnp.max(score, axis=1, keepdims=True))
+    # Reductions over lanes are slow: one for all scores.
+    top = jnp.maximum(old, jnp.max(reduce(jnp.maximum, scores), axis=1, keepdims=True))
     weights = [jnp.exp2(score - over_lanes(top, score.shape[1])) for score in scores]
     decay = jnp.exp2(old - top)
     state.top_RL[...] = top
-    state.sum_RL[...] = state.sum_RL[...] * decay + sum(jnp.sum(w, axis=1, keepdims=True) for w in weights)
+    state.sum_RL[...] = state.sum_RL[...] * decay + jnp.sum(sum(weights), axis=1, keepdims=True)
     state.acc_RH[...] = state.acc_RH[...] * over_lanes(decay, state.acc_RH.shape[1])
     return weights
 
 
-def decode_kernel(*refs: Any, spec: AttentionSpec, group: int, bits: int, norm: bool, parts: int, width: int):
+def decode_kernel(*refs: Any, spec: AttentionSpec, group: int, bits: int, norm: bool, pieces: int, width: int):
     order, runs, *rest = refs
     q_ref, limits_ref, exact_k_ref, exact_v_ref, exact_pos_ref, table, next_table, *rest = rest
     k_codes, v_codes, marks, out_ref, k_buffer, v_buffer, marks_buffer, acc, top, total, buffer_ref, arrived = rest
@@ -195,33 +188,39 @@ def decode_kernel(*refs: Any, spec: AttentionSpec, group: int, bits: int, norm: 
         least, near, last = (limits_ref[:, n : n + 1] for n in range(3))
         return (pos >= least) & (pos <= last) & ((pos < sink_end) | (pos >= near))
 
-    def compute(tile: jax.Array, buffer: jax.Array, slots: int) -> None:
+    def compute(tile: jax.Array, buffer: jax.Array, at: jax.Array, slots: int) -> None:
         q_RH = q_ref[...].astype(jnp.float32)
         token = byte_order(lax.broadcasted_iota(jnp.int32, (1, group), 1), words, bits)
         scores, visible = [], []
-        for slot in range(slots):
-            k_pair = marks_buffer[buffer, slot, 0:1, :H]
-            mark = marks_buffer[buffer, slot, 1:2, :group]
-            score = exact_dot(q_RH * half(k_pair), codes_of(k_buffer[buffer, slot], bits), (1, 1), parts)
-            score += jnp.sum(q_RH * half(k_pair >> 16), axis=1, keepdims=True)
-            scores.append((score * half(mark) if norm else score) * log2_scale)
-            there = (mark < 0x10000) & (slot < sweep.left(tile))
+        for slot in (at + n for n in range(slots)):
+            k_scale, k_zero = (marks_buffer[buffer, slot, row : row + 1, :H] for row in (K_SCALE, K_ZERO))
+            mark = marks_buffer[buffer, slot, TOKENS : TOKENS + 1, :group]
+            score = exact_dot(q_RH * k_scale, codes_of(k_buffer[buffer, slot], bits), (1, 1), pieces)
+            score += jnp.sum(q_RH * k_zero, axis=1, keepdims=True)
+            scores.append((score * mark if norm else score) * log2_scale)
+            there = (mark >= 0) & (slot < sweep.left(tile))
             visible.append(seen(sweep.group(tile, slot) * group + token) & there)
         weights = extend(state, scores, visible)
         for part in range(channel_groups):
             columns = slice(part * channels, (part + 1) * channels)
             out, zeros = 0.0, 0.0
-            for slot in range(slots):
-                pair = marks_buffer[buffer, slot, PAIRS + part : PAIRS + part + 1, :group]
+            for weight, slot in zip(weights, (at + n for n in range(slots)), strict=True):
+                scale_row = VALUES + part
+                zero_row = scale_row + channel_groups
+                v_scale, v_zero = (marks_buffer[buffer, slot, row : row + 1, :group] for row in (scale_row, zero_row))
                 codes = codes_of(v_buffer[buffer, slot, :, columns], bits)
-                out += exact_dot(weights[slot] * half(pair), codes, (1, 0), parts)
-                zeros += weights[slot] * half(pair >> 16)
+                out += exact_dot(weight * v_scale, codes, (1, 0), pieces)
+                zeros += weight * v_zero
             acc[:, columns] += out + jnp.sum(zeros, axis=1, keepdims=True)
 
     def visit(tile: jax.Array, buffer: jax.Array) -> None:
-        slots = sweep.slots(tile)
-        for size in widths(width):
-            pl.when(slots == size)(partial(compute, tile, buffer, size))
+        whole = sweep.left(tile) == width
+        pl.when(whole)(lambda: compute(tile, buffer, jnp.int32(0), width))
+
+        @pl.when(jnp.logical_not(whole))
+        def _():
+            part = sweep.part
+            lax.fori_loop(0, sweep.parts(tile), lambda n, _: compute(tile, buffer, n * part, part), None)
 
     state.clear()
     sweep = sweep_of(turn, table)
@@ -247,8 +246,8 @@ def decode(
     """
     (P, R, H), E = operands.q_PRH.shape, operands.exact_k_PEH.shape[1]
     (J, M, L), words = operands.marks_PJML.shape[1:], operands.k_codes.shape[1]
-    width = limits.WIDEST_TILE
-    parts = 3 if operands.q_PRH.dtype == jnp.float32 else 2
+    width = WIDER * limits.WIDEST_TILE
+    pieces = 3 if operands.q_PRH.dtype == jnp.float32 else 2
     order = deal_heads(runs_P4[:, 3])
     turns = order.shape[0] // 2
 
@@ -278,7 +277,7 @@ def decode(
         )
     tokens = P * (J * group + E)
     out = pl.pallas_call(
-        partial(decode_kernel, spec=spec, group=group, bits=bits, norm=norm, parts=parts, width=width),
+        partial(decode_kernel, spec=spec, group=group, bits=bits, norm=norm, pieces=pieces, width=width),
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=2,
             grid=(2, turns),
@@ -286,7 +285,7 @@ def decode(
             out_specs=pl.BlockSpec((None, R, H), mine),
             scratch_shapes=[
                 *[pltpu.VMEM((2, width, words, H), jnp.uint32)] * 2,
-                pltpu.VMEM((2, width, M, L), jnp.int32),
+                pltpu.VMEM((2, width, M, L), jnp.float32),
                 pltpu.VMEM((R, H), jnp.float32),
                 *[pltpu.VMEM((R, limits.LANES), jnp.float32)] * 2,
                 pltpu.SMEM((1,), jnp.int32),

@@ -15,11 +15,12 @@ CASES = [
 NAMED = {case.name: case for case in DECODE_CASES}
 
 
-def compare(case: DecodeCase, dtype=jnp.float32, tolerance: float = 1e-5, widest_tile: int = 2, **how) -> None:
+def compare(case: DecodeCase, dtype=jnp.float32, tolerance: float = 1e-5, widest_tile: int = 1, **how) -> None:
     inputs = make_decode_inputs(case, dtype)
+    attend = partial(decode_attention, **case.options())
     with interpreted(widest_tile, **how):
-        got = quick_jit(partial(decode_attention, **case.options(), impl="tpu"))(*inputs).block_until_ready()
-    wanted = decode_attention(*inputs, **case.options(), impl="reference")
+        got = quick_jit(partial(attend, impl="tpu"))(*inputs).block_until_ready()
+    wanted = quick_jit(partial(attend, impl="reference"))(*inputs)
     assert got.dtype == wanted.dtype
     assert_close(got, wanted, tolerance)
 

@@ -1,10 +1,10 @@
 from functools import partial
 
-import jax
 import jax.numpy as jnp
 import pytest
 from attention_cases import assert_close
 from decode_cases import DECODE_CASES, SMALL_GROUPS, DecodeCase, make_decode_inputs
+from tpu_tools import quick_jit
 from triton_interpreter import interpreted
 
 from pallas_kernels import decode_attention
@@ -25,7 +25,7 @@ def on_the_interpreter(monkeypatch):
 def compare(case: DecodeCase, dtype=jnp.float32, tolerance: float = 1e-5) -> None:
     inputs = make_decode_inputs(case, dtype)
     got, wanted = (
-        jax.jit(partial(decode_attention, **case.options(), impl=impl))(*inputs) for impl in ("triton", "reference")
+        quick_jit(partial(decode_attention, **case.options(), impl=impl))(*inputs) for impl in ("triton", "reference")
     )
     assert got.dtype == wanted.dtype
     assert_close(got, wanted, tolerance)

@@ -3,7 +3,8 @@
 First every case of the shared table against the dense reference, for every implementation that the GPU can run,
 outputs and gradients. A failure is printed and ends the program after the last case, before any timing. Then the
 attention of Llama-3.1-8B (32 query heads, 8 KV heads of 128) in bfloat16, forward and with its backward pass, against
-`jax.nn.dot_product_attention(implementation="cudnn")` in the same run. A time is that of the best of three series.
+`jax.nn.dot_product_attention(implementation="cudnn")` in the same run, and decode attention over a quantised cache, see
+`gpu_decode.py`. A time is that of the best of three series.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from attention_cases import CASES, Case, Inputs, make_inputs, random_block_masks  # noqa: E402
+from gpu_decode import check_decode, time_decode  # noqa: E402
 
 from pallas_kernels import dual_attention, hybrid_attention, routed_attention  # noqa: E402
 from pallas_kernels.dispatch import nvidia_capability  # noqa: E402
@@ -193,9 +195,11 @@ def main() -> int:
         return 2
     device = jax.devices()[0].device_kind
     print(json.dumps({"device": device, "capability": capability, "jax": jax.__version__}), flush=True)
-    checks = [] if settings.skip_checks else check_everything(capability)
+    checks = [] if settings.skip_checks else check_everything(capability) + check_decode()
     failed = [record["case"] for record in checks if not record["passed"]]
-    times = [] if failed else time_everything(capability, settings.lengths, settings.rounds)
+    times = []
+    if not failed:
+        times = time_everything(capability, settings.lengths, settings.rounds) + time_decode(seconds, settings.rounds)
     if settings.out is not None:
         settings.out.write_text(json.dumps({"device": device, "checks": checks, "times": times}, indent=1) + "\n")
     if failed:

@@ -6,6 +6,7 @@ import importlib.util
 import os
 from collections.abc import Callable
 from contextlib import contextmanager
+from typing import Any
 
 import jax
 import numpy as np
@@ -40,14 +41,14 @@ def quick_jit(f: Callable) -> Callable:
     return jax.jit(f, compiler_options={"xla_backend_optimization_level": 0})
 
 
-def lower_for(chip: str, f: Callable, *shapes: jax.ShapeDtypeStruct):
+def lower_for(chip: str, f: Callable, *shapes: Any):
     """Lowers to Mosaic; needs neither a TPU nor libtpu."""
     device = jax.sharding.AbstractDevice(device_kind=KINDS[chip], num_cores=1, platform="tpu")
     with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), (), abstract_device=device)):
         return jax.jit(f).trace(*shapes).lower(lowering_platforms=("tpu",))
 
 
-def compile_for(chip: str, f: Callable, *shapes: jax.ShapeDtypeStruct):
+def compile_for(chip: str, f: Callable, *shapes: Any):
     """Compiles with the TPU compiler; skips the test where libtpu is not installed."""
     if importlib.util.find_spec("libtpu") is None:
         pytest.skip("libtpu is not installed; pip install 'elastic-jax[tpu-aot]' to compile for TPU")
@@ -59,7 +60,7 @@ def compile_for(chip: str, f: Callable, *shapes: jax.ShapeDtypeStruct):
     device = topology.devices[0]
     mesh = jax.sharding.Mesh(np.array([device]), ("chip",))
     sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-    placed = [jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding) for x in shapes]
+    placed = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes)
     abstract = jax.sharding.AbstractDevice(device_kind=device.device_kind, num_cores=device.num_cores, platform="tpu")
     with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), (), abstract_device=abstract)):
         lowered = jax.jit(f).lower(*placed)

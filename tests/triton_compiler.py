@@ -17,11 +17,13 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from pallas_kernels.block_selection import triton as block_selection
+from pallas_kernels.decode_attention import triton as decode_attention
 from pallas_kernels.gpu import attention, block_list
 from pallas_kernels.gpu import launch as launching
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 TYPES = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16", "int8": "i8", "int16": "i16", "int32": "i32"}
+TYPES |= {"uint32": "u32"}
 
 
 @dataclass(frozen=True)
@@ -104,7 +106,7 @@ def compiled(patch: Any, capability: int, folder: Path) -> Iterator[list[Report]
         return {name: jnp.zeros(x.shape, x.dtype) for name, x in outputs.items()}
 
     with patch.context() as patch:
-        for module in (attention, block_list, block_selection):
+        for module in (attention, block_list, block_selection, decode_attention):
             patch.setattr(module, "launch", launch)
         patch.setattr(launching, "nvidia_capability", lambda: capability)
         yield reports

@@ -15,11 +15,13 @@ from triton import JITFunction
 from triton.runtime import interpreter
 
 from pallas_kernels.block_selection import triton as block_selection
-from pallas_kernels.gpu import attention, backward, block_list, forward, launch, selection, tiles
+from pallas_kernels.decode_attention import triton as decode_attention
+from pallas_kernels.gpu import attention, backward, block_list, decode, forward, launch, selection, tiles
 
-KERNEL_MODULES = (tl, tl.standard, tiles, forward, backward, block_list, attention, selection, block_selection)
-LAUNCHING_MODULES = (attention, block_list, block_selection)
+LAUNCHING_MODULES = (attention, block_list, block_selection, decode_attention)
+KERNEL_MODULES = (tl, tl.standard, tiles, forward, backward, selection, decode, *LAUNCHING_MODULES)
 TRITON_NAMES = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16", "int8": "i8", "int16": "i16", "int32": "i32"}
+TRITON_NAMES |= {"uint32": "u32"}
 
 
 class Tensor:

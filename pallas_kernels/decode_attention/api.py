@@ -9,9 +9,15 @@ from pallas_kernels.checks import attention_spec, check_choice
 from pallas_kernels.decode_attention.reference import decode_attention_reference
 from pallas_kernels.decode_attention.view import CacheView
 from pallas_kernels.decode_attention.xla import decode_attention_xla
-from pallas_kernels.dispatch import choose
+from pallas_kernels.dispatch import choose, deferred
 
-IMPLEMENTATIONS = {"reference": decode_attention_reference, "xla": decode_attention_xla}
+IMPLEMENTATIONS = {
+    "reference": decode_attention_reference,
+    "xla": decode_attention_xla,
+    "tpu": deferred("pallas_kernels.decode_attention.tpu", "decode_attention_tpu"),
+    "triton": deferred("pallas_kernels.decode_attention.triton", "decode_attention_triton"),
+}
+REFUSALS = {name: deferred(f"pallas_kernels.decode_attention.{name}", "why_not") for name in ("tpu", "triton")}
 MAX_QUERIES = 8
 
 
@@ -42,13 +48,16 @@ def decode_attention(
         block_size: tokens in a block; need not be the group of the cache.
         window: every head sees only the last `window` tokens.
         scale: factor of the scores; 1 / sqrt(H) by default.
-        impl: "auto", "reference" or "xla".
+        impl: "auto" takes the best for the platform; or "reference", "xla", "tpu" (groups of a multiple of 128 tokens)
+            or "triton" (NVIDIA GPUs from compute capability 8.0, groups of a power of two).
 
     Returns:
         `[B, T, N, H]` in the type of q.
 
     Raises:
         ValueError: a shape or an option that does not fit.
+        NotImplementedError: `impl` does not serve the case.
+        RuntimeError: `impl` is for a device that is not there.
     """
     _check(q_BTNH, view, position_B)
     B, K = view.table_BKJ.shape[:2]
@@ -61,7 +70,12 @@ def decode_attention(
         window=window,
         scale=scale,
     )
-    return choose("decode_attention", impl, IMPLEMENTATIONS)(q_BTNH, view, position_B, mode != 0, spec)
+
+    def serves(name: str) -> bool:
+        return name not in REFUSALS or REFUSALS[name](q_BTNH, view) is None
+
+    attend = choose("decode_attention", impl, IMPLEMENTATIONS, serves)
+    return attend(q_BTNH, view, position_B, mode != 0, spec)
 
 
 def _check(q: jax.Array, view: CacheView, position: jax.Array) -> None:

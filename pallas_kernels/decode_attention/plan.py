@@ -1,0 +1,46 @@
+"""What the decode kernels are told about the visiting rule: the groups of each head, and the tokens of each query."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from pallas_kernels.decode_attention.view import query_positions
+from pallas_kernels.decode_attention.xla import group_schedule
+from pallas_kernels.schedule import AttentionSpec
+
+
+def group_runs(
+    sparse_BK: jax.Array, position_B: jax.Array, quantized_B: jax.Array, group: int, spec: AttentionSpec
+) -> jax.Array:
+    """The two runs of groups that each head visits: int32 `[B, K, 4]`, `first`, `n_sink`, `lo` and the steps."""
+    runs = group_schedule(sparse_BK, position_B[:, None], quantized_B[:, None], group, spec)
+    columns = (runs.first, runs.n_sink, runs.lo, jnp.maximum(runs.steps, 0))
+    return jnp.stack([jnp.broadcast_to(x, sparse_BK.shape) for x in columns], -1).astype(jnp.int32)
+
+
+def token_limits(sparse_BK: jax.Array, position_B: jax.Array, queries: int, spec: AttentionSpec) -> jax.Array:
+    """The tokens that each query sees: int32 `[B, K, T, 3]`, `least`, `near` and `last`.
+
+    A query sees tokens from `least` to `last`, less those from the end of the sinks up to `near`: `visible_tokens` in
+    the form of limits, which a kernel compares with positions.
+    """
+    q_pos_B1T = query_positions(position_B, queries)[:, None]
+    near = (q_pos_B1T // spec.block_size + 1 - spec.local_blocks) * spec.block_size
+    near_BKT = jnp.where(sparse_BK[..., None], near, 0)
+    least = jnp.zeros_like(q_pos_B1T) if spec.window is None else q_pos_B1T + 1 - spec.window
+    columns = (jnp.maximum(least, 0), near_BKT, q_pos_B1T)
+    return jnp.stack([jnp.broadcast_to(x, near_BKT.shape) for x in columns], -1).astype(jnp.int32)
+
+
+def fold_rows(q_BTNH: jax.Array, kv_heads: int) -> jax.Array:
+    """`[B, T, N, H]` -> `[B, K, R, H]`: query heads of a KV head and their queries as rows, r = head * T + query."""
+    B, T, N, H = q_BTNH.shape
+    return q_BTNH.reshape(B, T, kv_heads, N // kv_heads, H).transpose(0, 2, 3, 1, 4).reshape(B, kv_heads, -1, H)
+
+
+def unfold_rows(x_BKRH: jax.Array, queries: int) -> jax.Array:
+    """Inverse of `fold_rows`."""
+    B, K, R, H = x_BKRH.shape
+    x = x_BKRH.reshape(B, K, R // queries, queries, H).transpose(0, 3, 1, 2, 4)
+    return x.reshape(B, queries, K * R // queries, H)

@@ -1,0 +1,41 @@
+from functools import partial
+
+import jax.numpy as jnp
+import pytest
+from attention_cases import assert_close
+from decode_cases import DECODE_CASES, SMALL_GROUPS, DecodeCase, make_decode_inputs
+from tpu_tools import quick_jit
+from triton_interpreter import interpreted
+
+from pallas_kernels import decode_attention
+
+CASES = [
+    pytest.param(case, id=case.name, marks=[pytest.mark.slow] if case.slow else [])
+    for case in [*DECODE_CASES, *SMALL_GROUPS]
+]
+NAMED = {case.name: case for case in DECODE_CASES}
+
+
+@pytest.fixture(autouse=True)
+def on_the_interpreter(monkeypatch):
+    with interpreted(monkeypatch):
+        yield
+
+
+def compare(case: DecodeCase, dtype=jnp.float32, tolerance: float = 1e-5) -> None:
+    inputs = make_decode_inputs(case, dtype)
+    got, wanted = (
+        quick_jit(partial(decode_attention, **case.options(), impl=impl))(*inputs) for impl in ("triton", "reference")
+    )
+    assert got.dtype == wanted.dtype
+    assert_close(got, wanted, tolerance)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_equals_the_definition(case):
+    compare(case)
+
+
+@pytest.mark.parametrize("dtype, tolerance", [(jnp.bfloat16, 1e-2), (jnp.float16, 2e-3)])
+def test_16_bit_operands_accumulate_in_float32(dtype, tolerance):
+    compare(NAMED["8 queries, 4 bits, norms"], dtype, tolerance)

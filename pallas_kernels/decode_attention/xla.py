@@ -108,10 +108,10 @@ def visit_groups(q_IRH: jax.Array, pages: Pages, visible_IRWG: jax.Array) -> Par
         scores *= pages.k_norm.astype(jnp.float32)[:, None]
     top_IR, weights = weigh(scores, visible_IRWG, axes=(2, 3))
     # Value groups: C channels share the scale of a token.
-    I, W, G, C = v_scale.shape
+    tiles, W, G, C = v_scale.shape
     flat = weights.reshape(*weights.shape[:2], W * G)
-    scale, zero = (x.reshape(I, W * G, C) for x in (v_scale, v_zero))
-    values = v_IWGH.reshape(I, W * G, C, -1)
+    scale, zero = (x.reshape(tiles, W * G, C) for x in (v_scale, v_zero))
+    values = v_IWGH.reshape(tiles, W * G, C, -1)
     parts = [jnp.einsum("irg,igh->irh", flat * scale[:, None, :, c], values[:, :, c]) for c in range(C)]
     acc = jnp.stack(parts, 2) + jnp.einsum("irg,igc->irc", flat, zero)[..., None]
     return Partial(acc.reshape(*top_IR.shape, -1), top_IR, flat.sum(-1))

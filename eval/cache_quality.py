@@ -19,7 +19,7 @@ from flax import nnx
 
 from elastic_jax.generation import Cache, decode_step, make_cache
 from elastic_jax.kv_cache import CacheConfig
-from elastic_jax.kv_cache.config import KEY_TRANSFORMS
+from elastic_jax.kv_cache.config import KeyTransform
 from elastic_jax.model import ElasticForCausalLM
 from elastic_jax.routing import Routing
 from eval.journal import Journal
@@ -38,11 +38,11 @@ class Prefilled(NamedTuple):
     routing: Routing
 
 
-def cache_kinds(bits: Sequence[int]) -> dict[str, CacheConfig]:
+def cache_kinds(bits: Sequence[int], transforms: Sequence[KeyTransform]) -> dict[str, CacheConfig]:
     """Every kind to compare, by label: 16 bits once, fewer with each key transform, with and without outliers."""
     kinds = {}
     for b in bits:
-        for transform in ("none",) if b == 16 else KEY_TRANSFORMS:
+        for transform in ("none",) if b == 16 else transforms:
             for outliers in (CacheConfig().outliers, 0):
                 config = CacheConfig(bits=b, key_transform=transform, outliers=outliers)
                 kinds.setdefault("16" if b == 16 else f"{b}/{transform}/{outliers}", config)
@@ -114,7 +114,9 @@ def score_continuations(
     for row, sample in enumerate(samples):
         targets[row, : counts[row]] = sample.continuation_ids
     state = make_cache(config, model.config, prompt.kv, lengths_B, prompt.routing.mode, width)
-    log_prob, hit, frozen = (np.asarray(x)[: len(samples)] for x in _feed(model, state, prompt.logits_BV, targets))
+    log_prob, hit, frozen = (
+        np.asarray(x)[: len(samples)] for x in _feed(model, state, prompt.logits_BV, jnp.asarray(targets))
+    )
     valid = np.arange(width) < counts[:, None]
     columns = ((hit | ~valid).all(-1), (log_prob * valid).sum(-1) / counts, counts, frozen)
     names = ("exact", "log_prob", "tokens", "frozen")

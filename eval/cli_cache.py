@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal
 
 from elastic_jax.cli_args import parse_verb, required
 from elastic_jax.cli_model import ModelSettings
 from elastic_jax.errors import ConfigError
-from elastic_jax.kv_cache.config import BITS
+from elastic_jax.kv_cache.config import BITS, KEY_TRANSFORMS, KeyTransform
 from elastic_jax.settings import settings_yaml
 
 
@@ -28,17 +28,20 @@ class BenchCacheSettings(ModelSettings):
     """Tokens of each row when decode speed is measured."""
     batch: int = 8
     """Rows that decode together."""
+    dtypes: tuple[Literal["float32", "bfloat16"], ...] = ("float32", "bfloat16")
+    """Number formats of weights and exact tokens when decode speed is measured."""
     budget_mib: int | None = None
     """Memory of a cache in MiB for the largest batch that fits; by default what the 16-bit cache takes at `batch`."""
-    steps: int = 8
+    steps: int = 16
     """Decode steps of one timed call."""
-    rounds: int = 3
+    rounds: int = 2
     """Timed calls of each kind of cache; kinds take turns and the fastest call counts."""
     torch_python: str | None = None
     """A Python that has torch and transformers, to time its caches with the same weights on the same cores."""
     quality: bool = False
-    """Whether perplexity and retrieval are measured, for every kind with each key transform, with and without
-    outliers."""
+    """Whether perplexity and retrieval are measured, with each key transform, with and without outliers."""
+    key_transforms: tuple[KeyTransform, ...] = KEY_TRANSFORMS
+    """Key transforms whose quality is measured."""
     texts: str | None = None
     """Folder of *.txt prose, of which the evaluation split is used; by default Python's language reference."""
     code: str | None = None
@@ -54,7 +57,7 @@ class BenchCacheSettings(ModelSettings):
     rows: int = 8
     """Prompts read together; bounds the memory."""
     view: Literal["full", "elastic"] = "full"
-    """Heads of the quality run: all full, which leaves quantisation as the only difference, or as the routers decide."""
+    """Heads of the quality run: all full, so that quantisation is the only difference, or as the routers decide."""
     seed: int = 0
     """Chooses texts, needles and their places."""
 
@@ -68,8 +71,33 @@ class BenchCacheSettings(ModelSettings):
                 raise ConfigError(f"{name} is {value}; want at least 1.")
         if not 0 < self.scored_tokens < self.quality_tokens:
             raise ConfigError(f"scored_tokens is {self.scored_tokens}; want 1 to {self.quality_tokens - 1}.")
+        for name in ("dtypes", "key_transforms"):
+            if not getattr(self, name):
+                raise ConfigError(f"{name} is empty; want at least one.")
+        if "none" not in self.key_transforms:
+            raise ConfigError(f"key_transforms is {list(self.key_transforms)}; want none among them, to compare with.")
         if not self.speed and not self.quality:
             raise ConfigError("neither speed nor quality is asked for; give --speed or --quality.")
+
+    @property
+    def room(self) -> int:
+        """Tokens that the timed calls and the warming one add to every row."""
+        return self.steps * (self.rounds + 1)
+
+    def command(self) -> str:
+        """What repeats the run, with folders by their last name: where they are is this machine's affair."""
+        words = ["elastic-jax bench cache"]
+        for field in fields(self):
+            value = getattr(self, field.name)
+            flag = field.name.replace("_", "-")
+            if value == field.default:
+                continue
+            if isinstance(value, bool):
+                words.append(f"--{flag}" if value else f"--no-{flag}")
+                continue
+            values = value if isinstance(value, tuple) else (value,)
+            words += [f"--{flag}", *(Path(v).name if isinstance(v, str) else str(v) for v in values)]
+        return " ".join(words)
 
 
 def main(argv: Sequence[str]) -> int:

@@ -24,10 +24,10 @@ from pallas_kernels.decode_attention.view import CacheView, Pages, hole_mask, qu
 from pallas_kernels.kv_quant.xla import unpack_xla
 from pallas_kernels.schedule import AttentionSpec, Schedule, block_schedule, visible_tokens
 
-TILE_GROUPS = 4
-"""Groups of a tile: enough work for a matrix product, little waste at the end of a run."""
-CODES_AT_ONCE = 1 << 20
-"""Codes unpacked at a time, to float32: what the second-level caches of two cores hold."""
+TILE_GROUPS = 2
+"""Groups of a tile: little waste at the end of a run, and few partial results."""
+CODES_AT_ONCE = 1 << 17
+"""Codes unpacked at a time, to float32: larger working sets leave the second-level caches of CPU cores."""
 
 
 class Partial(NamedTuple):

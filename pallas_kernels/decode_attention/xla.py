@@ -133,10 +133,13 @@ def weigh(scores: jax.Array, visible: jax.Array, axes: tuple[int, ...]) -> tuple
 
 def join(done: Partial, place_PM: jax.Array, used_PM: jax.Array, exact: Partial) -> jax.Array:
     """Output `[P, R, H]` of the partial results of each pair: those at its places, where used, and its exact one."""
-    acc, top, total = (x[place_PM] for x in done)
-    top = jnp.where(used_PM[:, :, None], top, MASKED)
+    # Unused places show other pairs' results, of which nothing, NaN included, may come through.
+    used_PM1 = used_PM[:, :, None]
+    acc = jnp.where(used_PM1[..., None], done.acc_IRH[place_PM], 0.0)
+    top = jnp.where(used_PM1, done.top_IR[place_PM], MASKED)
+    total = jnp.where(used_PM1, done.sum_IR[place_PM], 0.0)
     most = jnp.maximum(top.max(1), exact.top_IR)
-    share = jnp.where(used_PM[:, :, None], exp2(top - most[:, None]), 0.0)
+    share = exp2(top - most[:, None])
     exact_share = exp2(exact.top_IR - most)
     total = (total * share).sum(1) + exact.sum_IR * exact_share
     acc = (acc * share[..., None]).sum(1) + exact.acc_IRH * exact_share[..., None]

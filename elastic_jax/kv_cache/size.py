@@ -71,6 +71,9 @@ def check_limit(
         ways.append(f"{fewer_rows} row(s) of that length")
     if fewer_tokens:
         ways.append(f"prompt and new tokens up to {fewer_tokens} in every row")
+    if not fewer_rows and not fewer_tokens:
+        alone = most(tokens, lambda n: bytes_of(cache, 1, n) <= limit)
+        ways += [f"one row of up to {alone} tokens"] if alone else []
     fit = f"What would fit: {', or '.join(ways)}." if ways else "Not even one row of one token would fit."
     raise ConfigError(
         f"the cache of {rows} row(s) of up to {tokens} tokens needs {need} bytes ({_mib(need)}); the limit is "

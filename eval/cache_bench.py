@@ -52,7 +52,7 @@ def run_cache_bench(settings: BenchCacheSettings, out: Path) -> dict[str, Any]:
         report["quality"] = _quality(model, settings, out)
     (out / "cache.json").write_text(json.dumps(report, indent=1) + "\n")
     (out / "cache.md").write_text(render_cache_report(report))
-    if settings.quality:
+    if settings.quality and settings.windows:
         draw_quality(report["quality"], out / "cache.png")
     return report
 
@@ -149,9 +149,9 @@ def _routing(model: ElasticForCausalLM, settings: BenchCacheSettings) -> np.ndar
 
 def _quality(model: ElasticForCausalLM, settings: BenchCacheSettings, out: Path) -> dict[str, Any]:
     loss, retrieval, texts = _groups(model, settings)
-    groups, kinds = [*loss, *retrieval], cache_kinds(settings.bits, settings.key_transforms)
+    kinds = cache_kinds(settings.bits, settings.key_transforms)
     identity = {
-        "first_samples": samples_digest([group.build(0) for group in groups]),
+        "first_samples": samples_digest([group.build(0) for group in [*loss, *retrieval]]),
         "tokens": settings.quality_tokens,
         "scored_tokens": settings.scored_tokens,
         "backbone": backbone_digest(model),
@@ -160,6 +160,8 @@ def _quality(model: ElasticForCausalLM, settings: BenchCacheSettings, out: Path)
         "router": router_digest(model) if settings.view == "elastic" else None,
         "texts": texts,
     }
+    loss, retrieval = ([group for group in groups if group.count] for groups in (loss, retrieval))
+    groups = [*loss, *retrieval]
     with Journal(out / "quality.jsonl", identity) as journal:
         left = sum(len(todo) for *_, todo in batches(groups, kinds, journal, settings.rows))
         with token_progress(left) as advance:

@@ -17,7 +17,7 @@ def render_cache_report(report: Mapping[str, Any]) -> str:
     if "speed" in report:
         parts += speed_parts(report["speed"])
     if "quality" in report:
-        parts += [*quality_parts(report["quality"]), "![Rise of the loss by kind of cache](cache.png)"]
+        parts += quality_parts(report["quality"])
     parts.append(f"```\n{report['command']}\n```\n\nOn {report['device']}.")
     return "\n\n".join(parts) + "\n"
 
@@ -50,20 +50,26 @@ def _speed_table(rows: Sequence[Mapping[str, Any]]) -> str:
 def quality_parts(quality: Mapping[str, Any]) -> list[str]:
     """Perplexity and retrieval of every kind, and how much of the plain gap outliers close."""
     settings = quality["settings"]
-    texts = list(dict.fromkeys(row["task"] for row in quality["loss"]))
+    parts = [
+        "## Quality",
+        f"Prompts of {settings['tokens']:,} tokens, {settings['view']} heads, {settings['dtype']} weights.",
+    ]
+    if quality["loss"]:
+        parts += [*_loss_parts(quality, settings["scored_tokens"]), "![Rise of the loss by kind of cache](cache.png)"]
+    if quality["retrieval"]:
+        parts += _retrieval_parts(quality["retrieval"])
+    return parts
+
+
+def _loss_parts(quality: Mapping[str, Any], scored_tokens: int) -> list[str]:
     loss = {(row["task"], row["kind"]): row for row in quality["loss"]}
+    texts = list(dict.fromkeys(task for task, _ in loss))
     body = []
-    for row in quality["retrieval"]:
-        cells = [loss[text, row["kind"]] for text in texts]
-        figures = [
-            figure
-            for cell in cells
-            for figure in (f"{cell['perplexity']:.3f}", f"{cell['rise']:+.4f} ± {cell['rise_error']:.4f}")
-        ]
-        low, high = row["interval"]
-        figures += [f"{row['correct']}/{row['n']} ({low:.0%}–{high:.0%})", f"{row['answer_log_prob']:.3f}"]
-        body.append([kind_name(row["kind"]), *figures])
-    header = ["cache", *(h for text in texts for h in (f"{text}: perplexity", "rise")), "retrieval", "answer"]
+    for kind in dict.fromkeys(kind for _, kind in loss):
+        rows = [loss[text, kind] for text in texts]
+        figures = [(f"{row['perplexity']:.3f}", f"{row['rise']:+.4f} ± {row['rise_error']:.4f}") for row in rows]
+        body.append([kind_name(kind), *(cell for pair in figures for cell in pair)])
+    header = ["cache", *(cell for text in texts for cell in (f"{text}: perplexity", "rise"))]
     counts = ", ".join(f"{loss[text, EXACT]['n']} of {text}" for text in texts)
     closed = [
         f"- {text}, {bits} bits: " + ("no gap" if share is None else f"{share:.0%}")
@@ -71,15 +77,27 @@ def quality_parts(quality: Mapping[str, Any]) -> list[str]:
         for bits, share in shares.items()
     ]
     return [
-        "## Quality",
-        f"Prompts of {settings['tokens']:,} tokens with all their heads {settings['view']}, {settings['dtype']} "
-        f"weights. The last {settings['scored_tokens']} tokens of each window ({counts}) were fed one by one through "
-        "the cache, as generation does. Rise: mean loss minus that with 16 bits, nats per token ± standard error over "
-        "windows. Retrieval: answers that greedy decoding would give word for word (95 % interval); answer: mean "
-        "log-probability of an answer token.",
+        f"The last {scored_tokens} tokens of each window ({counts}) are fed one by one through the cache, as in "
+        "generation. Rise: mean loss minus that with 16 bits, nats per token ± standard error over windows.",
         table(header, body),
-        "Share of the rise without outliers and transform that outlier tokens alone take away:",
+        "Share of the plain rise (no transform, no outliers) that outlier tokens alone take away:",
         "\n".join(closed),
+    ]
+
+
+def _retrieval_parts(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    tasks = list(rows[0]["by_task"])
+    body = []
+    for row in rows:
+        low, high = row["interval"]
+        by_task = [str(row["by_task"][task]) for task in tasks]
+        shares = (f"{row['correct']}/{row['n']} ({low:.0%}–{high:.0%})", f"{row['answer_log_prob']:.3f}")
+        body.append([kind_name(row["kind"]), *by_task, *shares])
+    return [
+        "Answers that greedy decoding would give word for word, of "
+        f"{rows[0]['n'] // len(tasks)} prompts of each kind, all together with their 95 % interval, and the mean "
+        "log-probability of an answer token.",
+        table(["cache", *tasks, "all", "log-probability"], body),
     ]
 
 
@@ -98,7 +116,7 @@ def draw_quality(quality: Mapping[str, Any], path: Path) -> None:
     from matplotlib.figure import Figure
 
     texts = list(dict.fromkeys(row["task"] for row in quality["loss"]))
-    kinds = [row["kind"] for row in quality["retrieval"] if row["kind"] != EXACT]
+    kinds = list(dict.fromkeys(row["kind"] for row in quality["loss"] if row["kind"] != EXACT))
     figure = Figure(figsize=(9, 0.9 + 0.26 * len(kinds)), layout="constrained")
     axes = figure.subplots(1, len(texts), sharey=True, squeeze=False)[0]
     colours = {"2": "#d1495b", "4": "#edae49", "8": "#30638e"}

@@ -21,7 +21,8 @@ EXACT = "16"
 def summarise_quality(
     loss: Sequence[Group], retrieval: Sequence[Group], kinds: Mapping[str, CacheConfig], journal: Journal
 ) -> dict[str, Any]:
-    """Rows of loss for each text and kind, rows of retrieval for each kind over all probes, and gaps closed.
+    """Rows of loss for each text and kind, rows of retrieval for each kind over all probes, and gaps closed; rows only
+    of what `loss` and `retrieval` hold.
 
     `rise` is the loss minus that of the exact cache on the same windows, nats per token. `closed` maps a text and a
     number of bits to the share of the plain rise (no transform, no outliers) that outliers alone take away, or to None
@@ -36,7 +37,7 @@ def summarise_quality(
             row = {"task": task, "kind": kind, "n": len(values), "perplexity": math.exp(nll)}
             loss_rows.append(row | {"rise": rise, "rise_error": error})
     retrieval_rows = []
-    for kind in kinds:
+    for kind in kinds if retrieval else ():
         exact = _column(retrieval, kind, journal, "exact")
         correct = int(exact.sum())
         retrieval_rows.append(

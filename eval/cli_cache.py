@@ -49,11 +49,11 @@ class BenchCacheSettings(ModelSettings):
     quality_tokens: int = 2048
     """Tokens of the windows of running text and of the retrieval prompts."""
     windows: int = 8
-    """Windows of prose, and of code."""
+    """Windows of prose, and of code; 0 leaves perplexity out."""
     scored_tokens: int = 128
     """Tokens at the end of each window that are fed through the cache, and scored."""
     probes: int = 16
-    """Retrieval prompts of each kind (pass key, key-value, fact)."""
+    """Retrieval prompts of each kind (pass key, key-value, fact); 0 leaves retrieval out."""
     rows: int = 8
     """Prompts read together; bounds the memory."""
     view: Literal["full", "elastic"] = "full"
@@ -65,10 +65,12 @@ class BenchCacheSettings(ModelSettings):
         unknown = [bits for bits in self.bits if bits not in BITS]
         if unknown or 16 not in self.bits:
             raise ConfigError(f"bits is {list(self.bits)}; want 16, to compare with, and any of 2, 4 and 8.")
-        for name in ("tokens", "batch", "steps", "rounds", "windows", "probes", "rows", "budget_mib"):
+        for name in ("tokens", "batch", "steps", "rounds", "rows", "budget_mib"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"{name} is {value}; want at least 1.")
+        if min(self.windows, self.probes) < 0 or not self.windows + self.probes:
+            raise ConfigError(f"windows is {self.windows} and probes {self.probes}; want one of them above 0.")
         if not 0 < self.scored_tokens < self.quality_tokens:
             raise ConfigError(f"scored_tokens is {self.scored_tokens}; want 1 to {self.quality_tokens - 1}.")
         for name in ("dtypes", "key_transforms"):

@@ -42,6 +42,8 @@ class GenerateSettings(ModelSettings):
     """Seed of the sampling."""
     cache: CacheConfig = field(default_factory=CacheConfig)
     """What is kept of prompt and answer."""
+    cache_mib: float | None = None
+    """Most MiB that the cache may take, heads counted as full unless --routing is `sparse`; by default no limit."""
     stats: bool = False
     """Print sparsity, cache size and speed to stderr afterwards."""
 
@@ -78,6 +80,7 @@ def main(argv: Sequence[str]) -> int:
         routing=None if settings.routing == "auto" else settings.routing,
         router_bias=settings.router_bias,
         seed=settings.seed,
+        cache_mib=settings.cache_mib,
     )
     print(answer_text(tokenizer, answer))
     if settings.stats:

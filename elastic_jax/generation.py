@@ -17,6 +17,7 @@ from elastic_jax.kv_cache import CacheConfig
 from elastic_jax.kv_cache.dense import DenseCache
 from elastic_jax.kv_cache.pages import plan_pages
 from elastic_jax.kv_cache.quantized import QuantizedCache
+from elastic_jax.kv_cache.size import check_limit, quantized_bytes
 from elastic_jax.model import ElasticForCausalLM
 from elastic_jax.rope import apply_rope, rope_table
 from elastic_jax.routing import HeadMode, Routing, modes_from
@@ -61,6 +62,7 @@ def generate(
     router_bias: float = 0.0,
     stop_tokens: Sequence[int] | None = None,
     seed: int = 0,
+    cache_mib: float | None = None,
 ) -> Generation:
     """Continues prompts. Routing is decided once per row, from its prompt, and kept while decoding.
 
@@ -74,10 +76,12 @@ def generate(
         router_bias: positive favours full attention, negative sparse.
         stop_tokens: ids that end a row; default the end-of-sequence ids of the checkpoint.
         seed: of the sampling.
+        cache_mib: most mebibytes that the cache may take. A request that might need more is refused before any work:
+            heads count as full unless `routing` says otherwise, since the routers decide during the work.
 
     Raises:
         ShapeError: an empty prompt, a row of length 0, or more tokens than the model has positions.
-        ConfigError: the cache cannot hold heads of this size in its groups.
+        ConfigError: the cache cannot hold heads of this size in its groups, or not the request within its limit.
     """
     cache, sampling = cache or CacheConfig(), sampling or Sampling()
     config = model.config
@@ -85,6 +89,8 @@ def generate(
     ids, lengths_B = _check_prompts(model, np.asarray(input_ids_BT), lengths, max_new_tokens)
     B, T = ids.shape
     modes = None if routing is None else modes_from(routing, (config.num_layers, B, config.num_kv_heads))
+    if cache_mib is not None:
+        _check_cache_limit(cache_mib, model, cache, lengths_B, modes, max_new_tokens)
     stops = jnp.asarray(_end_ids(config.hf_extra) if stop_tokens is None else list(stop_tokens), jnp.int32)
 
     start = time.perf_counter()
@@ -96,7 +102,7 @@ def generate(
     prefill_s = time.perf_counter() - start
 
     start = time.perf_counter()
-    tokens, counts = _decode(
+    state, tokens, counts = decode(
         model,
         state,
         logits_BV,
@@ -139,22 +145,32 @@ def make_cache(
     mode_LBK: jax.Array,
     new_tokens: int,
 ) -> Cache:
-    """The cache of prompts whose keys and values are `kv`, with room for `new_tokens` more in every row.
-
-    Heads that choose their blocks by content (XA) do so for whole blocks of queries, in prefill; they decode over all.
-    """
-    sparse = config.router
-    if not cache.sparse_decode or sparse.pattern == "fa-xa":
+    """The cache of prompts whose keys and values are `kv`, with room for `new_tokens` more in every row."""
+    if not decodes_sparse(cache, config):
         mode_LBK = jnp.full_like(mode_LBK, HeadMode.FULL)
-    spec = AttentionSpec(
-        sparse.sink_blocks, sparse.local_blocks, sparse.block_size, config.sliding_window, config.head_dim**-0.5
-    )
+    spec = decode_spec(config)
     lengths = jnp.asarray(lengths_B)
     if cache.bits == 16:
         capacity = bucket(int(lengths_B.max()) + new_tokens)
         return _dense_cache(kv, lengths, mode_LBK, capacity=capacity, spec=spec)
     plan = plan_pages(np.asarray(mode_LBK), lengths_B + new_tokens, cache, spec)
     return QuantizedCache.from_prefill(kv, lengths, mode_LBK, plan, cache, spec)
+
+
+def decodes_sparse(cache: CacheConfig, config: ModelConfig) -> bool:
+    """Whether heads that the router made sparse stay so while decoding.
+
+    Heads that choose their blocks by content (XA) do so for whole blocks of queries, in prefill; they decode over all.
+    """
+    return cache.sparse_decode and config.router.pattern != "fa-xa"
+
+
+def decode_spec(config: ModelConfig) -> AttentionSpec:
+    """What the heads of a model see while decoding."""
+    sparse = config.router
+    return AttentionSpec(
+        sparse.sink_blocks, sparse.local_blocks, sparse.block_size, config.sliding_window, config.head_dim**-0.5
+    )
 
 
 _dense_cache = jax.jit(DenseCache.from_prefill, static_argnames=("capacity", "spec"))
@@ -182,8 +198,8 @@ def decode_step(model: ElasticForCausalLM, state: Cache, token_B: jax.Array) -> 
     return state.advance(), model.head(model.norm(x_B1D)[:, 0])
 
 
-@nnx.jit(static_argnames=("sampling", "max_new_tokens", "pad_id"))
-def _decode(
+@nnx.jit(static_argnames=("sampling", "max_new_tokens", "pad_id"), donate_argnames="state")
+def decode(
     model: ElasticForCausalLM,
     state: Cache,
     logits_BV: jax.Array,
@@ -193,7 +209,8 @@ def _decode(
     sampling: Sampling,
     max_new_tokens: int,
     pad_id: int,
-) -> tuple[jax.Array, jax.Array]:
+) -> tuple[Cache, jax.Array, jax.Array]:
+    """Continues every row until all have stopped: the cache, grown in place, tokens `[B, max_new_tokens]`, counts."""
     B = logits_BV.shape[0]
 
     def choose(logits_BV: jax.Array, i: jax.Array, done_B: jax.Array, tokens: jax.Array) -> tuple:
@@ -215,8 +232,31 @@ def _decode(
     tokens = jnp.full((B, max_new_tokens), pad_id, jnp.int32)
     token_B, done_B, tokens = choose(logits_BV, jnp.int32(0), jnp.zeros((B,), bool), tokens)
     start = (jnp.int32(1), state, token_B, done_B, tokens, jnp.ones((B,), jnp.int32))
-    *_, tokens, counts = jax.lax.while_loop(more, step, start)
-    return tokens, counts
+    _, state, *_, tokens, counts = jax.lax.while_loop(more, step, start)
+    return state, tokens, counts
+
+
+def _check_cache_limit(
+    limit_mib: float,
+    model: ElasticForCausalLM,
+    cache: CacheConfig,
+    lengths_B: np.ndarray,
+    modes: jax.Array | None,
+    new_tokens: int,
+) -> None:
+    config, itemsize = model.config, model.head_kernel().dtype.itemsize
+    B, L, K, H = len(lengths_B), config.num_layers, config.num_kv_heads, config.head_dim
+    mode_LBK = np.zeros((L, B, K), np.int8) if modes is None or not decodes_sparse(cache, config) else np.asarray(modes)
+    longest_first = np.argsort(-lengths_B)
+    lengths_B, mode_LBK = lengths_B[longest_first] + new_tokens, mode_LBK[:, longest_first]
+
+    def bytes_of(cache: CacheConfig, rows: int, tokens: int) -> int:
+        if cache.bits == 16:
+            return 2 * L * rows * K * bucket(tokens) * H * itemsize
+        lengths = np.minimum(lengths_B[:rows], tokens)
+        return quantized_bytes(mode_LBK[:, :rows], lengths, H, itemsize, cache, decode_spec(config))
+
+    check_limit(limit_mib, cache, bytes_of, B, int(lengths_B[0]))
 
 
 def _check_prompts(

@@ -12,6 +12,7 @@ OutlierStat = Literal["l1", "l2"]
 OutlierScope = Literal["head", "layer"]
 
 BITS = (2, 4, 8, 16)
+KEY_TRANSFORMS: tuple[KeyTransform, ...] = get_args(KeyTransform)
 GROUP_STEP = 32
 """Groups are a multiple of this, so that codes and the bit mask of holes fill whole words."""
 

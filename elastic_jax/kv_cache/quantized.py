@@ -14,8 +14,10 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
+from elastic_jax.errors import ShapeError
 from elastic_jax.kv_cache.config import CacheConfig
 from elastic_jax.kv_cache.outliers import EMPTY, Outliers, compete, forget, token_scores
 from elastic_jax.kv_cache.pages import PagePlan, empty_pages, quantize_tokens, quantized_tokens
@@ -69,7 +71,13 @@ class QuantizedCache:
         config: CacheConfig,
         spec: AttentionSpec,
     ) -> QuantizedCache:
-        """From keys and values `[L, B, T, K, H]` of right-padded rows; `plan` has room for what is to come."""
+        """From keys and values `[L, B, T, K, H]` of right-padded rows; `plan` has room for what is to come.
+
+        Raises:
+            ShapeError: a row is longer than the keys, or than the table of its pages.
+        """
+        if not isinstance(lengths, jax.core.Tracer):
+            _check_lengths(np.asarray(lengths), kv[0].shape[2], plan, config)
         return _from_prefill(kv, lengths, mode, jnp.asarray(plan.table), plan.pages, config, spec)
 
     def write(self, layer: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array) -> QuantizedCache:
@@ -154,6 +162,17 @@ class QuantizedCache:
             score=put(self.score, outliers.score),
             frozen=put(self.frozen, outliers.frozen),
             quantized=self.quantized.at[row].add(self.config.group),
+        )
+
+
+def _check_lengths(lengths_B: np.ndarray, tokens: int, plan: PagePlan, config: CacheConfig) -> None:
+    longest, groups = lengths_B.max(), plan.table.shape[-1]
+    if longest > tokens:
+        raise ShapeError(f"a row has {longest} tokens, but keys and values only {tokens}; want as many at least.")
+    if quantized_tokens(longest, config) > groups * config.group:
+        raise ShapeError(
+            f"a row has {longest} tokens, but the tables hold {groups} groups of {config.group}, for "
+            f"{(groups + 1) * config.group + config.residual - 1} tokens at most; plan pages for the longest row."
         )
 
 

@@ -5,7 +5,7 @@ import pytest
 from tiny import random_ids, tiny_model
 
 from elastic_jax.errors import ConfigError, ShapeError
-from elastic_jax.generation import bucket, generate, make_cache
+from elastic_jax.generation import bucket, decode, generate, make_cache
 from elastic_jax.kv_cache import CacheConfig
 from elastic_jax.routing import HeadMode
 from elastic_jax.sampling import Sampling
@@ -113,3 +113,57 @@ def test_buckets_waste_at_most_an_eighth_beyond_one_block(tokens):
 def test_bad_prompts_are_refused_before_any_work(arguments, message):
     with pytest.raises(ShapeError, match=message):
         generate(tiny_model(), **{"input_ids_BT": np.zeros((1, 8), int), "max_new_tokens": 4, **arguments})
+
+
+@pytest.mark.parametrize("bits", [2, 16])
+def test_decoding_grows_the_cache_in_place(bits):
+    """All of its arrays are donated, and what the steps need besides is far less than a copy."""
+    model, B, T = tiny_model(num_layers=16, max_position_embeddings=8192), 8, 4096
+    kv = (jax.ShapeDtypeStruct((16, B, T, 2, 8), jnp.float32),) * 2
+    mode, lengths = jnp.zeros((16, B, 2), jnp.int8), np.full((B,), T - 64)
+    state = jax.eval_shape(lambda kv: make_cache(CacheConfig(bits=bits), model.config, kv, lengths, mode, 64), kv)
+    lowered = decode.lower(
+        model, state, jnp.zeros((B, 64)), jax.random.key(0), jnp.zeros((0,), jnp.int32), sampling=Sampling(),
+        max_new_tokens=32, pad_id=0,
+    )  # fmt: skip
+    memory = lowered.compile().memory_analysis()
+    size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
+    assert memory.alias_size_in_bytes >= size
+    assert memory.temp_size_in_bytes < size / 3
+
+
+@pytest.mark.parametrize(
+    ("bits", "limit", "words"),
+    [
+        (
+            16,
+            0.3,
+            "needs 393216 bytes (0.4 MiB); the limit is 0.3 MiB. What would fit: cache bits 8 (0.3 MiB), or 3 "
+            "row(s) of that length, or prompt and new tokens up to 256 in every row.",
+        ),
+        (
+            2,
+            0.1,
+            "4 row(s) of up to 300 tokens needs 239680 bytes (0.2 MiB); the limit is 0.1 MiB. What would fit: 1 row",
+        ),
+        (2, 0.05, "What would fit: one row of up to 159 tokens."),
+        (2, 1e-4, "Not even one row of one token would fit."),
+    ],
+)
+def test_a_request_beyond_the_cache_limit_is_refused_with_what_would_fit(bits, limit, words):
+    ids = random_ids((4, 260))
+    with pytest.raises(ConfigError) as error:
+        generate(tiny_model(), ids, max_new_tokens=40, cache=CacheConfig(bits=bits), cache_mib=limit)
+    assert words in str(error.value)
+
+
+def test_the_cache_limit_counts_heads_as_routed_and_what_is_allocated():
+    model, ids = tiny_model(), random_ids((2, 400))
+    cache = CacheConfig(bits=2, group=32)
+    free = generate(model, ids, max_new_tokens=8, cache=cache, routing="sparse")
+    mib = free.cache_bytes / 2**20
+    held = generate(model, ids, max_new_tokens=8, cache=cache, routing="sparse", cache_mib=mib)
+    np.testing.assert_array_equal(held.tokens, free.tokens)
+    for routing in ("full", None):
+        with pytest.raises(ConfigError, match="needs"):
+            generate(model, ids, max_new_tokens=8, cache=cache, routing=routing, cache_mib=mib)

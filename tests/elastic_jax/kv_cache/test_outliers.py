@@ -124,19 +124,63 @@ def test_pool_holds_the_least_scores_flushed_before_freezing(scores, store):
         assert sorted(holes) == sorted(pool + evicted)
 
 
-def test_all_small_keys_of_a_group_must_be_left_out():
-    """Three keys of a tenth of the size: excluding two of them gives back almost nothing."""
+SINKS, LARGE = [0, 5, 90], [3, 40, 77, 101]
+"""Tokens with keys of a tenth of the size, and channels that are large and nearly constant for all others."""
+
+
+def group_with_sinks():
     rng = np.random.default_rng(0)
-    keys, channels, sinks = rng.standard_normal((128, 128), np.float32), [3, 40, 77, 101], [0, 5, 90]
-    keys[:, channels] = np.float32([12, -10, 9, -14]) + np.float32(0.5) * rng.standard_normal((128, 4), np.float32)
-    keys[sinks] = np.float32(0.1) * rng.standard_normal((3, 128), np.float32)
+    keys = rng.standard_normal((128, 128), np.float32)
+    keys[:, LARGE] = np.float32([12, -10, 9, -14]) + np.float32(0.5) * rng.standard_normal((128, 4), np.float32)
+    keys[SINKS] = np.float32(0.1) * rng.standard_normal((3, 128), np.float32)
+    return keys
+
+
+def through_two_bits(keys, holes):
+    """What is read back: codes of the group, outliers exact."""
+    holes = jnp.asarray(holes)[:, None]
+    back = dequantize_group(*quantize_group(keys, axis=0, bits=2, valid=~holes), axis=0)
+    return np.asarray(jnp.where(holes, keys, back))
+
+
+def choose_outliers(keys, count):
     score = token_scores(jnp.asarray(keys), stat="l1", scope="head")
-    np.testing.assert_allclose(score[jnp.array(sinks)], [9.966, 9.617, 10.897], atol=1e-3)
-    kept = np.setdiff1d(np.arange(128), sinks)
+    state = Outliers.empty((), count, 0, 128, jnp.float32)
+    return np.asarray(run(state, keys, keys, score, jnp.arange(128), jnp.array(True))[1])
+
+
+def error_of_kept(keys, holes, channels):
+    seen = np.setdiff1d(np.arange(128), [*SINKS, *np.flatnonzero(holes)])
+    return np.mean((through_two_bits(keys, holes) - keys)[np.ix_(seen, channels)] ** 2)
+
+
+def test_all_small_keys_of_a_group_must_be_left_out():
+    """Three keys of a tenth of the size: excluding two of them gives back almost nothing, the largest nothing."""
+    keys, others = group_with_sinks(), np.setdiff1d(np.arange(128), LARGE)
+    score = np.asarray(token_scores(jnp.asarray(keys), stat="l1", scope="head"))
+    np.testing.assert_allclose(score[SINKS], [9.966, 9.617, 10.897], atol=1e-3)
+    np.testing.assert_allclose(np.sort(np.delete(score, SINKS))[0], 128.38, atol=1e-2)
     for count, error in ((0, 1.77111), (1, 1.77105), (2, 1.76731), (3, 0.07087), (4, 0.06800), (6, 0.06780)):
-        state = Outliers.empty((), count, 0, 128, jnp.float32)
-        _, holes = run(state, keys, keys, score, jnp.arange(128), jnp.array(True))
-        back = dequantize_group(*quantize_group(keys, axis=0, bits=2, valid=~holes[:, None]), axis=0)
-        seen = np.setdiff1d(kept, np.flatnonzero(holes))
-        squares = (np.asarray(back)[seen][:, channels] - keys[seen][:, channels]) ** 2
-        np.testing.assert_allclose(squares.mean(), error, rtol=2e-3)
+        holes = choose_outliers(keys, count)
+        assert holes.sum() == count
+        np.testing.assert_allclose(error_of_kept(keys, holes, LARGE), error, rtol=2e-3)
+        if count <= 3:
+            np.testing.assert_allclose(error_of_kept(keys, holes, others), 0.2546, rtol=1e-3)
+    largest = np.isin(np.arange(128), np.argsort(score)[-3:])
+    np.testing.assert_allclose(error_of_kept(keys, largest, LARGE), 1.76046, rtol=2e-3)
+
+
+def test_exact_outliers_give_attention_back():
+    """A query that looks for the small keys: mass on them, and distance of the weights from the exact ones."""
+    keys, query = group_with_sinks(), np.random.default_rng(1).standard_normal(128, np.float32)
+    query[LARGE] = [-2, 2, -2, 2]
+
+    def weights(k):
+        return np.asarray(jax.nn.softmax(jnp.asarray(k @ query * 128**-0.5)))
+
+    exact = weights(keys)
+    np.testing.assert_allclose(exact[SINKS].sum(), 0.97913, atol=1e-4)
+    for count, mass, distance in ((0, 0.96102, 0.34288), (3, 0.97892, 0.00851)):
+        got = weights(through_two_bits(keys, choose_outliers(keys, count)))
+        np.testing.assert_allclose(got[SINKS].sum(), mass, atol=1e-4)
+        np.testing.assert_allclose(np.abs(got - exact).sum(), distance, rtol=1e-2)

@@ -9,12 +9,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from elastic_jax.errors import ConfigError
+from elastic_jax.errors import ConfigError, ShapeError
 from elastic_jax.kv_cache import CacheConfig
 from elastic_jax.kv_cache.dense import DenseCache
 from elastic_jax.kv_cache.pages import plan_pages, quantized_tokens, round_up
 from elastic_jax.kv_cache.quantized import QuantizedCache, ring_positions
 from elastic_jax.kv_cache.rotation import hadamard
+from elastic_jax.kv_cache.size import quantized_bytes
 from pallas_kernels.schedule import AttentionSpec
 
 L, B, T, K, N, H = 2, 3, 256, 2, 4, 8
@@ -98,15 +99,69 @@ def test_state_depends_on_the_tokens_and_not_on_how_they_came(lengths, steps, se
     assert_same(grown, prefill(kv, np.asarray(lengths) + steps))
 
 
-def test_schedule_of_published_sizes():
+@settings(max_examples=12, deadline=None)
+@given(
+    lengths=st.lists(st.integers(1, T), min_size=B, max_size=B),
+    order=st.permutations(range(B)),
+    padding=st.sampled_from([0.0, 1e-3, 1e6, np.nan]),
+)
+def test_a_row_knows_nothing_of_padding_and_of_its_neighbours(lengths, order, padding):
+    kv, lengths, order = random_kv(1), np.array(lengths), np.array(order)
+    held = (np.arange(T) < lengths[:, None])[None, :, :, None, None]
+    shuffled = [jnp.where(held, x, padding)[:, order] for x in kv]
+    cache, moved = prefill(kv, lengths), prefill(shuffled, lengths[order], mode=MODE[:, order])
+    for new, row in enumerate(order):
+        for x, y in zip(contents(cache, row), contents(moved, new), strict=True):
+            np.testing.assert_array_equal(x, y)
+
+
+@settings(max_examples=8, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), length=st.integers(32, T))
+def test_without_outliers_the_pages_are_those_of_plain_grouped_quantisation(seed, length):
+    """Codes, scales and zeros bit for bit: keys by channel, values by token (KIVI), metadata rounded to float16."""
+    kv, group = random_kv(seed), CONFIG.group
+    cache = prefill(kv, [length] * B, dataclasses.replace(CONFIG, outliers=0, residual=0), np.zeros_like(MODE))
+    groups = length // group
+    pages = jax.tree.map(lambda x: np.asarray(x)[np.asarray(cache.table)[..., :groups]], cache.pages)
+    assert not pages.holes.any()
+    for x, axis, codes, scale, zero in (
+        (kv[0], -2, pages.k_codes, pages.k_scale, pages.k_zero),
+        (kv[1], -1, pages.v_codes, pages.v_scale[..., 0], pages.v_zero[..., 0]),
+    ):
+        x = np.asarray(x)[:, :, : groups * group].reshape(L, B, groups, group, K, H).transpose(0, 1, 4, 2, 3, 5)
+        z = x.min(axis).astype(np.float16)
+        s = ((x.max(axis) - x.min(axis)) / np.float32(3)).astype(np.float16)
+        np.testing.assert_array_equal(zero, z)
+        np.testing.assert_array_equal(scale, s)
+        s, z = (np.expand_dims(y.astype(np.float32), axis) for y in (s, z))
+        wanted = np.rint(np.clip((x - z) / s, 0, 3))
+        # Word r of a channel holds tokens r, r + 2, r + 4 and so on, least significant bits first.
+        shifts = np.arange(0, 32, 2, dtype=np.uint32)[:, None, None]
+        np.testing.assert_array_equal(((codes[..., None, :, :] >> shifts) & 3).reshape(wanted.shape), wanted)
+
+
+@pytest.mark.parametrize(
+    ("residual", "wanted"),
+    [(32, [0, 0, 0, 128, 128, 256, 384, 896, 3968, 8064]), (0, [0, 0, 128, 128, 128, 256, 384, 896, 4096, 8192])],
+)
+def test_schedule_of_published_sizes(residual, wanted):
+    """How many tokens are packed; without a residual, how many keys KIVI packs when its own is one group."""
     lengths = np.array([1, 32, 159, 160, 161, 288, 500, 1000, 4096, 8192])
-    wanted = [0, 0, 0, 128, 128, 256, 384, 896, 3968, 8064]
-    np.testing.assert_array_equal(quantized_tokens(lengths, CacheConfig(bits=2)), wanted)
+    quantized = quantized_tokens(lengths, CacheConfig(bits=2, residual=residual))
+    np.testing.assert_array_equal(quantized, wanted)
+    if residual:
+        np.testing.assert_array_equal(lengths - quantized, [1, 32, 159, 32, 33, 32, 116, 104, 128, 128])
 
 
-def test_every_token_is_in_exactly_one_place():
-    kv = random_kv(1)
-    cache = settle(decode(prefill(kv, [100, 40, 7], mode=np.zeros_like(MODE)), kv, 100))
+@settings(max_examples=6, deadline=None)
+@given(
+    lengths=st.lists(st.integers(1, 150), min_size=B, max_size=B),
+    steps=st.integers(0, 100),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_every_token_is_in_exactly_one_place(lengths, steps, seed):
+    kv = random_kv(seed)
+    cache = settle(decode(prefill(kv, lengths, mode=np.zeros_like(MODE)), kv, steps))
     for row in range(B):
         n, n_q = int(cache.lengths[row]), int(cache.quantized[row])
         pages = np.asarray(cache.pages.holes)[np.asarray(cache.table)[:, row, :, : n_q // 32], 0, 0]
@@ -116,6 +171,7 @@ def test_every_token_is_in_exactly_one_place():
             exact = np.sort(exact[exact >= 0])
             np.testing.assert_array_equal(np.flatnonzero(holes[layer, head]), exact)
             assert (len(exact) > 0) == (layer > 0 and n_q > 0)
+            assert len(exact) == len(set(exact.tolist()))
             assert n == n_q - holes[layer, head].sum() + len(exact) + (n - n_q)
         ring = np.asarray(ring_positions(cache.lengths - 1, cache.ring))[row]
         assert set(range(n_q, n)) <= set(ring.tolist())
@@ -161,6 +217,60 @@ def test_bytes_against_bfloat16(tokens, sparse_heads, ratio):
         lambda kv: QuantizedCache.from_prefill(kv, jnp.array([tokens]), jnp.asarray(mode), plan, config, spec), kv
     )
     assert bytes_of(kv) / bytes_of(cache) >= ratio
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    bits=st.sampled_from([2, 4, 8]),
+    group=st.sampled_from([32, 64, 128]),
+    head_dim=st.sampled_from([32, 64, 128, 256]),
+    dtype=st.sampled_from([jnp.bfloat16, jnp.float32]),
+    transform=st.sampled_from(["none", "hadamard", "hadamard+token_norm"]),
+    lengths=st.lists(st.integers(1, 3000), min_size=1, max_size=5),
+    seed=st.integers(0, 99),
+)
+def test_bytes_are_those_counted_beforehand(bits, group, head_dim, dtype, transform, lengths, seed):
+    config = CacheConfig(bits=bits, group=group, key_transform=transform)
+    spec, lengths = AttentionSpec(1, 4, 128, None, 1.0), np.array(lengths)
+    mode = np.random.default_rng(seed).integers(0, 2, (3, len(lengths), 2)).astype(np.int8)
+    kv = (jax.ShapeDtypeStruct((3, len(lengths), int(lengths.max()), 2, head_dim), dtype),) * 2
+    plan = plan_pages(mode, lengths, config, spec)
+    cache = jax.eval_shape(
+        lambda kv: QuantizedCache.from_prefill(kv, jnp.asarray(lengths), jnp.asarray(mode), plan, config, spec), kv
+    )
+    counted = quantized_bytes(mode, lengths, head_dim, jnp.dtype(dtype).itemsize, config, spec)
+    assert counted == bytes_of(cache)
+
+
+def documented_bytes(n, head_dim, itemsize, config):
+    """One full head of one row, by the table in docs/cache.md."""
+    G, H, b = config.group, head_dim, config.bits
+    page = 2 * G * H * b / 8 + 4 * H + 4 * G * H / min(G, H) + G / 8
+    exact = (config.outliers + config.outlier_store + config.residual + G) * 2 * H * itemsize
+    table = 4 * (n - config.residual) // G + 4 * (config.outliers + config.outlier_store) + 4 * config.outliers + 2
+    return (n - config.residual) // G * page + exact + table
+
+
+@pytest.mark.parametrize("tokens", [2048, 4096, 16_384, 131_072])
+def test_the_documented_formula_is_within_one_percent(tokens):
+    """256 heads: a pool that needs no rounding up."""
+    config, spec, heads = CacheConfig(bits=2), AttentionSpec(1, 16, 128, None, 1.0), 256
+    for head_dim in (64, 128):
+        counted = quantized_bytes(np.zeros((1, 1, heads), np.int8), np.array([tokens]), head_dim, 2, config, spec)
+        assert abs(counted / (heads * documented_bytes(tokens, head_dim, 2, config)) - 1) < 0.01
+
+
+@pytest.mark.parametrize(
+    ("lengths", "room", "message"),
+    [
+        ([100, 300, 20], 300, "a row has 300 tokens, but keys and values only 256"),
+        ([100, 250, 20], 130, "a row has 250 tokens, but the tables hold 3 groups of 32, for 135 tokens at most"),
+    ],
+)
+def test_rows_longer_than_keys_or_tables_are_refused(lengths, room, message):
+    plan = plan_pages(MODE, np.full(B, room), CONFIG, SPEC)
+    with pytest.raises(ShapeError, match=message):
+        QuantizedCache.from_prefill(random_kv(), jnp.array(lengths), jnp.asarray(MODE), plan, CONFIG, SPEC)
 
 
 def test_plans_waste_little_and_have_few_sizes():

@@ -4,8 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from pallas_kernels import CacheView, Pages, decode_attention, pack, quantize_group
+from pallas_kernels.decode_attention import xla
 
 IMPLS = ["reference", "xla"]
 B, N, K, H, G, J = 2, 4, 2, 8, 32, 6
@@ -62,9 +65,9 @@ def test_worked_example(impl, outliers, wanted):
     np.testing.assert_allclose(out.ravel(), wanted, atol=2e-6)
 
 
-def make_case(queries, *, bits=2, norm=False, lengths=(180, 77)):
+def make_case(queries, *, bits=2, norm=False, lengths=(180, 77), seed=None):
     """Rows of 180 and 77 tokens, 160 and 64 of them in groups on shuffled pages, three outliers a head."""
-    rng = np.random.default_rng(queries)
+    rng = np.random.default_rng(queries if seed is None else seed)
     quantized = [(n - queries) // G * G for n in lengths]
     k, v = rng.standard_normal((2, B, K, J * G, H), np.float32)
     outlier_pos = np.array([[[*rng.permutation(n)[:3]] if n else [-1] * 3 for _ in range(K)] for n in quantized])
@@ -107,6 +110,29 @@ def test_loop_over_groups_equals_the_definition(case, options):
     np.testing.assert_allclose(
         attend(*inputs, **options), attend(*inputs, **options, impl="reference"), atol=2e-5, rtol=1e-5
     )
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    lengths=st.tuples(*[st.integers(3, J * G)] * 2),
+    mode=st.lists(st.integers(0, 1), min_size=4, max_size=4),
+    seed=st.integers(0, 99),
+)
+def test_any_mixture_of_lengths_and_heads_equals_the_definition(lengths, mode, seed):
+    q, view, position, _ = make_case(3, lengths=lengths, seed=seed)
+    inputs = (q, view, position, jnp.array(mode).reshape(B, K))
+    np.testing.assert_allclose(
+        attend(*inputs, **OPTIONS), attend(*inputs, **OPTIONS, impl="reference"), atol=2e-5, rtol=1e-5
+    )
+
+
+@pytest.mark.parametrize("codes_at_once", [1, 1500])
+def test_a_long_list_of_tiles_is_taken_in_pieces(codes_at_once, monkeypatch):
+    """One tile at a time, and five in pieces of which the last is not full."""
+    monkeypatch.setattr(xla, "CODES_AT_ONCE", codes_at_once)
+    q, view, position, mode = make_case(2)
+    got = jax.jit(lambda *inputs: decode_attention(*inputs, impl="xla", **OPTIONS))(q, view, position, mode)
+    np.testing.assert_allclose(got, attend(q, view, position, mode, **OPTIONS, impl="reference"), atol=2e-5, rtol=1e-5)
 
 
 def test_groups_out_of_sight_are_never_read():

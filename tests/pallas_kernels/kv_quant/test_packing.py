@@ -24,6 +24,9 @@ def column(codes):
     [
         ([0, 1, 2, 3, 3, 2, 1, 0, 0, 0, 1, 1, 2, 2, 3, 3], [0xFA501BE4]),
         ([3] * 16, [0xFFFFFFFF]),
+        ([t % 4 for t in range(16)], [0xE4E4E4E4]),
+        ([t // 8 for t in range(16)], [0x55550000]),
+        ([2 + t // 8 for t in range(16)], [0xFFFFAAAA]),
         ([t // 8 for t in range(32)], [0xFFAA5500, 0xFFAA5500]),
         ([t % 4 for t in range(32)], [0x88888888, 0xDDDDDDDD]),
     ],

@@ -1,0 +1,145 @@
+"""What a quantised cache costs in quality: the same texts and questions read through caches of every kind.
+
+A prompt is read once, exactly, as generation reads it. Each kind of cache is then filled from its keys and values, and
+the known continuation is fed token by token through `decode_step`, the program of generation: every scored token but
+the first is predicted from the cache, and the tokens fed are cached and flushed as they are in generation. So what is
+measured is decoding over a quantised past, not the prefill, which is always exact.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from elastic_jax.generation import Cache, decode_step, make_cache
+from elastic_jax.kv_cache import CacheConfig
+from elastic_jax.kv_cache.config import KeyTransform
+from elastic_jax.model import ElasticForCausalLM
+from elastic_jax.routing import Routing
+from eval.journal import Journal
+from eval.runner import Group
+from eval.scoring import Sample, View
+
+ANSWER_STEP = 8
+"""Continuations are padded to a multiple of this many tokens, so that few programs are compiled."""
+
+
+class Prefilled(NamedTuple):
+    """A batch of prompts, read exactly."""
+
+    kv: tuple[jax.Array, jax.Array]
+    logits_BV: jax.Array
+    routing: Routing
+
+
+def cache_kinds(bits: Sequence[int], transforms: Sequence[KeyTransform]) -> dict[str, CacheConfig]:
+    """Every kind to compare, by label: 16 bits once, fewer with each key transform, with and without outliers."""
+    kinds = {}
+    for b in bits:
+        for transform in ("none",) if b == 16 else transforms:
+            for outliers in (CacheConfig().outliers, 0):
+                config = CacheConfig(bits=b, key_transform=transform, outliers=outliers)
+                kinds.setdefault("16" if b == 16 else f"{b}/{transform}/{outliers}", config)
+    return kinds
+
+
+def quality_key(group: Group, index: int, kind: str) -> str:
+    """Name of one score in the journal."""
+    return f"{group.task}/{group.length}/{index}/{kind}"
+
+
+def batches(
+    groups: Sequence[Group], kinds: Mapping[str, CacheConfig], journal: Journal, rows: int
+) -> Iterator[tuple[Group, list[int], list[str]]]:
+    """What is left to do: sample numbers that share a prefill, and the kinds that some of them lack."""
+    for group in groups:
+        for start in range(0, group.count, rows):
+            numbers = list(range(start, min(start + rows, group.count)))
+            todo = [kind for kind in kinds if any(quality_key(group, n, kind) not in journal for n in numbers)]
+            if todo:
+                yield group, numbers, todo
+
+
+def run_quality(
+    model: ElasticForCausalLM,
+    groups: Sequence[Group],
+    kinds: Mapping[str, CacheConfig],
+    journal: Journal,
+    *,
+    rows: int,
+    view: View,
+) -> Iterator[int]:
+    """Scores what the journal lacks; yields 1 for each batch and kind, after its results are on disk.
+
+    `rows` samples at a time share one prefill; a journal record has `exact` (every token was the most likely one),
+    `log_prob` (mean of a token, nats), `tokens`, and `frozen` (share of heads that stopped tracing outliers).
+    """
+    for group, numbers, todo in batches(groups, kinds, journal, rows):
+        samples = [group.build(n) for n in numbers]
+        lengths = np.ones(rows, np.int32)
+        lengths[: len(samples)] = [len(sample.prompt_ids) for sample in samples]
+        ids = np.zeros((rows, group.length), np.int32)
+        for row, sample in enumerate(samples):
+            ids[row, : lengths[row]] = sample.prompt_ids
+        prompt = read_prompts(model, ids, lengths, view=view)
+        for kind in todo:
+            records = score_continuations(model, prompt, lengths, kinds[kind], samples)
+            keys = [quality_key(group, n, kind) for n in numbers]
+            journal.append(dict(zip(keys, records, strict=True)))
+            yield 1
+
+
+@partial(nnx.jit, static_argnames=("view",))
+def read_prompts(model: ElasticForCausalLM, ids_BT: jax.Array, lengths_B: jax.Array, *, view: View) -> Prefilled:
+    """Exact prefill of right-padded prompts: keys, values, next-token logits and routing."""
+    out = model.hidden(ids_BT, lengths=lengths_B, gates=None if view == "elastic" else view, return_kv=True)
+    last_BD = jnp.take_along_axis(out.hidden_BTD, (lengths_B - 1)[:, None, None], axis=1)[:, 0]
+    assert out.kv is not None
+    return Prefilled(out.kv, model.head(last_BD), out.routing)
+
+
+def score_continuations(
+    model: ElasticForCausalLM, prompt: Prefilled, lengths_B: np.ndarray, config: CacheConfig, samples: Sequence[Sample]
+) -> list[dict[str, float]]:
+    """One record for each sample, see `run_quality`; row b of the prompts belongs to sample b, further rows to none."""
+    counts = np.array([len(sample.continuation_ids) for sample in samples])
+    width = -(-int(counts.max()) // ANSWER_STEP) * ANSWER_STEP
+    targets = np.zeros((len(lengths_B), width), np.int32)
+    for row, sample in enumerate(samples):
+        targets[row, : counts[row]] = sample.continuation_ids
+    state = make_cache(config, model.config, prompt.kv, lengths_B, prompt.routing.mode, width)
+    log_prob, hit, frozen = (
+        np.asarray(x)[: len(samples)] for x in _feed(model, state, prompt.logits_BV, jnp.asarray(targets))
+    )
+    valid = np.arange(width) < counts[:, None]
+    columns = ((hit | ~valid).all(-1), (log_prob * valid).sum(-1) / counts, counts, frozen)
+    names = ("exact", "log_prob", "tokens", "frozen")
+    return [dict(zip(names, row, strict=True)) for row in zip(*(x.tolist() for x in columns), strict=True)]
+
+
+@nnx.jit
+def _feed(
+    model: ElasticForCausalLM, state: Cache, logits_BV: jax.Array, targets_BW: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Log-probability and argmax hit of each target `[B, W]`, and the share of frozen heads `[B]`."""
+
+    def judge(logits_BV: jax.Array, target_B: jax.Array) -> tuple[jax.Array, jax.Array]:
+        chosen = jnp.take_along_axis(logits_BV, target_B[:, None], axis=-1)[:, 0]
+        return chosen - jax.nn.logsumexp(logits_BV, axis=-1), logits_BV.argmax(-1) == target_B
+
+    def step(carry: tuple[Cache, jax.Array], target_B: jax.Array) -> tuple:
+        state, logits_BV = carry
+        return decode_step(model, state, target_B), judge(logits_BV, target_B)
+
+    *fed, last = jnp.split(targets_BW.T, [targets_BW.shape[1] - 1])
+    (state, logits_BV), judged = jax.lax.scan(step, (state, logits_BV), fed[0])
+    log_prob, hit = (jnp.concatenate([x, y[None]]).T for x, y in zip(judged, judge(logits_BV, last[0]), strict=True))
+    frozen = getattr(state, "frozen", None)
+    frozen_B = jnp.zeros(len(targets_BW)) if frozen is None else frozen.mean((0, 2))
+    return log_prob, hit, frozen_B

@@ -1,0 +1,69 @@
+"""Figures of the cache report, computed from the journal's scores."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from elastic_jax.kv_cache import CacheConfig
+from eval.cache_quality import quality_key
+from eval.intervals import paired_difference, wilson_interval
+from eval.journal import Journal
+from eval.runner import Group
+
+EXACT = "16"
+"""Label of the cache without quantisation."""
+
+
+def summarise_quality(
+    loss: Sequence[Group], retrieval: Sequence[Group], kinds: Mapping[str, CacheConfig], journal: Journal
+) -> dict[str, Any]:
+    """Rows of loss for each text and kind, rows of retrieval for each kind over all probes, and gaps closed; rows only
+    of what `loss` and `retrieval` hold.
+
+    `rise` is the loss minus that of the exact cache on the same windows, nats per token. `closed` maps a text and a
+    number of bits to the share of the plain rise (no transform, no outliers) that outliers alone take away, or to None
+    where there is no plain rise.
+    """
+    losses = {group.task: {kind: -_column([group], kind, journal, "log_prob") for kind in kinds} for group in loss}
+    loss_rows = []
+    for task, by_kind in losses.items():
+        for kind, values in by_kind.items():
+            rise, error = paired_difference(values, by_kind[EXACT])
+            nll = float(values.mean())
+            row = {"task": task, "kind": kind, "n": len(values), "perplexity": math.exp(nll)}
+            loss_rows.append(row | {"rise": rise, "rise_error": error})
+    retrieval_rows = []
+    for kind in kinds if retrieval else ():
+        exact = _column(retrieval, kind, journal, "exact")
+        correct = int(exact.sum())
+        retrieval_rows.append(
+            {
+                "kind": kind,
+                "n": len(exact),
+                "correct": correct,
+                "interval": wilson_interval(correct, len(exact)),
+                "by_task": {group.task: int(_column([group], kind, journal, "exact").sum()) for group in retrieval},
+                "answer_log_prob": float(_column(retrieval, kind, journal, "log_prob").mean()),
+            }
+        )
+    return {"loss": loss_rows, "retrieval": retrieval_rows, "closed": _closed(loss_rows, kinds)}
+
+
+def _column(groups: Sequence[Group], kind: str, journal: Journal, name: str) -> np.ndarray:
+    keys = [quality_key(group, n, kind) for group in groups for n in range(group.count)]
+    return np.array([journal[key][name] for key in keys], float)
+
+
+def _closed(rows: Sequence[Mapping[str, Any]], kinds: Mapping[str, CacheConfig]) -> dict[str, dict[str, float | None]]:
+    rise = {(row["task"], row["kind"]): row["rise"] for row in rows}
+    closed: dict[str, dict[str, float | None]] = {}
+    for task in dict.fromkeys(row["task"] for row in rows):
+        for bits in sorted({config.bits for config in kinds.values()} - {16}):
+            plain = rise[task, f"{bits}/none/0"]
+            kept = rise[task, f"{bits}/none/{CacheConfig().outliers}"]
+            closed.setdefault(task, {})[str(bits)] = 1 - kept / plain if plain > 0 else None
+    return closed

@@ -67,6 +67,7 @@ def longest_prefix(
         for prefix in prefixes
         if 2 * len(prefix.tokens) >= len(prompt)
         and prompt[: len(prefix.tokens)] == prefix.tokens
+        and prefix.mode_LK is not None
         and np.array_equal(prefix.mode_LK, modes)
     ]
     return max(fits, key=lambda prefix: len(prefix.tokens), default=None)

@@ -54,7 +54,9 @@ class BeamLane:
     def _choose(self, logits: jax.Array, rows_W: np.ndarray, column: int) -> list[int]:
         """Replaces the beams by the best continuations; the whole answer where it is found, else nothing."""
         width, length = len(self.rows), len(self._tokens[0]) + 1
-        most = width * (1 + len(self.request.stop_tokens))  # so that enough are left when every stop token is among them
+        most = width * (
+            1 + len(self.request.stop_tokens)
+        )  # so that enough are left when every stop token is among them
         candidates = programs.best_continuations(logits, rows_W, np.int32(column), self._scores, most=most)
         chosen: list[tuple[float, int, int]] = []
         for rank, (score, beam, token) in enumerate(zip(*map(np.asarray, candidates), strict=True)):

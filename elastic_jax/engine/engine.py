@@ -32,9 +32,7 @@ class Engine:
     they came: one that must wait for rows or pages is not overtaken. One thread drives an engine.
     """
 
-    def __init__(
-        self, model: ElasticForCausalLM, config: EngineConfig | None = None, cache: CacheConfig | None = None
-    ):
+    def __init__(self, model: ElasticForCausalLM, config: EngineConfig | None = None, cache: CacheConfig | None = None):
         """Allocates the cache of all rows.
 
         Raises:
@@ -113,7 +111,7 @@ class Engine:
             max_new_tokens,
             sampling or Sampling(),
             seed,
-            None if routing is None else np.asarray(modes_from(routing, shape)),
+            None if routing is None else np.asarray(modes_from(routing, shape), np.int8),
             router_bias,
             frozenset(end_ids(config) if stop_tokens is None else stop_tokens),
             draft,
@@ -151,7 +149,7 @@ class Engine:
         """
         config = self._model.config
         shape = (config.num_layers, 1, config.num_kv_heads)
-        modes = None if routing is None else np.asarray(modes_from(routing, shape))
+        modes = None if routing is None else np.asarray(modes_from(routing, shape), np.int8)
         prefix = Prefix(tuple(int(token) for token in tokens), modes, router_bias)
         check_request(prefix, config, self.config)
         refusal = self.slots.refusal(self._demand(prefix), None if modes is None else modes[:, 0])
@@ -289,6 +287,7 @@ class Engine:
             prefix = request.prefix
             prefix.waiting, prefix.used = prefix.waiting - 1, self._steps
             self.slots.restore(rows[0], prefix.kept, reservation)
+            request.reused = len(prefix.tokens)
             unread, logits_1V, request.mode_LK = request.prompt[len(prefix.tokens) :], prefix.logits_1V, prefix.mode_LK
         lane = (BeamLane if request.beams > 1 else SampledLane)(request, rows, self.slots, unread)
         self._lanes[request], self._reservations[request] = lane, reservation

@@ -23,6 +23,7 @@ from elastic_jax.generation import Cache, decode_spec, decodes_sparse
 from elastic_jax.kv_cache import CacheConfig
 from elastic_jax.kv_cache.page_pool import ABSENT, PagePool, Reservation, pages_needed, stored_groups
 from elastic_jax.kv_cache.pages import empty_pages, quantized_tokens, sparse_groups
+from elastic_jax.kv_cache.quantized import QuantizedCache
 from elastic_jax.kv_cache.rows import Row, blank_quantized
 from elastic_jax.model import ElasticForCausalLM
 from elastic_jax.routing import HeadMode
@@ -108,8 +109,8 @@ class PagedSlots(Slots):
         worst = "" if mode_LK is not None else " if every head is full, as routers may decide"
         return (
             f"{demand.prompt} prompt tokens + {new_tokens} new ones need {need * self.page_bytes} "
-            f"bytes of pages{worst}; the pool has {self.pool.size * self.page_bytes}. {advice} Or start the engine with "
-            "a larger pool_mib."
+            f"bytes of pages{worst}; the pool has {self.pool.size * self.page_bytes}. {advice} Or start the engine "
+            "with a larger pool_mib."
         )
 
     def _fits(self, prompt: int, new: int, demand: Demand, mode_LK: np.ndarray | None) -> bool:
@@ -128,14 +129,14 @@ class PagedSlots(Slots):
     def insert(self, row: int, prompt: Prompt, demand: Demand, reservation: Reservation) -> None:
         mode_LK = self.cache_mode(prompt)
         reservation.left = self._need(demand, mode_LK)
-        quantized = int(quantized_tokens(np.int32(prompt.length), self.cache))
-        stored_LKJ = stored_groups(mode_LK, quantized // self.cache.group, self._extent)
+        groups = _groups(prompt.length, self.cache)
+        stored_LKJ = stored_groups(mode_LK, groups, self._extent)
         table_LKJ = np.full(self._table.shape[1:], ABSENT, np.int32)
         table_LKJ[..., : stored_LKJ.shape[-1]][stored_LKJ] = self.pool.take((int(stored_LKJ.sum()),), reservation)
         self.state = programs.put_prompt_quantized(
             self._counted(), prompt.kv, np.int32(prompt.length), np.int32(row), mode_LK, table_LKJ
         )
-        self._set(row, prompt.length, quantized, mode_LK, table_LKJ, reservation)
+        self._set(row, prompt.length, groups * self.cache.group, mode_LK, table_LKJ, reservation)
 
     def copy(self, source: int, target: int) -> None:
         self.pool.share(self._table[source])
@@ -190,7 +191,9 @@ class PagedSlots(Slots):
         self._mode[row], self._table[row], self._reservation[row] = mode_LK, table_LKJ, reservation
 
     def _counted(self) -> Cache:
-        return replace(super()._counted(), quantized=jnp.array(self._quantized))
+        state = super()._counted()
+        assert isinstance(state, QuantizedCache)
+        return replace(state, quantized=jnp.asarray(self._quantized.copy()))
 
 
 def _most(limit: int, fits: Callable[[int], bool]) -> int:
@@ -199,7 +202,7 @@ def _most(limit: int, fits: Callable[[int], bool]) -> int:
 
 
 def _groups(tokens: int, cache: CacheConfig) -> int:
-    return int(quantized_tokens(np.int32(tokens), cache)) // cache.group
+    return int(quantized_tokens(np.array([tokens]), cache)[0]) // cache.group
 
 
 def _page_bytes(head_dim: int, cache: CacheConfig) -> int:

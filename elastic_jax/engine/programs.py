@@ -41,6 +41,7 @@ def best_continuations(
     scores, flat = jax.lax.top_k(total_WV.reshape(-1), most)
     return scores, flat // total_WV.shape[1], flat % total_WV.shape[1]
 
+
 put_prompt_dense = jax.jit(rows.put_prompt_dense, donate_argnums=0)
 put_prompt_quantized = jax.jit(rows.put_prompt_quantized, donate_argnums=0)
 put_row = jax.jit(rows.put_row, donate_argnums=0)

@@ -67,6 +67,8 @@ class Request:
     """How it ended; None while it waits or runs."""
     mode_LK: np.ndarray | None = None
     """Routing int8 `[L, K]`, once the prompt is read."""
+    reused: int = 0
+    """Tokens of the prompt that were not read again, because a kept prefix holds them."""
     score: float | None = None
     """Of the best beam: log-probability over tokens to the power of the length penalty."""
     events: deque[Event] = field(default_factory=deque)

@@ -1,4 +1,4 @@
-"""The rows of an engine on the device: put in, read on, copied, given up. Which request has which row is not known here.
+"""The rows of an engine on the device: put in, read on, copied, given up. They know no requests.
 
 Lengths are kept on the host and handed to every program. To refuse a draft is therefore to not count it: what it wrote
 lies beyond the row's length, where nothing looks, and is written over.
@@ -126,7 +126,7 @@ class Slots(ABC):
         self.copy(0, 0)
 
     def _counted(self) -> Cache:
-        return replace(self.state, lengths=jnp.array(self.lengths))
+        return replace(self.state, lengths=jnp.asarray(self.lengths.copy()))  # a copy: it is read after this returns
 
     @abstractmethod
     def room(self, row: int) -> int:
@@ -172,9 +172,9 @@ class Slots(ABC):
 def row_sampling(drawings: Sequence[Drawing]) -> RowSampling:
     """The settings of all rows as arrays."""
     return RowSampling(
-        np.array([x.temperature for x in drawings], np.float32),
-        np.array([x.top_k for x in drawings], np.int32),
-        np.array([x.top_p for x in drawings], np.float32),
-        np.array([x.seed for x in drawings], np.int32),
-        np.array([x.index for x in drawings], np.int32),
+        jnp.asarray(np.array([x.temperature for x in drawings], np.float32)),
+        jnp.asarray(np.array([x.top_k for x in drawings], np.int32)),
+        jnp.asarray(np.array([x.top_p for x in drawings], np.float32)),
+        jnp.asarray(np.array([x.seed for x in drawings], np.int32)),
+        jnp.asarray(np.array([x.index for x in drawings], np.int32)),
     )

@@ -27,9 +27,7 @@ _OWN = {
 }
 
 
-def blank_dense(
-    shape: tuple[int, int, int, int], capacity: int, dtype: jnp.dtype, spec: AttentionSpec
-) -> DenseCache:
+def blank_dense(shape: tuple[int, int, int, int], capacity: int, dtype: jnp.dtype, spec: AttentionSpec) -> DenseCache:
     """Rows without tokens, of `capacity` positions; `shape` is layers, rows, KV heads, head dimension."""
     L, B, K, H = shape
     slots = (L, B, K, capacity, H)
@@ -75,7 +73,7 @@ def take_row(cache: DenseCache | QuantizedCache, row: jax.Array) -> Row:
     return {name: lax.dynamic_index_in_dim(getattr(cache, name), row, 1, keepdims=False) for name in fields}
 
 
-def put_row[C: (DenseCache, QuantizedCache)](cache: C, row: jax.Array, values: Row) -> C:
+def put_row[C: DenseCache | QuantizedCache](cache: C, row: jax.Array, values: Row) -> C:
     """The cache with a row replaced; lengths are the caller's."""
 
     def put(x: jax.Array, new: jax.Array) -> jax.Array:
@@ -101,7 +99,7 @@ def put_prompt_quantized(
     mode_LK: jax.Array,
     table_LKJ: jax.Array,
 ) -> QuantizedCache:
-    """Replaces a row by a prompt like `put_prompt_dense`; its groups go to the pages of the table, where not negative."""
+    """Replaces a row by a prompt like `put_prompt_dense`; groups go to the pages of the table, if not negative."""
     one = fill_rows(
         cache.pages, kv, length[None], mode_LK[:, None], table_LKJ[:, None], cache.ring, cache.config, cache.spec
     )

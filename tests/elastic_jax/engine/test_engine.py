@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny import random_ids, tiny_model
+from tiny import tiny_model
 
 from elastic_jax.engine import Engine, EngineConfig, programs
 from elastic_jax.engine.slots import Drawing, row_sampling
@@ -33,7 +33,7 @@ def engine(cache=PACKED, **changes):
 
 
 def ids(n, seed=0):
-    return np.asarray(random_ids((n,), seed)).tolist()
+    return np.random.default_rng(seed).integers(0, 64, n).tolist()
 
 
 def finish(engine, *requests):
@@ -49,8 +49,15 @@ def assert_empty(engine):
         assert engine.slots.pool.available == engine.slots.pool.size
 
 
-def pages_mib(pages):
-    return (pages + 0.5) * engine().slots.page_bytes / 2**20
+@cached
+def small_pool():
+    """20 pages instead of 48: one row of full heads takes 4 for every 32 tokens."""
+    return engine(pool_mib=20.5 * page_bytes() / 2**20)
+
+
+@cached
+def page_bytes():
+    return engine().slots.page_bytes
 
 
 @both_caches
@@ -172,7 +179,7 @@ def test_a_caller_may_cancel_from_the_callback():
 
 def test_a_request_that_waits_for_pages_is_not_overtaken():
     """Two large requests fill the pool one after the other; the small one that came last starts last."""
-    serving = engine(pool_mib=pages_mib(18))
+    serving = small_pool()
     order = []
 
     def note(event):
@@ -239,13 +246,15 @@ def test_a_packed_prefix_is_used_when_named_and_brings_its_routing():
 
 
 def test_a_prefix_gives_way_and_is_read_again():
-    serving = engine(pool_mib=pages_mib(20))
+    serving = small_pool()
     prefix = serving.cache_prefix(ids(90), routing="full")
     before = finish(serving, serving.submit(ids(90), max_new_tokens=5, prefix=prefix))
     assert serving.slots.pool.free < serving.slots.pool.size
     finish(serving, serving.submit(ids(90, 1), max_new_tokens=60, routing="full"))
     assert prefix.kept is None and not prefix.dropped
     assert finish(serving, serving.submit(ids(90), max_new_tokens=5, prefix=prefix)) == before
+    serving.drop_prefix(prefix)
+    assert_empty(serving)
 
 
 def beam_search(prompt, mode, width, new):
@@ -310,18 +319,18 @@ def test_requests_that_cannot_be_are_refused_when_they_come(options, message):
 
 
 def test_a_request_beyond_the_pool_is_refused_with_what_would_fit():
-    serving = engine(pool_mib=pages_mib(8))
-    size = serving.slots.page_bytes
-    with pytest.raises(ShapeError, match=rf"need {16 * size} bytes .* every head is full.* has {8 * size}\.") as error:
-        serving.submit(ids(50), max_new_tokens=100)
-    assert "max_new_tokens up to 53 fits" in str(error.value)
-    serving.submit(ids(50), max_new_tokens=53)
-    with pytest.raises(ShapeError, match="up to 54 tokens") as error:
-        serving.submit(ids(50), max_new_tokens=53, beams=2, routing="full")
-    with pytest.raises(ShapeError, match="A prompt of up to 102 tokens fits"):
-        serving.submit(ids(120), max_new_tokens=10, routing="full")
-    serving.submit(ids(50), max_new_tokens=100, routing="sparse")
-    finish(serving)
+    serving, size = small_pool(), page_bytes()
+    asked = dict(max_new_tokens=110, beams=2)
+    with pytest.raises(ShapeError, match=rf"need {28 * size} bytes .* every head is full.* has {20 * size}\.") as error:
+        serving.submit(ids(50), **asked)
+    # One group of the prompt for both beams, then two for each.
+    assert "max_new_tokens up to 85 fits" in str(error.value)
+    serving.cancel(serving.submit(ids(50), max_new_tokens=85, beams=2))
+    serving.cancel(serving.submit(ids(50), **asked, routing="sparse"))
+    # With routing imposed nothing is left to be decided.
+    with pytest.raises(ShapeError, match=rf"need {28 * size} bytes of pages; the pool has"):
+        serving.submit(ids(50), **asked, routing="full")
+    assert_empty(serving)
 
 
 def test_drafts_that_are_too_long_or_no_tokens_are_refused():

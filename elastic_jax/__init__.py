@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from elastic_jax.config import ModelConfig, RouterConfig
+    from elastic_jax.engine import Engine, EngineConfig
     from elastic_jax.generation import Generation, generate
     from elastic_jax.kv_cache import CacheConfig
     from elastic_jax.model import ElasticForCausalLM, Output
@@ -23,6 +24,8 @@ _HOME = {
     "AttentionRouter": "router",
     "CacheConfig": "kv_cache",
     "ElasticForCausalLM": "model",
+    "Engine": "engine",
+    "EngineConfig": "engine",
     "Generation": "generation",
     "HeadMode": "routing",
     "ModelConfig": "config",

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from elastic_jax.cli_args import parse_verb
+from elastic_jax.cli_generate_many import answer_all, read_prompts
 from elastic_jax.cli_model import ModelSettings, answer_text, encode, load_model, load_model_tokenizer, read_prompt
 from elastic_jax.errors import ConfigError
 from elastic_jax.kv_cache import CacheConfig
@@ -22,6 +23,12 @@ class GenerateSettings(ModelSettings):
     """Text of the prompt."""
     prompt_file: str | None = None
     """UTF-8 file that holds the prompt, instead of --prompt."""
+    prompts: str | None = None
+    """File of many prompts, one a line, or .jsonl with {"prompt": ...}; prints one JSON line for each answer."""
+    slots: int = 4
+    """Prompts of --prompts that are answered at the same time."""
+    stream: bool = False
+    """With --prompts, also print every piece of an answer when it comes."""
     chat: bool = False
     """Wrap the prompt in the model's chat template."""
     system: str | None = None
@@ -39,7 +46,7 @@ class GenerateSettings(ModelSettings):
     top_p: float = 1.0
     """Sample among the fewest tokens that hold this probability; 1 for no limit."""
     seed: int = 0
-    """Seed of the sampling."""
+    """Seed of the sampling; prompt i of --prompts has seed + i."""
     cache: CacheConfig = field(default_factory=CacheConfig)
     """What is kept of prompt and answer."""
     cache_mib: float | None = None
@@ -50,17 +57,23 @@ class GenerateSettings(ModelSettings):
     def text(self) -> str:
         """The prompt, from whichever of the two places it was given."""
         if (self.prompt is None) == (self.prompt_file is None):
-            raise ConfigError("want exactly one prompt: give --prompt TEXT or --prompt-file FILE.")
+            raise ConfigError("want exactly one prompt: give --prompt TEXT, --prompt-file FILE, or many in --prompts.")
         return read_prompt(self.prompt_file) if self.prompt_file is not None else str(self.prompt)
 
 
 def main(argv: Sequence[str]) -> int:
     """Continue a prompt, with the routers' choice of attention or a forced one."""
     asked = parse_verb(GenerateSettings, argv, verb="generate", summary=str(main.__doc__))
-    settings, text = asked.settings, asked.settings.text()
+    settings = asked.settings
+    if settings.prompts is not None and (settings.prompt is not None or settings.prompt_file is not None):
+        raise ConfigError("--prompts was given beside another prompt; put every prompt into its file.")
+    prompts = read_prompts(settings.prompts) if settings.prompts is not None else [settings.text()]
     if asked.dry_run:
         print(settings_yaml(settings), end="")
         return 0
+    if settings.prompts is not None:
+        return answer_all(settings, prompts)
+    text = prompts[0]
 
     import jax.numpy as jnp
 

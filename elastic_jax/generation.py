@@ -91,11 +91,11 @@ def generate(
     modes = None if routing is None else modes_from(routing, (config.num_layers, B, config.num_kv_heads))
     if cache_mib is not None:
         _check_cache_limit(cache_mib, model, cache, lengths_B, modes, max_new_tokens)
-    stops = jnp.asarray(_end_ids(config.hf_extra) if stop_tokens is None else list(stop_tokens), jnp.int32)
+    stops = jnp.asarray(end_ids(config) if stop_tokens is None else list(stop_tokens), jnp.int32)
 
     start = time.perf_counter()
     padded = jnp.asarray(np.pad(ids, ((0, 0), (0, bucket(T) - T))))
-    kv, logits_BV, routing = _prefill(model, padded, jnp.asarray(lengths_B), modes, jnp.float32(router_bias))
+    kv, logits_BV, routing = prefill(model, padded, jnp.asarray(lengths_B), modes, jnp.float32(router_bias))
     state = make_cache(cache, config, kv, lengths_B, routing.mode, max_new_tokens)
     del kv
     jax.block_until_ready((logits_BV, state))
@@ -124,13 +124,14 @@ def bucket(tokens: int) -> int:
 
 
 @nnx.jit
-def _prefill(
+def prefill(
     model: ElasticForCausalLM,
     ids_BT: jax.Array,
     lengths_B: jax.Array,
     modes: jax.Array | None,
     router_bias: jax.Array,
 ) -> tuple[tuple[jax.Array, jax.Array], jax.Array, Routing]:
+    """Reads prompts: keys and values `[L, B, T, K, H]`, logits `[B, V]` after the last token, the routing kept."""
     out = model.hidden(ids_BT, lengths=lengths_B, gates=modes, router_bias=router_bias, return_kv=True)
     last_BD = jnp.take_along_axis(out.hidden_BTD, (lengths_B - 1)[:, None, None], axis=1)[:, 0]
     assert out.kv is not None
@@ -148,8 +149,7 @@ def make_cache(
     """The cache of prompts whose keys and values are `kv`, with room for `new_tokens` more in every row."""
     if not decodes_sparse(cache, config):
         mode_LBK = jnp.full_like(mode_LBK, HeadMode.FULL)
-    spec = decode_spec(config)
-    lengths = jnp.asarray(lengths_B)
+    spec, lengths = decode_spec(config), jnp.asarray(lengths_B)
     if cache.bits == 16:
         capacity = bucket(int(lengths_B.max()) + new_tokens)
         return _dense_cache(kv, lengths, mode_LBK, capacity=capacity, spec=spec)
@@ -178,24 +178,34 @@ _dense_cache = jax.jit(DenseCache.from_prefill, static_argnames=("capacity", "sp
 
 def decode_step(model: ElasticForCausalLM, state: Cache, token_B: jax.Array) -> tuple[Cache, jax.Array]:
     """Feeds one token per row: the grown cache and the next float32 logits `[B, V]`."""
+    state, logits_B1V = read_tokens(model, state, token_B[:, None])
+    return state.advance(), logits_B1V[:, 0]
+
+
+def read_tokens(
+    model: ElasticForCausalLM, state: Cache, tokens_BT: jax.Array, counts_B: jax.Array | None = None
+) -> tuple[Cache, jax.Array]:
+    """Reads the next tokens of every row: a cache that holds but does not count them, float32 logits `[B, T, V]`.
+
+    Where `counts_B` is given, a row has that many tokens, 0 to T, and the rest of its logits means nothing. A cache
+    below 16 bits takes up to 8 tokens, and no more than the ring of a row has places for.
+    """
     config = model.config
-    position = state.lengths[:, None]
+    position = state.lengths[:, None] + jnp.arange(tokens_BT.shape[1])
     cos, sin = rope_table(config.rope, config.head_dim, position, position + 1, config.max_position_embeddings)
     graph, stacked = nnx.split(model.layers)
 
     def step(carry: tuple[jax.Array, Cache], xs: tuple) -> tuple[tuple[jax.Array, Cache], None]:
-        x_B1D, state = carry
+        x_BTD, state = carry
         weights, index = xs
         layer = nnx.merge(graph, weights)
-        q, k, v = layer.attn.project(layer.input_norm(x_B1D))
-        state = state.write(index, apply_rope(k, cos, sin), v)
-        attended = state.attend(index, apply_rope(q, cos, sin))
-        return (layer.feed_forward(x_B1D + layer.attn.o_proj(attended)), state), None
+        q, k, v = layer.attn.project(layer.input_norm(x_BTD))
+        state = state.write(index, apply_rope(k, cos, sin), v, counts_B)
+        attended = state.attend(index, apply_rope(q, cos, sin), counts_B)
+        return (layer.feed_forward(x_BTD + layer.attn.o_proj(attended)), state), None
 
-    (x_B1D, state), _ = jax.lax.scan(
-        step, (model.embed(token_B[:, None]), state), (stacked, jnp.arange(config.num_layers))
-    )
-    return state.advance(), model.head(model.norm(x_B1D)[:, 0])
+    (x_BTD, state), _ = jax.lax.scan(step, (model.embed(tokens_BT), state), (stacked, jnp.arange(config.num_layers)))
+    return state, model.head(model.norm(x_BTD))
 
 
 @nnx.jit(static_argnames=("sampling", "max_new_tokens", "pad_id"), donate_argnames="state")
@@ -282,6 +292,7 @@ def _check_prompts(
     return ids, lengths_B
 
 
-def _end_ids(hf_extra: dict) -> list[int]:
-    ids = hf_extra.get("eos_token_id")
+def end_ids(config: ModelConfig) -> list[int]:
+    """End-of-sequence ids of the checkpoint."""
+    ids = config.hf_extra.get("eos_token_id")
     return [] if ids is None else [ids] if isinstance(ids, int) else list(ids)

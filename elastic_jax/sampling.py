@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -43,7 +44,42 @@ def next_token(logits_BV: jax.Array, key: jax.Array, sampling: Sampling) -> jax.
     return jax.random.categorical(key, logits_BV).astype(jnp.int32)
 
 
-def _nucleus(logits_BV: jax.Array, top_p: float) -> jax.Array:
+class RowSampling(NamedTuple):
+    """Settings of `Sampling` for every row `[B]`, so that one program serves rows that differ in them."""
+
+    temperature: jax.Array
+    top_k: jax.Array
+    top_p: jax.Array
+    seed: jax.Array
+    index: jax.Array
+    """How many tokens of the row were drawn before."""
+
+
+def next_tokens(logits_BTV: jax.Array, rows: RowSampling) -> jax.Array:
+    """Token ids int32 `[B, T]` from float32 logits `[B, T, V]` of consecutive tokens of every row.
+
+    A row draws what `next_token` draws for it alone, from the key `fold_in(key(seed), index)`.
+    """
+    greedy_BT = jnp.argmax(logits_BTV, axis=-1).astype(jnp.int32)
+
+    def one_row(logits_TV: jax.Array, greedy_T: jax.Array, row: RowSampling) -> jax.Array:
+        logits_TV = logits_TV / jnp.where(row.temperature > 0, row.temperature, 1.0)
+        descending = -jnp.sort(-logits_TV, axis=-1)
+        kth = descending[:, jnp.clip(row.top_k, 1, logits_TV.shape[-1]) - 1, None]
+        logits_TV = jnp.where((row.top_k > 0) & (logits_TV < kth), -jnp.inf, logits_TV)
+        logits_TV = jnp.where(row.top_p < 1, _nucleus(logits_TV, row.top_p), logits_TV)
+        index_T = row.index + jnp.arange(logits_TV.shape[0])
+        keys_T = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(jax.random.key(row.seed), index_T)
+        drawn_T = jax.vmap(jax.random.categorical)(keys_T, logits_TV).astype(jnp.int32)
+        return jnp.where(row.temperature > 0, drawn_T, greedy_T)
+
+    def draw(_: None) -> jax.Array:
+        return jax.vmap(one_row)(logits_BTV, greedy_BT, rows)
+
+    return jax.lax.cond((rows.temperature > 0).any(), draw, lambda _: greedy_BT, None)
+
+
+def _nucleus(logits_BV: jax.Array, top_p: float | jax.Array) -> jax.Array:
     descending = -jnp.sort(-logits_BV, axis=-1)
     before = jnp.cumsum(jax.nn.softmax(descending, axis=-1), axis=-1) - jax.nn.softmax(descending, axis=-1)
     smallest_kept = jnp.where(before < top_p, descending, jnp.inf).min(axis=-1, keepdims=True)

@@ -46,26 +46,36 @@ class DenseCache:
 
         return cls(store(kv[0]), store(kv[1]), mode, lengths.astype(jnp.int32), spec)
 
-    def write(self, layer: jax.Array, k_B1KH: jax.Array, v_B1KH: jax.Array) -> DenseCache:
-        """Puts one new token of every row at its next free position; `advance` then counts it."""
-        rows = jnp.arange(self.lengths.shape[0])
+    def write(
+        self, layer: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array, counts_B: jax.Array | None = None
+    ) -> DenseCache:
+        """Puts the next tokens of every row, the first `counts_B` of the T, at its free positions; counts none."""
+        B, T = k_BTKH.shape[:2]
+        rows, offset = jnp.arange(B)[:, None], jnp.arange(T)
+        position = self.lengths[:, None] + offset
+        if counts_B is not None:
+            position = jnp.where(offset < counts_B[:, None], position, self.k.shape[3])  # out of bounds: dropped
         return replace(
             self,
-            k=self.k.at[layer, rows, :, self.lengths].set(k_B1KH[:, 0]),
-            v=self.v.at[layer, rows, :, self.lengths].set(v_B1KH[:, 0]),
+            k=self.k.at[layer, rows, :, position].set(k_BTKH, mode="drop"),
+            v=self.v.at[layer, rows, :, position].set(v_BTKH, mode="drop"),
         )
 
     def advance(self) -> DenseCache:
         return replace(self, lengths=self.lengths + 1)
 
-    def attend(self, layer: jax.Array, q_B1NH: jax.Array) -> jax.Array:
-        """Attention of the token just written over the past that its head's mode allows: `[B, 1, N, H]`."""
-        B, _, N, H = q_B1NH.shape
+    def attend(self, layer: jax.Array, q_BTNH: jax.Array, counts_B: jax.Array | None = None) -> jax.Array:
+        """Attention of the tokens just written over the past that each head's mode allows: `[B, T, N, H]`.
+
+        What lies beyond a row's `counts_B` tokens is not written, and what is computed there means nothing.
+        """
+        B, T, N, H = q_BTNH.shape
         K, S = self.k.shape[2:4]
-        q = q_B1NH.reshape(B, K, N // K, H)
-        scores = jnp.einsum("bkgh,bksh->bkgs", q, self.k[layer], preferred_element_type=jnp.float32) * self.spec.scale
-        sparse_BK11 = (self.mode[layer] == HeadMode.SPARSE)[:, :, None, None]
-        visible = visible_tokens(sparse_BK11, self.lengths[:, None, None, None], jnp.arange(S), self.spec)
+        q = q_BTNH.reshape(B, T, K, N // K, H)
+        scores = jnp.einsum("btkgh,bksh->bkgts", q, self.k[layer], preferred_element_type=jnp.float32) * self.spec.scale
+        sparse_BK111 = (self.mode[layer] == HeadMode.SPARSE)[:, :, None, None, None]
+        position_B11T1 = (self.lengths[:, None] + jnp.arange(T))[:, None, None, :, None]
+        visible = visible_tokens(sparse_BK111, position_B11T1, jnp.arange(S), self.spec)
         probabilities = jax.nn.softmax(jnp.where(visible, scores, NEG_INF), axis=-1)
-        out = jnp.einsum("bkgs,bksh->bkgh", probabilities.astype(self.v.dtype), self.v[layer])
-        return out.reshape(B, 1, N, H)
+        out = jnp.einsum("bkgts,bksh->btkgh", probabilities.astype(self.v.dtype), self.v[layer])
+        return out.reshape(B, T, N, H)

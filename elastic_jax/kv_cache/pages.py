@@ -39,8 +39,7 @@ def plan_pages(mode_LBK: np.ndarray, lengths_B: np.ndarray, config: CacheConfig,
     sparse_LBK = np.asarray(mode_LBK) == HeadMode.SPARSE
     groups_B = quantized_tokens(lengths_B, config) // config.group
     J = round_up(int(groups_B.max()), parts=8)
-    sinks = -(-spec.sink_blocks * spec.block_size // config.group)
-    ring = max(-(-(spec.local_blocks * spec.block_size - 1) // config.group), 1)
+    sinks, ring = sparse_groups(config, spec)
     group = np.arange(J)
     in_ring = np.where(group < sinks, group, sinks + (group - sinks) % ring)
     offset_LBKJ = np.where(sparse_LBK[..., None], in_ring, group)
@@ -49,6 +48,12 @@ def plan_pages(mode_LBK: np.ndarray, lengths_B: np.ndarray, config: CacheConfig,
     held = group < groups_B[:, None, None]
     table = np.where(held, first_LBK[..., None] + offset_LBKJ, 0).astype(np.int32)
     return PagePlan(table, round_up(int(needed_LBK.sum()), parts=32))
+
+
+def sparse_groups(config: CacheConfig, spec: AttentionSpec) -> tuple[int, int]:
+    """What a sparse head stores: how many first groups, for its sinks, and how many of the newest after those."""
+    sinks = -(-spec.sink_blocks * spec.block_size // config.group)
+    return sinks, max(-(-(spec.local_blocks * spec.block_size - 1) // config.group), 1)
 
 
 def round_up(count: int, *, parts: int) -> int:

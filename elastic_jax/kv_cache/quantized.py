@@ -80,16 +80,22 @@ class QuantizedCache:
             _check_lengths(np.asarray(lengths), kv[0].shape[2], plan, config)
         return _from_prefill(kv, lengths, mode, jnp.asarray(plan.table), plan.pages, config, spec)
 
-    def write(self, layer: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array) -> QuantizedCache:
-        """Puts the next tokens of every row into the ring; `advance` then counts them."""
+    def write(
+        self, layer: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array, counts_B: jax.Array | None = None
+    ) -> QuantizedCache:
+        """Puts the next tokens of every row, the first `counts_B` of the T, into the ring; counts none."""
         k_BTKH = hadamard(k_BTKH) if self.config.rotates else k_BTKH
         B, T = k_BTKH.shape[:2]
         rows = jnp.arange(B)[:, None]
-        slots = self.outlier_pos.shape[3] + (self.lengths[:, None] + jnp.arange(T)) % self.ring
+        offset = jnp.arange(T)
+        slots = self.outlier_pos.shape[3] + (self.lengths[:, None] + offset) % self.ring
+        if counts_B is not None:
+            beyond = self.exact_k.shape[3] + offset  # out of bounds: dropped
+            slots = jnp.where(offset < counts_B[:, None], slots, beyond)
         return replace(
             self,
-            exact_k=self.exact_k.at[layer, rows, :, slots].set(k_BTKH, unique_indices=True),
-            exact_v=self.exact_v.at[layer, rows, :, slots].set(v_BTKH, unique_indices=True),
+            exact_k=self.exact_k.at[layer, rows, :, slots].set(k_BTKH, unique_indices=True, mode="drop"),
+            exact_v=self.exact_v.at[layer, rows, :, slots].set(v_BTKH, unique_indices=True, mode="drop"),
         )
 
     def advance(self) -> QuantizedCache:
@@ -100,10 +106,13 @@ class QuantizedCache:
         rows = jnp.minimum(ready, rows_per_flush(self.lengths.shape[0], self.config))
         return lax.fori_loop(0, rows, lambda _, c: c.flush(jnp.argmax(c.lengths - c.quantized)), cache)
 
-    def attend(self, layer: jax.Array, q_BTNH: jax.Array) -> jax.Array:
-        """Attention of the tokens just written over the past that each head's mode allows: `[B, T, N, H]`."""
+    def attend(self, layer: jax.Array, q_BTNH: jax.Array, counts_B: jax.Array | None = None) -> jax.Array:
+        """Attention of the tokens just written over the past that each head's mode allows: `[B, T, N, H]`.
+
+        What lies beyond a row's `counts_B` tokens is not written, and what is computed there means nothing.
+        """
         q_BTNH = hadamard(q_BTNH) if self.config.rotates else q_BTNH
-        newest_B = self.lengths + q_BTNH.shape[1] - 1
+        newest_B = self.lengths + (q_BTNH.shape[1] if counts_B is None else counts_B) - 1
         ring_pos_BF = ring_positions(newest_B, self.ring)
         ring_pos_BF = jnp.where(ring_pos_BF >= self.quantized[:, None], ring_pos_BF, EMPTY)
         outlier_pos = self.outlier_pos[layer]
@@ -201,7 +210,23 @@ def _from_prefill(
     config: CacheConfig,
     spec: AttentionSpec,
 ) -> QuantizedCache:
+    pool = empty_pages(pages, kv[0].shape[-1], config)
+    return fill_rows(pool, kv, lengths, mode, table, ring_slots(lengths.shape[0], config), config, spec)
+
+
+def fill_rows(
+    pool: Pages,
+    kv: tuple[jax.Array, jax.Array],
+    lengths: jax.Array,
+    mode: jax.Array,
+    table: jax.Array,
+    ring: int,
+    config: CacheConfig,
+    spec: AttentionSpec,
+) -> QuantizedCache:
+    """Packs prompts into pages of `pool`; groups whose place in the table is negative are stored nowhere."""
     L, B, _, K, H = kv[0].shape
+    pages = pool.k_codes.shape[0]
     k, v = hadamard(kv[0]) if config.rotates else kv[0], kv[1]
     lengths = lengths.astype(jnp.int32)
     quantized = quantized_tokens(lengths, config)
@@ -214,21 +239,21 @@ def _from_prefill(
         active = jnp.broadcast_to((start < quantized)[:, None], (L, B, K))
         outliers, tiles = _take_group(outliers, group_k, group_v, start, active, mode, config, spec)
         page = lax.dynamic_index_in_dim(table, g, 3, keepdims=False)
-        page = jnp.where(active, page, pages)  # out of bounds: dropped
+        page = jnp.where(active & (page >= 0), page, pages)  # out of bounds: dropped
         return jax.tree.map(lambda x, new: x.at[page].set(new, mode="drop"), pool, tiles), outliers
 
-    state = (empty_pages(pages, H, config), outliers)
+    state = (pool, outliers)
     if k.shape[2] >= config.group:
         state = lax.fori_loop(0, quantized.max() // config.group, take, state)
     pool, outliers = state
-    position_BF = jnp.maximum(ring_positions(lengths - 1, ring_slots(B, config)), 0)
+    position_BF = jnp.maximum(ring_positions(lengths - 1, ring), 0)
 
     def in_ring(x: jax.Array) -> jax.Array:
         return jnp.take_along_axis(x, position_BF[None, :, :, None, None], axis=2).swapaxes(2, 3)
 
     return QuantizedCache(
         pool,
-        table,
+        jnp.maximum(table, 0),
         jnp.concatenate([outliers.k, in_ring(k)], 3),
         jnp.concatenate([outliers.v, in_ring(v)], 3),
         outliers.pos,

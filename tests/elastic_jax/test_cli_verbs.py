@@ -78,6 +78,38 @@ def test_generate_takes_a_quantised_cache(monkeypatch, capsys, checkpoint):
     assert answers[1].cache_bytes < answers[0].cache_bytes
 
 
+@pytest.mark.parametrize("bits", [16, 2])
+def test_generate_answers_many_prompts_as_it_answers_each(capsys, checkpoint, tmp_path, bits):
+    texts = ["abc " * 20, "hello", "the quick brown fox"]
+    plain, records = tmp_path / "prompts.txt", tmp_path / "prompts.jsonl"
+    plain.write_text("\n\n".join(texts))
+    records.write_text("\n".join(json.dumps({"prompt": text}) for text in texts))
+    common = ["generate", "--model", checkpoint, "--dtype", "float32", "--max-new-tokens", 5, "--cache.bits", bits]
+    many = [*common, "--slots", 2, "--prompts"]
+    lines = [json.loads(line) for line in run(capsys, *many, plain, "--stream").splitlines()]
+    answers = {line["index"]: line["answer"] for line in lines if "answer" in line}
+    for index, text in enumerate(texts):
+        assert run(capsys, *common, "--prompt", text) == answers[index] + "\n"
+        told = "".join(line["piece"] for line in lines if line["index"] == index and "piece" in line)
+        assert answers[index].startswith(told)
+    assert [json.loads(line)["answer"] for line in sorted(run(capsys, *many, records).splitlines())] == [
+        answers[index] for index in range(3)
+    ]
+
+
+def test_files_of_prompts_that_cannot_be_used_are_refused(capsys, checkpoint, tmp_path):
+    broken = tmp_path / "prompts.jsonl"
+    common = ["generate", "--model", checkpoint, "--prompts", broken]
+    for content, says in (
+        ('{"prompt": "a"}\n{"text": 1}', "line 2"),
+        ('{"prompt": 1}', "want a string"),
+        (" ", "empty"),
+    ):
+        broken.write_text(content)
+        assert says in refusal(capsys, *common)
+    assert "beside another prompt" in refusal(capsys, *common, "--prompt", "x")
+
+
 def test_inspect_agrees_with_the_model(capsys, checkpoint, tmp_path):
     text = "the quick brown fox jumps over the lazy dog " * 3
     common = ["inspect", "--model", checkpoint, "--dtype", "float32", "--prompt", text, "hello"]

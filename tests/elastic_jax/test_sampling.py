@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from elastic_jax.errors import ConfigError
-from elastic_jax.sampling import Sampling, next_token
+from elastic_jax.sampling import RowSampling, Sampling, next_token, next_tokens
 
 PROBABILITIES = np.array([0.5, 0.3, 0.15, 0.05])
 LOGITS = jnp.broadcast_to(jnp.log(PROBABILITIES), (20_000, 4))
@@ -33,3 +33,25 @@ def test_tokens_follow_the_filtered_distribution(sampling, expected):
 def test_impossible_settings_are_refused(bad):
     with pytest.raises(ConfigError, match=next(iter(bad))):
         Sampling(**bad)
+
+
+def test_rows_with_settings_of_their_own_draw_what_each_draws_alone():
+    settings = [
+        Sampling(),
+        Sampling(temperature=1.0),
+        Sampling(temperature=0.7, top_k=5),
+        Sampling(temperature=1.3, top_k=9, top_p=0.8),
+        Sampling(temperature=1.0, top_p=0.3),
+    ]
+    B, T, V, before = len(settings), 3, 50, 7
+    logits = jnp.asarray(np.random.default_rng(0).standard_normal((B, T, V)) * 2, jnp.float32)
+    rows = RowSampling(
+        *(jnp.asarray([getattr(x, name) for x in settings]) for name in ("temperature", "top_k", "top_p")),
+        seed=jnp.arange(B),
+        index=jnp.full(B, before),
+    )
+    drawn = jax.jit(next_tokens)(logits, rows)
+    for b, sampling in enumerate(settings):
+        for t in range(T):
+            key = jax.random.fold_in(jax.random.key(b), before + t)
+            assert int(drawn[b, t]) == int(next_token(logits[b, t][None], key, sampling)[0])

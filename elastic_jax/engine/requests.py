@@ -1,0 +1,75 @@
+"""What a caller asks of an engine and gets back."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import jax
+import numpy as np
+
+from elastic_jax.sampling import Sampling
+
+Finish = Literal["stop", "length", "cancelled"]
+Drafter = Callable[[Sequence[int]], Sequence[int]]
+"""From all tokens of a request so far, guesses of the next ones."""
+
+
+@dataclass(frozen=True, eq=False)
+class Event:
+    """News of a request: one more token, or how it ended."""
+
+    request: Request
+    token: int | None = None
+    finish: Finish | None = None
+
+
+@dataclass(eq=False)
+class Prefix:
+    """The beginning of prompts, read once and kept, with the routing that was decided on it."""
+
+    tokens: tuple[int, ...]
+    routing: np.ndarray | None
+    """Modes that were asked for; None left them to the routers."""
+    router_bias: float
+    mode_LK: np.ndarray | None = None
+    """Modes int8 `[L, K]`, once it is read."""
+    logits_1V: jax.Array | None = None
+    kept: Any = None
+    dropped: bool = False
+    waiting: int = 0
+    """Requests in the queue that name it."""
+    used: int = 0
+    """Engine step of its last use."""
+
+
+@dataclass(eq=False)
+class Request:
+    """One prompt and what has come of it. Made by `Engine.submit`; read it, do not write to it."""
+
+    prompt: tuple[int, ...]
+    max_new_tokens: int
+    sampling: Sampling
+    seed: int
+    routing: np.ndarray | None
+    router_bias: float
+    stop_tokens: frozenset[int]
+    draft: Drafter | None
+    beams: int
+    length_penalty: float
+    prefix: Prefix | None
+    on_event: Callable[[Event], None] | None
+    tokens: list[int] = field(default_factory=list)
+    """The answer so far, a stop token included."""
+    finish: Finish | None = None
+    """How it ended; None while it waits or runs."""
+    mode_LK: np.ndarray | None = None
+    """Routing int8 `[L, K]`, once the prompt is read."""
+    reused: int = 0
+    """Tokens of the prompt that were not read again, because a kept prefix holds them."""
+    score: float | None = None
+    """Of the best beam: log-probability over tokens to the power of the length penalty."""
+    events: deque[Event] = field(default_factory=deque)
+    """Not yet taken by `Engine.stream`."""

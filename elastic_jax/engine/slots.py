@@ -1,0 +1,180 @@
+"""The rows of an engine on the device: put in, read on, copied, given up. They know no requests.
+
+Lengths are kept on the host and handed to every program. To refuse a draft is therefore to not count it: what it wrote
+lies beyond the row's length, where nothing looks, and is written over.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from elastic_jax.engine import programs
+from elastic_jax.engine.config import EngineConfig
+from elastic_jax.generation import Cache, bucket, decodes_sparse, prefill
+from elastic_jax.kv_cache import CacheConfig
+from elastic_jax.kv_cache.page_pool import Reservation
+from elastic_jax.model import ElasticForCausalLM
+from elastic_jax.routing import HeadMode, modes_from
+from elastic_jax.sampling import RowSampling
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt that was read: keys and values `[L, 1, T, K, H]`, logits `[1, V]` after it, head modes `[L, K]`."""
+
+    kv: tuple[jax.Array, jax.Array]
+    length: int
+    logits_1V: jax.Array
+    mode_LK: np.ndarray
+
+
+@dataclass(frozen=True)
+class Demand:
+    """What a request asks for: tokens of its prompt and in all, the rows that continue it, and the tokens among them
+    that a stored prefix holds."""
+
+    prompt: int
+    total: int
+    rows: int = 1
+    prefix: int = 0
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """How the next tokens of a row are drawn; `index` were drawn before."""
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    seed: int = 0
+    index: int = 0
+
+
+class Slots(ABC):
+    """A fixed number of rows that share one cache. Every method leaves the other rows as they are."""
+
+    def __init__(self, model: ElasticForCausalLM, engine: EngineConfig, cache: CacheConfig, state: Cache):
+        self.engine, self.cache, self.config = engine, cache, model.config
+        self.state = state
+        self.lengths = np.zeros(engine.slots, np.int32)
+        self._model = model
+        self._graph, self._params = nnx.split(model)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the cache of all rows, allocated once."""
+        return sum(x.nbytes for x in jax.tree.leaves(self.state))
+
+    @property
+    def most_drafts(self) -> int:
+        """Drafts that a step can verify for one row."""
+        return self.engine.step_tokens - 1
+
+    def prefill(self, prompt: Sequence[int], routing: Any = None, router_bias: float = 0.0) -> Prompt:
+        """Reads a prompt, padded to its bucket; None as routing lets the routers decide."""
+        config, length = self.config, len(prompt)
+        ids = np.zeros((1, bucket(length)), np.int32)
+        ids[0, :length] = prompt
+        modes = None if routing is None else modes_from(routing, (config.num_layers, 1, config.num_kv_heads))
+        lengths_B = jnp.asarray([length], jnp.int32)
+        kv, logits_1V, routed = prefill(self._model, jnp.asarray(ids), lengths_B, modes, jnp.float32(router_bias))
+        return Prompt(kv, length, logits_1V, np.asarray(routed.mode)[:, 0])
+
+    def read(
+        self, chunks: Mapping[int, Sequence[int]], drawings: Mapping[int, Drawing], *, width: int
+    ) -> tuple[jax.Array, jax.Array]:
+        """Reads a few tokens of some rows without counting them; `count` does.
+
+        Returns logits float32 `[B, width, V]` after each token, and int32 `[B, width]` drawn from them.
+        """
+        B = self.engine.slots
+        tokens_BT, counts_B = np.zeros((B, width), np.int32), np.zeros(B, np.int32)
+        for row, chunk in chunks.items():
+            tokens_BT[row, : len(chunk)], counts_B[row] = chunk, len(chunk)
+        sampling = row_sampling([drawings.get(row, Drawing()) for row in range(B)])
+        self.state, logits_BTV, drawn_BT = programs.read(
+            self._graph, self._params, self._counted(), tokens_BT, counts_B, sampling
+        )
+        return logits_BTV, drawn_BT
+
+    def count(self, row: int, tokens: int) -> None:
+        """Keeps the first `tokens` of what the row read last."""
+        self.lengths[row] += tokens
+
+    def cache_mode(self, prompt: Prompt) -> np.ndarray:
+        """What the heads of a prompt keep and see while decoding, int8 `[L, K]`."""
+        keeps = decodes_sparse(self.cache, self.config)
+        return prompt.mode_LK if keeps else np.full_like(prompt.mode_LK, HeadMode.FULL)
+
+    def copy(self, source: int, target: int) -> None:
+        """Makes a row the twin of another of the same request."""
+        self.state = programs.copy_row(self.state, np.int32(source), np.int32(target))
+        self.lengths[target] = self.lengths[source]
+
+    def warm_up(self, kept: Any) -> None:
+        """Compiles what an empty engine has not needed yet; `kept` is any kept prompt."""
+        for width in sorted({1, self.engine.step_tokens}):
+            self.read({}, {}, width=width)
+        self.copy(0, 0)
+
+    def _counted(self) -> Cache:
+        return replace(self.state, lengths=jnp.asarray(self.lengths.copy()))  # a copy: it is read after this returns
+
+    @abstractmethod
+    def room(self, row: int) -> int:
+        """Tokens that the row can read at once; 0 where it must be flushed first."""
+
+    @abstractmethod
+    def flush(self, rows: Sequence[int]) -> None:
+        """Packs the oldest group of rows that have no room, `rows_per_flush` at most."""
+
+    @abstractmethod
+    def refusal(self, demand: Demand, mode_LK: np.ndarray | None) -> str | None:
+        """Why the request could not be served even alone; `mode_LK` None stands for the worst that routers may do."""
+
+    @abstractmethod
+    def reserve(self, demand: Demand, mode_LK: np.ndarray | None) -> Reservation | None:
+        """What the request needs until its end; None where it has to wait for others."""
+
+    @abstractmethod
+    def insert(self, row: int, prompt: Prompt, demand: Demand, reservation: Reservation) -> None:
+        """Puts a prompt into a free row, and corrects the reservation to its real routing."""
+
+    @abstractmethod
+    def keep(self, row: int, prompt: Prompt) -> Any:
+        """What `restore` needs to put the prompt just inserted into other rows."""
+
+    @abstractmethod
+    def restore(self, row: int, kept: Any, reservation: Reservation) -> None:
+        """Puts a kept prompt into a free row."""
+
+    @abstractmethod
+    def forget(self, kept: Any) -> None:
+        """Gives up a kept prompt; rows that continue it stay as they are."""
+
+    @abstractmethod
+    def release(self, row: int) -> None:
+        """Frees a row; the end of a reservation is the caller's."""
+
+    @abstractmethod
+    def end(self, reservation: Reservation) -> None:
+        """Gives up what a request reserved and did not take."""
+
+
+def row_sampling(drawings: Sequence[Drawing]) -> RowSampling:
+    """The settings of all rows as arrays."""
+    return RowSampling(
+        jnp.asarray(np.array([x.temperature for x in drawings], np.float32)),
+        jnp.asarray(np.array([x.top_k for x in drawings], np.int32)),
+        jnp.asarray(np.array([x.top_p for x in drawings], np.float32)),
+        jnp.asarray(np.array([x.seed for x in drawings], np.int32)),
+        jnp.asarray(np.array([x.index for x in drawings], np.int32)),
+    )

@@ -141,13 +141,13 @@ def step_memory(cache, max_length):
     return slots.nbytes, compiled.memory_analysis()
 
 
-def test_a_step_works_in_the_memory_of_the_cache():
-    """All of the cache is aliased, and room for more pages takes no more working memory."""
-    small, of_small = step_memory(PACKED, 160)
-    large, of_large = step_memory(PACKED, 500)
+def test_a_step_works_in_the_memory_of_the_cache(monkeypatch):
+    """All of the cache is aliased, and room for more pages takes little working memory."""
+    monkeypatch.setattr(import_module("pallas_kernels.decode_attention.xla"), "CODES_AT_ONCE", 512)
+    small, of_small = step_memory(PACKED, 176)
+    large, of_large = step_memory(PACKED, 512)
     assert of_small.alias_size_in_bytes >= small and of_large.alias_size_in_bytes >= large > 1.5 * small
-    table_of_a_layer = 4 * SIZE.slots * 2 * 16
-    assert of_large.temp_size_in_bytes - of_small.temp_size_in_bytes <= 8 * table_of_a_layer
+    assert of_large.temp_size_in_bytes - of_small.temp_size_in_bytes <= 0.1 * (large - small)
 
 
 def test_events_stop_tokens_and_cancellation():

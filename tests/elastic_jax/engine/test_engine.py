@@ -2,6 +2,7 @@
 
 import dataclasses
 from functools import cache as cached
+from importlib import import_module
 
 import jax
 import jax.numpy as jnp

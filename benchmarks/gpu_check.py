@@ -1,9 +1,10 @@
 """Checks the GPU kernels on the GPU of this machine, then times them: `python benchmarks/gpu_check.py --out gpu.json`.
 
-First every case of the shared table against the dense reference, for every implementation that the GPU can run:
-outputs and gradients of attention, with block masks and log-sum-exp too, and the choice of blocks. A failure is printed and ends the program after the last case, before any timing. Then the
-attention of Llama-3.1-8B (32 query heads, 8 KV heads of 128) in bfloat16, forward and with its backward pass, against
-`jax.nn.dot_product_attention(implementation="cudnn")` in the same run. A time is that of the best of three series.
+First every case of the shared table against the dense reference, for every implementation that the GPU can run: outputs
+and gradients of attention, with block masks and log-sum-exp too, and the choice of blocks. A failure is printed and
+ends the program after the last case, before any timing. Then the attention of Llama-3.1-8B (32 query heads, 8 KV heads
+of 128) in bfloat16, forward and with its backward pass, against `jax.nn.dot_product_attention(implementation="cudnn")`
+in the same run. A time is that of the best of three series.
 """
 
 from __future__ import annotations

@@ -1,10 +1,11 @@
 """Checks the GPU kernels on the GPU of this machine, then times them: `python benchmarks/gpu_check.py --out gpu.json`.
 
-First every case of the shared table against the dense reference, for every implementation that the GPU can run,
-outputs and gradients. A failure is printed and ends the program after the last case, before any timing. Then the
-attention of Llama-3.1-8B (32 query heads, 8 KV heads of 128) in bfloat16, forward and with its backward pass, against
-`jax.nn.dot_product_attention(implementation="cudnn")` in the same run, and decode attention over a quantised cache, see
-`gpu_decode.py`. A time is that of the best of three series.
+First every case of the shared table against the dense reference, for every implementation that the GPU can run: outputs
+and gradients of attention, with block masks and log-sum-exp too, and the choice of blocks. A failure is printed and
+ends the program after the last case, before any timing. Then the attention of Llama-3.1-8B (32 query heads, 8 KV heads
+of 128) in bfloat16, forward and with its backward pass, against `jax.nn.dot_product_attention(implementation="cudnn")`
+in the same run, and decode attention over a quantised cache, see `gpu_decode.py`. A time is that of the best of three
+series.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 from attention_cases import CASES, Case, Inputs, make_inputs, random_block_masks  # noqa: E402
 from gpu_decode import check_decode, time_decode  # noqa: E402
 
-from pallas_kernels import dual_attention, hybrid_attention, routed_attention  # noqa: E402
+from pallas_kernels import dual_attention, hybrid_attention, routed_attention, select_blocks  # noqa: E402
 from pallas_kernels.dispatch import nvidia_capability  # noqa: E402
 from pallas_kernels.schedule import AttentionSpec, block_schedule  # noqa: E402
 
@@ -96,6 +97,23 @@ def compare(label: str, op: Callable, impl: str, cotangents: object, operands: t
     return record
 
 
+def compare_selection(case: Case, dtype: str) -> dict:
+    """Chosen blocks; sums that differ in their last bits may swap a block that stands at the threshold."""
+    inputs = make_inputs(case, jnp.dtype(dtype))
+    rows = {name: inputs.options[name] for name in ("lengths", "segment_ids")}
+
+    def run(impl: str) -> np.ndarray:
+        select = partial(select_blocks, stride=case.block // 8, block_size=case.block, impl=impl, **rows)
+        return np.asarray(jax.jit(select)(3 * inputs.q, inputs.k))
+
+    got, wanted = run("triton"), run("reference")
+    swapped = float((got != wanted).sum() / wanted.sum())
+    record = {"case": f"select: {case.name}", "impl": "triton", "dtype": dtype, "errors": [swapped]}
+    record["passed"] = swapped <= 0.002
+    print(json.dumps(record), flush=True)
+    return record
+
+
 def check_everything(capability: int) -> list[dict]:
     records = []
 
@@ -108,6 +126,7 @@ def check_everything(capability: int) -> list[dict]:
     for case in [*CASES, *WIDE]:
         for dtype in TOLERANCE:
             check(case, dtype, "triton")
+            records.append(compare_selection(case, dtype))
     if capability == 90:
         for case in HOPPER:
             for dtype in ("bfloat16", "float16"):
@@ -177,6 +196,12 @@ def time_everything(capability: int, lengths: list[int], rounds: int) -> list[di
                 )
                 kept = kept_fraction(tokens, sparse_heads / KV_HEADS)
                 measure(f"{name}, {sparse_heads} of {KV_HEADS} KV heads sparse", attend, kept, full)
+        try:
+            spent = seconds(jax.jit(partial(select_blocks, impl="triton")), q, k, rounds=rounds)
+            records.append({"what": "triton, block selection", "tokens": tokens, "milliseconds": 1e3 * spent})
+            print(json.dumps(records[-1]), flush=True)
+        except Exception as error:  # must not end the table either
+            print(json.dumps({"what": "triton, block selection", "tokens": tokens, "failed": str(error)[:300]}))
         z = (jnp.arange(KV_HEADS) < 2).astype(jnp.float32)[None]
         measure("triton, routed pair", lambda q, k, v, z=z: routed_attention(q, k, v, z, impl="triton"), 1.0, {})
     return records

@@ -12,10 +12,14 @@ Each program gives a line of JSON: its custom calls, its collectives, and the by
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import re
+import shutil
 import sys
+import tempfile
+from pathlib import Path
 from typing import Any
 
 GPU = """gpu_device_info {{
@@ -85,7 +89,18 @@ def hopper(folder: str, head_dim: str) -> None:
         report("prefill", program, q, kv, kv, shape(1, 8, dtype=jnp.int32))
 
 
+def use_newest_assembler() -> None:
+    """XLA takes the `ptxas` of the PATH, and an old one refuses what XLA writes; Triton brings a new one."""
+    import triton
+
+    folder = Path(tempfile.mkdtemp())
+    atexit.register(shutil.rmtree, folder)
+    (folder / "ptxas").symlink_to(Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "ptxas-blackwell")
+    os.environ["PATH"] = f"{folder}:{os.environ['PATH']}"
+
+
 def sharded(chip: str, impl: str) -> None:
+    use_newest_assembler()
     import jax
     import jax.numpy as jnp
     import numpy as np

@@ -19,8 +19,8 @@ from pallas_kernels.schedule import AttentionSpec
 
 type Array = jax.Array
 
-PLAN = Plan("BKQ3", "BKJ", "BJ", "BNQJ")
-"""Letters of the axes of each field."""
+PLAN = Plan._make(("BKQ3", "BKJ", "BJ", "BNQJ"))
+"""Letters of the axes of each field, for `divided`."""
 
 
 def _sizes(

@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import pytest
 from triton_compiler import compile_kernels
 
-from pallas_kernels import hybrid_attention, routed_attention
+from pallas_kernels import hybrid_attention, routed_attention, select_blocks
 from pallas_kernels.gpu import tuning
-from pallas_kernels.gpu.tuning import SHARED_MEMORY, Tile, choose_tile, shared_bytes
+from pallas_kernels.gpu.tuning import SHARED_MEMORY, Tile, choose_score_tile, choose_tile, shared_bytes
 
 KERNELS = ("forward", "dq", "dkv")
 
@@ -87,3 +87,16 @@ def test_machine_code_keeps_its_registers(capability, head_dim, function, monkey
             assert report.stack == 0
         assert report.spills <= (0 if head_dim in (64, 128) else 8)
         assert report.stack <= 128
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("capability", [80, 89, 90, 100])
+@pytest.mark.parametrize("head_dim", [64, 128])
+def test_scoring_multiplies_on_tensor_cores_without_spills(capability, head_dim, monkeypatch, tmp_path):
+    q, k = (jax.ShapeDtypeStruct((1, 8192, heads, head_dim), jnp.bfloat16) for heads in (32, 8))
+    (report,) = compile_kernels(monkeypatch, capability, tmp_path, lambda *a: select_blocks(*a, impl="triton"), q, k)
+    print(f"sm_{capability} {report}")
+    assert report.constants["ROWS"] == choose_score_tile(capability, head_dim, 2, 8).queries
+    assert report.instructions & {"HMMA", "HGMMA", "UTCHMMA"}, "no tensor cores"
+    assert report.shared <= SHARED_MEMORY[capability]
+    assert report.spills == 0 and report.stack <= (0 if capability < 100 else 256)

@@ -20,6 +20,7 @@ import sys
 import tempfile
 from contextlib import ExitStack
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -63,7 +64,8 @@ def ours(kernel: str, tokens: int, stack: ExitStack) -> tuple[Any, list[tuple]]:
         return head < streaming
 
     def launch(q: Any, k: Any, v: Any, tables: Any, *rest: Any) -> Any:
-        return forward.attention_forward(*in_hbm(q, k, v), type(tables)(*in_hbm(*tables)), *rest)
+        arguments = [*in_hbm(q, k, v), type(tables)(*in_hbm(*tables)), *rest]
+        return forward.attention_forward(*arguments)
 
     stack.enter_context(patch.object(sweep, "is_sparse", is_sparse))
     stack.enter_context(patch.object(plan, "segment_start", lambda tables, head, block, layout: jnp.zeros_like(block)))
@@ -194,7 +196,11 @@ def main() -> None:
     parser.add_argument("--chips", nargs="+", choices=CHIPS, default=list(CHIPS))
     parser.add_argument("--tokens", type=int, default=8192)
     parser.add_argument("--no-mixture", action="store_true", help="leave out the slowest program, ten KV heads")
-    parser.add_argument("--out", type=Path, help="also write the cycles here, as JSON")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        help="also write the cycles here, as JSON; goes on from what it has (remove it after a change)",
+    )
     parser.add_argument("--one", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.one:
@@ -202,6 +208,8 @@ def main() -> None:
         return
     if arguments.tokens % 1024:
         parser.error(f"--tokens is {arguments.tokens}; wanted a multiple of 1024, the largest block of stock kernels")
+    if find_spec("libtpu") is None:
+        parser.error("libtpu is not installed; pip install 'elastic-jax[tpu-aot]' to compile for TPU")
     names = ["full", "streaming", "flash", "splash"] + ([] if arguments.no_mixture else ["mixture"])
     result: dict[str, Any] = {
         "label": "static estimate of the TPU compiler; not run on a TPU",
@@ -209,13 +217,21 @@ def main() -> None:
         "tokens": arguments.tokens,
         "cycles": {chip: {} for chip in arguments.chips},
     }
-    for chip, name in tqdm(list(itertools.product(arguments.chips, names)), unit="program", disable=None):
+    if arguments.out and arguments.out.exists():
+        earlier = json.loads(arguments.out.read_text())
+        if {**earlier, "cycles": None} != {**result, "cycles": None}:
+            parser.error(f"{arguments.out} holds other versions or another number of tokens; name another file")
+        result["cycles"] |= earlier["cycles"]
+    missing = [(c, n) for c, n in itertools.product(arguments.chips, names) if n not in result["cycles"][c]]
+    for chip, name in tqdm(missing, unit="program", disable=None):
         result["cycles"][chip][name] = estimate(chip, name, arguments.tokens)
+        if arguments.out:
+            partial = arguments.out.with_suffix(".partial")
+            partial.write_text(json.dumps(result, indent=2) + "\n")
+            partial.replace(arguments.out)
     print(f"{result['label']}; {', '.join(f'{k} {v}' for k, v in result['versions'].items())}")
     for chip in arguments.chips:
         print("\n" + table(chip, arguments.tokens, result["cycles"][chip]))
-    if arguments.out:
-        arguments.out.write_text(json.dumps(result, indent=2) + "\n")
 
 
 if __name__ == "__main__":

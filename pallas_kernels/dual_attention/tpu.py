@@ -91,8 +91,9 @@ def _both_forward(operands: Operands, tables: Tables, lists: Lists | None, layou
 def _both_backward(layout: Layout, spec: AttentionSpec, saved: tuple[Any, ...], d_outs: tuple[jax.Array, jax.Array]):
     operands, tables, lists, full, sparse = saved
     full_list, sparse_list, _ = lists or (None, None, None)
-    d_full = attention_backward(operands, *full, d_outs[0], every_head(False, tables), full_list, layout, spec)
-    d_sparse = attention_backward(operands, *sparse, d_outs[1], every_head(True, tables), sparse_list, layout, spec)
+    gradients = partial(attention_backward, operands, layout=layout, spec=spec)
+    d_full = gradients(full.out, full.lse, d_outs[0], every_head(False, tables), full_list)
+    d_sparse = gradients(sparse.out, sparse.lse, d_outs[1], every_head(True, tables), sparse_list)
     return jax.tree.map(jnp.add, d_full, d_sparse), None, None
 
 
@@ -126,7 +127,7 @@ def _routed_backward(layout: Layout, spec: AttentionSpec, saved, d_out: jax.Arra
     operands, z_PQ, tables, lists, chosen, difference = saved
     dz_PQ = jnp.einsum("pqrh,pqrh->pq", d_out, difference, preferred_element_type=jnp.float32)
     blocks = None if lists is None else lists.chosen
-    grads = attention_backward(operands, *chosen, d_out, tables, blocks, layout, spec)
+    grads = attention_backward(operands, chosen.out, chosen.lse, d_out, tables, blocks, layout, spec)
     return grads, dz_PQ[:, : z_PQ.shape[1]].astype(z_PQ.dtype), None, None
 
 

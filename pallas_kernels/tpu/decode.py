@@ -52,8 +52,8 @@ class DecodeOperands(NamedTuple):
 
 
 WIDER = 4
-"""A whole tile is so many times as wide as those that the rest of a head is computed in: that the softmax of a tile waits
-for its products costs as much as eight groups, whatever the width."""
+"""A whole tile is so many times as wide as those that the rest of a head is computed in: the wait of the softmax for the
+products of its tile costs as much as eight groups, whatever the width."""
 
 
 class GroupSweep(NamedTuple):
@@ -103,7 +103,7 @@ class PageStream(NamedTuple):
 
     def _each_copy(self, sweep: GroupSweep, tile: jax.Array, buffer: jax.Array, act: Any) -> None:
         first, last = sweep.group(tile, 0), sweep.group(tile, sweep.width - 1)
-        whole = last - first == sweep.width - 1
+        whole = (sweep.left(tile) == sweep.width) & (last - first == sweep.width - 1)
         neighbours = whole & (sweep.table[1, first] >= sweep.width)
 
         def copy(source: Any, target: Any) -> None:

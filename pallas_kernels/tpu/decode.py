@@ -52,8 +52,8 @@ class DecodeOperands(NamedTuple):
 
 
 WIDER = 4
-"""A whole tile is so many times as wide as those that the rest of a head is computed in: the wait of the softmax for the
-products of its tile costs as much as eight groups, whatever the width."""
+"""A whole tile is so many times as wide as those that the rest of a head is computed in: waiting for the products of a
+tile before its softmax costs as much as eight groups, whatever the width."""
 
 
 class GroupSweep(NamedTuple):

@@ -72,7 +72,7 @@ DECODE_CASES = [
 SMALL_GROUPS = [
     DecodeCase("group 64", (300,), group=64, block=64, slow=True),
     DecodeCase("group 32", (200,), group=32, block=48, bits=4, slow=True),
-    DecodeCase("group 32, 2 bits", (200,), group=32, block=32, slow=True),
+    DecodeCase("group 32, 2 bits", (200,), group=32, block=32),
 ]
 """Groups that fill no TPU register."""
 

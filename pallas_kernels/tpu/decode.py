@@ -147,7 +147,7 @@ def exact_dot(a: jax.Array, codes: jax.Array, contract: tuple[int, int], pieces:
         rest = rest - split[-1]
     products = dot(jnp.concatenate(split, axis=0).astype(jnp.bfloat16), codes, contract)
     R = a.shape[0]
-    return sum(products[n * R : (n + 1) * R] for n in range(pieces))
+    return reduce(jnp.add, [products[n * R : (n + 1) * R] for n in range(pieces)])
 
 
 def extend(state: Softmax, scores: list[jax.Array], visible: list[jax.Array]) -> list[jax.Array]:

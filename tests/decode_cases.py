@@ -46,11 +46,21 @@ class DecodeCase:
 
 
 DECODE_CASES = [
-    DecodeCase("one token in all", (1,), kv_heads=1),
-    DecodeCase("nothing quantised", (100, 3), bits=4),
+    DecodeCase("one token in all", (1,), kv_heads=1, slow=True),
+    DecodeCase("nothing quantised", (100, 3), bits=4, slow=True),
     DecodeCase("rows of different lengths", (700, 290), groups=3),
-    DecodeCase("8 queries, 4 bits, norms", (600, 300), queries=8, bits=4, norm=True),
-    DecodeCase("8 bits, window, two sinks", (900, 140), queries=2, groups=1, bits=8, window=300, sink=2, modes=(1, 0)),
+    DecodeCase("8 queries, 4 bits, norms", (600, 9), queries=8, bits=4, norm=True),
+    DecodeCase(
+        "8 bits, window, two sinks",
+        (900, 140),
+        queries=2,
+        groups=1,
+        bits=8,
+        window=300,
+        sink=2,
+        modes=(1, 0),
+        slow=True,
+    ),
     DecodeCase("blocks across groups", (800,), bits=2, block=96, local=3, modes=(1,), slow=True),
     DecodeCase("sinks meet local blocks", (500,), local=9, modes=(1,), slow=True),
     DecodeCase("many query heads", (420, 300), groups=8, queries=4, slow=True),
@@ -60,9 +70,9 @@ DECODE_CASES = [
     DecodeCase("many splits", (3000, 1100), kv_heads=1, slow=True),
 ]
 SMALL_GROUPS = [
-    DecodeCase("group 64", (300,), group=64, block=64),
+    DecodeCase("group 64", (300,), group=64, block=64, slow=True),
     DecodeCase("group 32", (200,), group=32, block=48, bits=4, slow=True),
-    DecodeCase("group 32, 2 bits", (200,), group=32, block=32, slow=True),
+    DecodeCase("group 32, 2 bits", (200,), group=32, block=32),
 ]
 """Groups that fill no TPU register."""
 

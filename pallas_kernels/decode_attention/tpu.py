@@ -49,7 +49,8 @@ def decode_attention_tpu(
     operands = DecodeOperands(
         jnp.pad(q_PRH, spare),
         jnp.pad(limits_PR3, spare),
-        *(x.reshape(B * K, *x.shape[2:]) for x in (view.exact_k_BKEH, view.exact_v_BKEH)),
+        view.exact_k_BKEH.reshape(B * K, -1, H),
+        view.exact_v_BKEH.reshape(B * K, -1, H),
         view.exact_pos_BKE.reshape(B * K, 1, -1),
         jnp.stack([table_PJ, neighbours(table_PJ)], 1),
         pages.k_codes,

@@ -52,8 +52,8 @@ class DecodeOperands(NamedTuple):
 
 
 WIDER = 4
-"""A whole tile is so many times as wide as those that the rest of a head is computed in: that the softmax of a tile waits
-for its products costs as much as eight groups, whatever the width."""
+"""A whole tile is so many times as wide as those that the rest of a head is computed in: waiting for the products of a
+tile before its softmax costs as much as eight groups, whatever the width."""
 
 
 class GroupSweep(NamedTuple):
@@ -103,7 +103,7 @@ class PageStream(NamedTuple):
 
     def _each_copy(self, sweep: GroupSweep, tile: jax.Array, buffer: jax.Array, act: Any) -> None:
         first, last = sweep.group(tile, 0), sweep.group(tile, sweep.width - 1)
-        whole = last - first == sweep.width - 1
+        whole = (sweep.left(tile) == sweep.width) & (last - first == sweep.width - 1)
         neighbours = whole & (sweep.table[1, first] >= sweep.width)
 
         def copy(source: Any, target: Any) -> None:
@@ -147,7 +147,7 @@ def exact_dot(a: jax.Array, codes: jax.Array, contract: tuple[int, int], pieces:
         rest = rest - split[-1]
     products = dot(jnp.concatenate(split, axis=0).astype(jnp.bfloat16), codes, contract)
     R = a.shape[0]
-    return sum(products[n * R : (n + 1) * R] for n in range(pieces))
+    return reduce(jnp.add, [products[n * R : (n + 1) * R] for n in range(pieces)])
 
 
 def extend(state: Softmax, scores: list[jax.Array], visible: list[jax.Array]) -> list[jax.Array]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -63,10 +63,25 @@ def following_step(head: jax.Array, step: jax.Array, steps: jax.Array | int) -> 
     return jnp.where(wraps, head + 1, head), jnp.where(wraps, 0, step + 1)
 
 
-def run_tiles(
-    stream: Stream,
-    sweep: Sweep,
-    following: Sweep,
+class Tiled(Protocol):
+    """What is gone through in tiles."""
+
+    @property
+    def tiles(self) -> jax.Array: ...
+
+
+class Copier[S](Protocol):
+    """Starts and awaits the copies of a tile, like `Stream`."""
+
+    def start(self, sweep: S, tile: jax.Array, buffer: jax.Array) -> None: ...
+
+    def wait(self, sweep: S, tile: jax.Array, buffer: jax.Array) -> None: ...
+
+
+def run_tiles[S: Tiled](
+    stream: Copier[S],
+    sweep: S,
+    following: S,
     is_first: jax.Array,
     is_last: jax.Array,
     buffer_ref: Any,

@@ -8,8 +8,9 @@ from tpu_tools import interpreted, quick_jit
 
 from pallas_kernels import decode_attention
 
+QUICK = ("8 queries, 4 bits, norms",)
 CASES = [
-    pytest.param(case, id=case.name, marks=[pytest.mark.slow] if case.slow else [])
+    pytest.param(case, id=case.name, marks=[] if case.name in QUICK else [pytest.mark.slow])
     for case in [*DECODE_CASES, *SMALL_GROUPS]
 ]
 NAMED = {case.name: case for case in DECODE_CASES}

@@ -19,7 +19,7 @@ from elastic_jax.kv_cache import CacheConfig
 from elastic_jax.model import ElasticForCausalLM
 from elastic_jax.weights import save_pretrained
 from eval.cache_markdown import draw_quality, render_cache_report
-from eval.cache_quality import batches, cache_kinds, read_prompts, run_quality
+from eval.cache_quality import batches, cache_kinds, probe_groups, read_prompts, run_quality
 from eval.cache_speed import CacheSpeed, Plan, blank_cache, cache_bytes, largest_batch, stepper, take_turns
 from eval.cache_summary import summarise_quality
 from eval.cli_cache import BenchCacheSettings
@@ -29,7 +29,6 @@ from eval.journal import Journal
 from eval.perplexity import perplexity_groups
 from eval.probes import ProbeConfig
 from eval.progress import token_progress
-from eval.retrieval import retrieval_groups
 from eval.runner import Group
 from eval.torch_caches import torch_caches
 
@@ -182,9 +181,12 @@ def _groups(model: ElasticForCausalLM, settings: BenchCacheSettings) -> tuple[li
         local_tokens=sparse.local_blocks * sparse.block_size,
         seed=settings.seed,
     )
-    length = (settings.quality_tokens,)
     loss = perplexity_groups(
-        length, settings.windows, haystacks, scored_tokens=settings.scored_tokens, seed=settings.seed
+        (settings.quality_tokens,),
+        settings.windows,
+        haystacks,
+        scored_tokens=settings.scored_tokens,
+        seed=settings.seed,
     )
-    retrieval = retrieval_groups(length, settings.probes, haystacks["prose"], tokenizer, probes)
+    retrieval = probe_groups(settings.quality_tokens, settings.probes, haystacks["prose"], tokenizer, probes)
     return loss, retrieval, {name: haystack.digest() for name, haystack in haystacks.items()}

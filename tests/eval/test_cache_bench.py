@@ -8,16 +8,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from tiny import CONFIG, random_ids, tiny_model
+from tiny_text import tiny_haystack, tiny_tokenizer
 
 from elastic_jax.cli import main as elastic_jax_cli
+from elastic_jax.errors import ConfigError
 from elastic_jax.generation import make_cache
 from elastic_jax.kv_cache import CacheConfig
 from eval.cache_bench import run_cache_bench
-from eval.cache_quality import cache_kinds, read_prompts, score_continuations
+from eval.cache_quality import FedSample, cache_kinds, probe_groups, read_prompts, score_continuations
 from eval.cache_speed import Plan, blank_cache, cache_bytes, cache_shapes, largest_batch
 from eval.cache_summary import summarise_quality
 from eval.cli_cache import BenchCacheSettings
 from eval.journal import Journal
+from eval.probes import ProbeConfig, make_probe
 from eval.runner import Group
 from eval.scoring import Sample, Scorer
 
@@ -91,6 +94,27 @@ def test_feeding_through_the_cache_scores_like_one_forward_pass():
         assert [record["tokens"] for record in got] == [7, 3]
 
 
+def test_a_question_goes_through_the_cache_before_its_answer_is_scored():
+    """What is fed unscored changes nothing but where the exact prefill ends."""
+    model, ids = tiny_model(), random_ids((1, 320)).tolist()[0]
+    whole, fed = Sample("a", ids[:310], ids[310:316]), FedSample("b", ids[:300], ids[300:316], 10)
+    records = []
+    for sample in (whole, fed):
+        lengths = np.array([len(sample.prompt_ids)])
+        padded = jnp.zeros((1, 320), jnp.int32).at[0, : lengths[0]].set(jnp.array(sample.prompt_ids))
+        prompt = read_prompts(model, padded, jnp.asarray(lengths), view="full")
+        records += score_continuations(model, prompt, lengths, CacheConfig(), [sample])
+    np.testing.assert_allclose(records[0]["log_prob"], records[1]["log_prob"], atol=1e-4)
+    assert records[0]["tokens"] == records[1]["tokens"] == 6
+
+    group = probe_groups(400, 1, tiny_haystack(), tiny_tokenizer(), ProbeConfig(32, 64))[0]
+    probe = make_probe("passkey", 400, 0, tiny_haystack(), tiny_tokenizer(), ProbeConfig(32, 64))
+    sample = group.build(0)
+    assert (*sample.prompt_ids, *sample.continuation_ids) == (*probe.prompt_ids, *probe.answer_ids)
+    assert sample.continuation_ids[sample.unscored :] == probe.answer_ids
+    assert probe.needle_end <= len(sample.prompt_ids) == probe.question_start
+
+
 def test_the_share_of_the_gap_that_outliers_close(tmp_path):
     loss = Group("prose", 10, 4, 2, lambda n: Sample("", [], []))
     kinds = cache_kinds((16, 2), ("none", "hadamard"))
@@ -157,7 +181,5 @@ def test_a_python_without_transformers_is_a_clear_error(settings, tmp_path):
     python = tmp_path / "python"
     python.write_text("#!/bin/sh\necho ModuleNotFoundError: torch >&2\nexit 1\n")
     python.chmod(0o755)
-    from elastic_jax.errors import ConfigError
-
     with pytest.raises(ConfigError, match="ModuleNotFoundError: torch.*--torch-python"):
         run_cache_bench(dataclasses.replace(settings, bits=(16,), torch_python=str(python)), tmp_path)

@@ -72,16 +72,16 @@ def _loss_parts(quality: Mapping[str, Any], scored_tokens: int) -> list[str]:
     header = ["cache", *(cell for text in texts for cell in (f"{text}: perplexity", "rise"))]
     counts = ", ".join(f"{loss[text, EXACT]['n']} of {text}" for text in texts)
     closed = [
-        f"- {text}, {bits} bits: " + ("no gap" if share is None else f"{share:.0%}")
-        for text, shares in quality["closed"].items()
-        for bits, share in shares.items()
+        [row["task"], kind_name(row["kind"]), *(f"{row[name]:.0%}" if row[name] else "–" for name in ("own", "plain"))]
+        for row in quality["closed"]
+        if row["own"] is not None or row["plain"] is not None
     ]
     return [
         f"The last {scored_tokens} tokens of each window ({counts}) are fed one by one through the cache, as in "
         "generation. Rise: mean loss minus that with 16 bits, nats per token ± standard error over windows.",
         table(header, body),
-        "Share of the plain rise (no transform, no outliers) that outlier tokens alone take away:",
-        "\n".join(closed),
+        "Share of the rise that is taken away, where there is one of more than two standard errors.",
+        table(["text", "cache", "of the rise without outliers", "of the plain rise"], closed),
     ]
 
 

@@ -119,12 +119,14 @@ def test_the_share_of_the_gap_that_outliers_close(tmp_path):
     loss = Group("prose", 10, 4, 2, lambda n: Sample("", [], []))
     kinds = cache_kinds((16, 2), ("none", "hadamard"))
     assert list(kinds) == ["16", "2/none/3", "2/none/0", "2/hadamard/3", "2/hadamard/0"]
-    nll = {"16": 2.0, "2/none/0": 2.4, "2/none/3": 2.1}
+    nll = {"16": 2.0, "2/none/0": 2.4, "2/none/3": 2.1, "2/hadamard/0": 2.2, "2/hadamard/3": 2.05}
     with Journal(tmp_path / "j.jsonl", {}) as journal:
         for kind in kinds:
             journal.append({f"prose/10/{n}/{kind}": {"log_prob": -nll.get(kind, 2.2), "exact": n == 0} for n in (0, 1)})
         summary = summarise_quality([loss], [loss], kinds, journal)
-    np.testing.assert_allclose(summary["closed"]["prose"]["2"], 0.75)
+    shares = {row["kind"]: (row["own"], row["plain"]) for row in summary["closed"]}
+    np.testing.assert_allclose(shares["2/none/3"], (0.75, 0.75))
+    np.testing.assert_allclose(shares["2/hadamard/3"], (0.75, 0.875))
     row = next(row for row in summary["loss"] if row["kind"] == "2/none/0")
     np.testing.assert_allclose([row["rise"], row["perplexity"]], [0.4, np.exp(2.4)])
     assert all(row["correct"] == 1 and row["n"] == 2 for row in summary["retrieval"])

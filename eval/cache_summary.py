@@ -15,7 +15,9 @@ from eval.journal import Journal
 from eval.runner import Group
 
 EXACT = "16"
-"""Label of the cache without quantisation."""
+"""Label of the cache without quantisation in the journal."""
+UNQUANTISED = "unquantised"
+"""Its name in reports: it has the bits of the model dtype."""
 
 
 def summarise_quality(

@@ -26,7 +26,7 @@ from eval.scoring import Sample, Scorer
 
 FAKE_TORCH = """#!/bin/sh
 read job
-echo '{"transformers 16 bits": 1048576, "transformers hqq 2 bits": "hqq is not installed"}'
+echo '{"transformers DynamicCache": 1048576, "transformers hqq 2 bits": "hqq is not installed"}'
 while read kind; do echo 0.5; done
 """
 
@@ -58,12 +58,17 @@ def test_the_report_has_every_kind_and_what_is_missing(finished):
         (task, kind) for task in ("prose", "code") for kind in kinds
     }
     equal = {row["kind"]: row for row in report["speed"]["equal"]["float32"]["rows"]}
-    assert set(equal) == {"transformers 16 bits"} | {f"{b} bits, {v}" for b in (16, 8) for v in ("full", "elastic")}
-    assert equal["transformers 16 bits"]["seconds"] == 0.5 and equal["transformers 16 bits"]["cache_bytes"] == 1 << 20
+    assert set(equal) == {"transformers DynamicCache"} | {
+        f"{b}, {v}" for b in ("unquantised", "8 bits") for v in ("full", "elastic")
+    }
+    assert (
+        equal["transformers DynamicCache"]["seconds"] == 0.5
+        and equal["transformers DynamicCache"]["cache_bytes"] == 1 << 20
+    )
     within = report["speed"]["budget"]["float32"]["rows"]
     assert all(row["cache_bytes"] <= 1 << 20 for row in within) and all(row["seconds"] > 0 for row in within)
     page = (out / "cache.md").read_text()
-    for words in ("hqq is not installed", "8 bits, 3 outliers", "--bits 16 8", "| 16 bits, full |"):
+    for words in ("hqq is not installed", "8 bits, 3 outliers", "--bits 16 8", "| unquantised, full |"):
         assert words in page
     assert (out / "cache.png").stat().st_size > 1000
 

@@ -13,7 +13,7 @@ import torch
 from transformers import AutoModelForCausalLM, DynamicCache, QuantizedCache
 
 KINDS = {
-    "transformers 16 bits": None,
+    "transformers DynamicCache": None,
     "transformers fp8": {"backend": "fp8"},
     "transformers quanto 2 bits": {"backend": "quanto", "nbits": 2, "axis_key": -1, "axis_value": -1},
     "transformers hqq 2 bits": {"backend": "hqq", "nbits": 2, "axis_key": 1, "axis_value": 1},

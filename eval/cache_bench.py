@@ -19,9 +19,9 @@ from elastic_jax.kv_cache import CacheConfig
 from elastic_jax.model import ElasticForCausalLM
 from elastic_jax.weights import save_pretrained
 from eval.cache_markdown import draw_quality, render_cache_report
-from eval.cache_quality import batches, cache_kinds, read_prompts, run_quality
+from eval.cache_quality import batches, cache_kinds, probe_groups, read_prompts, run_quality
 from eval.cache_speed import CacheSpeed, Plan, blank_cache, cache_bytes, largest_batch, stepper, take_turns
-from eval.cache_summary import summarise_quality
+from eval.cache_summary import UNQUANTISED, summarise_quality
 from eval.cli_cache import BenchCacheSettings
 from eval.digests import backbone_digest, router_digest, samples_digest
 from eval.haystack import Haystack, code_texts, prose_texts
@@ -29,7 +29,6 @@ from eval.journal import Journal
 from eval.perplexity import perplexity_groups
 from eval.probes import ProbeConfig
 from eval.progress import token_progress
-from eval.retrieval import retrieval_groups
 from eval.runner import Group
 from eval.torch_caches import torch_caches
 
@@ -82,7 +81,9 @@ def _plans(mode_LK: np.ndarray, settings: BenchCacheSettings) -> dict[str, Plan]
     """A plan for every number of bits, with all heads full and as routed."""
     routings = {"full": np.zeros_like(mode_LK), "elastic": mode_LK}
     return {
-        f"{bits} bits, {name}": Plan(CacheConfig(bits=bits), mode, settings.batch, settings.tokens, settings.room)
+        f"{UNQUANTISED if bits == 16 else f'{bits} bits'}, {name}": Plan(
+            CacheConfig(bits=bits), mode, settings.batch, settings.tokens, settings.room
+        )
         for bits in settings.bits
         for name, mode in routings.items()
     }
@@ -123,7 +124,7 @@ def _within_budget(model: ElasticForCausalLM, mode_LK: np.ndarray, settings: Ben
     dtype, config = model.head_kernel().dtype, model.config
     plans = _plans(mode_LK, settings)
     budget = (settings.budget_mib or 0) << 20
-    budget = budget or cache_bytes(blank_cache(plans["16 bits, full"], config, dtype))
+    budget = budget or cache_bytes(blank_cache(plans[f"{UNQUANTISED}, full"], config, dtype))
     rows = []
     for kind, plan in plans.items():
         plan = replace(plan, rows=largest_batch(plan, config, dtype, budget))
@@ -182,9 +183,12 @@ def _groups(model: ElasticForCausalLM, settings: BenchCacheSettings) -> tuple[li
         local_tokens=sparse.local_blocks * sparse.block_size,
         seed=settings.seed,
     )
-    length = (settings.quality_tokens,)
     loss = perplexity_groups(
-        length, settings.windows, haystacks, scored_tokens=settings.scored_tokens, seed=settings.seed
+        (settings.quality_tokens,),
+        settings.windows,
+        haystacks,
+        scored_tokens=settings.scored_tokens,
+        seed=settings.seed,
     )
-    retrieval = retrieval_groups(length, settings.probes, haystacks["prose"], tokenizer, probes)
+    retrieval = probe_groups(settings.quality_tokens, settings.probes, haystacks["prose"], tokenizer, probes)
     return loss, retrieval, {name: haystack.digest() for name, haystack in haystacks.items()}

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from elastic_jax.plots import save_figure
-from eval.cache_summary import EXACT
+from eval.cache_summary import EXACT, UNQUANTISED
 from eval.markdown import table
 
 
@@ -23,7 +23,7 @@ def render_cache_report(report: Mapping[str, Any]) -> str:
 
 
 def speed_parts(speed: Mapping[str, Any]) -> list[str]:
-    """Bytes and speed at equal batch, then at the largest batch within the budget; ratios to full heads of 16 bits."""
+    """Bytes and speed at equal batch, then at the largest batch within the budget; ratios to full heads unquantised."""
     parts = [f"## Bytes and decode speed, {speed['tokens']:,} tokens a row"]
     for dtype, measured in speed["equal"].items():
         parts.append(f"Equal batch, {dtype}; share of sparse heads in the elastic rows {measured['msr']:.2f}.")
@@ -36,7 +36,7 @@ def speed_parts(speed: Mapping[str, Any]) -> list[str]:
 
 
 def _speed_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    base = next(row for row in rows if row["kind"] == "16 bits, full")
+    base = next(row for row in rows if row["kind"] == f"{UNQUANTISED}, full")
     body = []
     for row in rows:
         size, rate = row["cache_bytes"] / row["rows"], row["rows"] / row["seconds"]
@@ -72,16 +72,16 @@ def _loss_parts(quality: Mapping[str, Any], scored_tokens: int) -> list[str]:
     header = ["cache", *(cell for text in texts for cell in (f"{text}: perplexity", "rise"))]
     counts = ", ".join(f"{loss[text, EXACT]['n']} of {text}" for text in texts)
     closed = [
-        f"- {text}, {bits} bits: " + ("no gap" if share is None else f"{share:.0%}")
-        for text, shares in quality["closed"].items()
-        for bits, share in shares.items()
+        [row["task"], kind_name(row["kind"]), *(f"{row[name]:.0%}" if row[name] else "–" for name in ("own", "plain"))]
+        for row in quality["closed"]
+        if row["own"] is not None or row["plain"] is not None
     ]
     return [
         f"The last {scored_tokens} tokens of each window ({counts}) are fed one by one through the cache, as in "
-        "generation. Rise: mean loss minus that with 16 bits, nats per token ± standard error over windows.",
+        "generation. Rise: mean loss minus the unquantised one, nats per token ± standard error over windows.",
         table(header, body),
-        "Share of the plain rise (no transform, no outliers) that outlier tokens alone take away:",
-        "\n".join(closed),
+        "Share of the rise that is taken away, where there is one of more than two standard errors.",
+        table(["text", "cache", "of the rise without outliers", "of the plain rise"], closed),
     ]
 
 
@@ -104,7 +104,7 @@ def _retrieval_parts(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 def kind_name(kind: str) -> str:
     """`2/hadamard/3` in words."""
     if kind == EXACT:
-        return "16 bits"
+        return UNQUANTISED
     bits, transform, outliers = kind.split("/")
     words = [] if transform == "none" else [transform.replace("hadamard+token_norm", "Hadamard, token norms")]
     words += [f"{outliers} outliers"] if int(outliers) else []
@@ -129,7 +129,7 @@ def draw_quality(quality: Mapping[str, Any], path: Path) -> None:
             color=[colours[kind.partition("/")[0]] for kind in kinds],
         )
         axis.axvline(0, color="black", linewidth=0.6)
-        axis.set_title(f"{text}: loss above 16 bits, nats per token", fontsize=9)
+        axis.set_title(f"{text}: rise of the loss, nats per token", fontsize=9)
         axis.tick_params(labelsize=8)
     axes[0].invert_yaxis()
     save_figure(figure, path)

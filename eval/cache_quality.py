@@ -1,16 +1,17 @@
 """What a quantised cache costs in quality: the same texts and questions read through caches of every kind.
 
 A prompt is read once, exactly, as generation reads it. Each kind of cache is then filled from its keys and values, and
-the known continuation is fed token by token through `decode_step`, the program of generation: every scored token but
-the first is predicted from the cache, and the tokens fed are cached and flushed as they are in generation. So what is
-measured is decoding over a quantised past, not the prefill, which is always exact.
+the known continuation is fed token by token through `decode_step`, the program of generation: the tokens fed are cached
+and flushed as they are in generation, and every scored token is predicted from the cache, but for the first of a window
+of text, which the exact prefill predicts.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,12 +23,24 @@ from elastic_jax.kv_cache import CacheConfig
 from elastic_jax.kv_cache.config import KeyTransform
 from elastic_jax.model import ElasticForCausalLM
 from elastic_jax.routing import Routing
+from eval.haystack import Haystack
 from eval.journal import Journal
+from eval.probes import PROBE_TASKS, ProbeConfig, ProbeTask, make_probe
 from eval.runner import Group
 from eval.scoring import Sample, View
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 ANSWER_STEP = 8
 """Continuations are padded to a multiple of this many tokens, so that few programs are compiled."""
+
+
+@dataclass(frozen=True)
+class FedSample(Sample):
+    """A sample of which the first tokens of the continuation are fed through the cache without being scored."""
+
+    unscored: int = 0
 
 
 class Prefilled(NamedTuple):
@@ -47,6 +60,23 @@ def cache_kinds(bits: Sequence[int], transforms: Sequence[KeyTransform]) -> dict
                 config = CacheConfig(bits=b, key_transform=transform, outliers=outliers)
                 kinds.setdefault("16" if b == 16 else f"{b}/{transform}/{outliers}", config)
     return kinds
+
+
+def probe_groups(
+    length: int, count: int, haystack: Haystack, tokenizer: PreTrainedTokenizerBase, config: ProbeConfig
+) -> list[Group]:
+    """`count` probes of every task whose text is the prompt and whose question goes through the cache, so that the
+    needle has to be read from the cache for every token of the answer."""
+
+    def group(task: ProbeTask) -> Group:
+        def build(index: int) -> Sample:
+            probe = make_probe(task, length, index, haystack, tokenizer, config)
+            text, question = probe.prompt_ids[: probe.question_start], probe.prompt_ids[probe.question_start :]
+            return FedSample(f"{task}/{length}/{index}", text, (*question, *probe.answer_ids), len(question))
+
+        return Group(task, length, 0, count, build)
+
+    return [group(task) for task in PROBE_TASKS]
 
 
 def quality_key(group: Group, index: int, kind: str) -> str:
@@ -109,6 +139,7 @@ def score_continuations(
 ) -> list[dict[str, float]]:
     """One record for each sample, see `run_quality`; row b of the prompts belongs to sample b, further rows to none."""
     counts = np.array([len(sample.continuation_ids) for sample in samples])
+    skipped = np.array([sample.unscored if isinstance(sample, FedSample) else 0 for sample in samples])
     width = -(-int(counts.max()) // ANSWER_STEP) * ANSWER_STEP
     targets = np.zeros((len(lengths_B), width), np.int32)
     for row, sample in enumerate(samples):
@@ -117,8 +148,9 @@ def score_continuations(
     log_prob, hit, frozen = (
         np.asarray(x)[: len(samples)] for x in _feed(model, state, prompt.logits_BV, jnp.asarray(targets))
     )
-    valid = np.arange(width) < counts[:, None]
-    columns = ((hit | ~valid).all(-1), (log_prob * valid).sum(-1) / counts, counts, frozen)
+    valid = (np.arange(width) >= skipped[:, None]) & (np.arange(width) < counts[:, None])
+    scored = counts - skipped
+    columns = ((hit | ~valid).all(-1), (log_prob * valid).sum(-1) / scored, scored, frozen)
     names = ("exact", "log_prob", "tokens", "frozen")
     return [dict(zip(names, row, strict=True)) for row in zip(*(x.tolist() for x in columns), strict=True)]
 

@@ -15,7 +15,9 @@ from eval.journal import Journal
 from eval.runner import Group
 
 EXACT = "16"
-"""Label of the cache without quantisation."""
+"""Label of the cache without quantisation in the journal."""
+UNQUANTISED = "unquantised"
+"""Its name in reports: it has the bits of the model dtype."""
 
 
 def summarise_quality(
@@ -24,9 +26,9 @@ def summarise_quality(
     """Rows of loss for each text and kind, rows of retrieval for each kind over all probes, and gaps closed; rows only
     of what `loss` and `retrieval` hold.
 
-    `rise` is the loss minus that of the exact cache on the same windows, nats per token. `closed` maps a text and a
-    number of bits to the share of the plain rise (no transform, no outliers) that outliers alone take away, or to None
-    where there is no plain rise.
+    `rise` is the loss minus that of the exact cache on the same windows, nats per token. `closed` has, for each text,
+    number of bits and key transform, which share of the rise outlier tokens take away: of the rise with that transform
+    (`own`), and of the plain rise (`plain`); None where the rise is within two standard errors of nothing.
     """
     losses = {group.task: {kind: -_column([group], kind, journal, "log_prob") for kind in kinds} for group in loss}
     loss_rows = []
@@ -58,12 +60,20 @@ def _column(groups: Sequence[Group], kind: str, journal: Journal, name: str) -> 
     return np.array([journal[key][name] for key in keys], float)
 
 
-def _closed(rows: Sequence[Mapping[str, Any]], kinds: Mapping[str, CacheConfig]) -> dict[str, dict[str, float | None]]:
-    rise = {(row["task"], row["kind"]): row["rise"] for row in rows}
-    closed: dict[str, dict[str, float | None]] = {}
+def _closed(rows: Sequence[Mapping[str, Any]], kinds: Mapping[str, CacheConfig]) -> list[dict[str, Any]]:
+    found = {(row["task"], row["kind"]): row for row in rows}
+
+    def share(without: Mapping[str, Any], kept: Mapping[str, Any]) -> float | None:
+        return 1 - kept["rise"] / without["rise"] if without["rise"] > 2 * without["rise_error"] else None
+
+    closed = []
     for task in dict.fromkeys(row["task"] for row in rows):
-        for bits in sorted({config.bits for config in kinds.values()} - {16}):
-            plain = rise[task, f"{bits}/none/0"]
-            kept = rise[task, f"{bits}/none/{CacheConfig().outliers}"]
-            closed.setdefault(task, {})[str(bits)] = 1 - kept / plain if plain > 0 else None
+        for kind, config in kinds.items():
+            if kind == EXACT or not config.outliers:
+                continue
+            own, plain = (f"{config.bits}/{transform}/0" for transform in (config.key_transform, "none"))
+            shares = {
+                name: share(found[task, base], found[task, kind]) for name, base in (("own", own), ("plain", plain))
+            }
+            closed.append({"task": task, "kind": kind} | shares)
     return closed

@@ -21,7 +21,7 @@ class BenchCacheSettings(ModelSettings):
     out: str | None = None
     """Folder of the report and of the journals; give the same folder again to go on after an interruption."""
     bits: tuple[int, ...] = (16, 2, 4, 8)
-    """Kinds of cache, by bits per stored element."""
+    """Kinds of cache, by bits per stored element; 16 is the unquantised one, in the model dtype."""
     speed: bool = True
     """Whether bytes and decode speed are measured."""
     tokens: int = 4096
@@ -31,7 +31,7 @@ class BenchCacheSettings(ModelSettings):
     dtypes: tuple[Literal["float32", "bfloat16"], ...] = ("float32", "bfloat16")
     """Number formats of weights and exact tokens when decode speed is measured."""
     budget_mib: int | None = None
-    """Memory of a cache in MiB for the largest batch that fits; by default what the 16-bit cache takes at `batch`."""
+    """Memory of a cache in MiB for the largest batch that fits; by default that of the unquantised one at `batch`."""
     steps: int = 16
     """Decode steps of one timed call."""
     rounds: int = 2

@@ -8,22 +8,25 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from tiny import CONFIG, random_ids, tiny_model
+from tiny_text import tiny_haystack, tiny_tokenizer
 
 from elastic_jax.cli import main as elastic_jax_cli
+from elastic_jax.errors import ConfigError
 from elastic_jax.generation import make_cache
 from elastic_jax.kv_cache import CacheConfig
 from eval.cache_bench import run_cache_bench
-from eval.cache_quality import cache_kinds, read_prompts, score_continuations
+from eval.cache_quality import FedSample, cache_kinds, probe_groups, read_prompts, score_continuations
 from eval.cache_speed import Plan, blank_cache, cache_bytes, cache_shapes, largest_batch
 from eval.cache_summary import summarise_quality
 from eval.cli_cache import BenchCacheSettings
 from eval.journal import Journal
+from eval.probes import ProbeConfig, make_probe
 from eval.runner import Group
 from eval.scoring import Sample, Scorer
 
 FAKE_TORCH = """#!/bin/sh
 read job
-echo '{"transformers 16 bits": 1048576, "transformers hqq 2 bits": "hqq is not installed"}'
+echo '{"transformers DynamicCache": 1048576, "transformers hqq 2 bits": "hqq is not installed"}'
 while read kind; do echo 0.5; done
 """
 
@@ -55,12 +58,17 @@ def test_the_report_has_every_kind_and_what_is_missing(finished):
         (task, kind) for task in ("prose", "code") for kind in kinds
     }
     equal = {row["kind"]: row for row in report["speed"]["equal"]["float32"]["rows"]}
-    assert set(equal) == {"transformers 16 bits"} | {f"{b} bits, {v}" for b in (16, 8) for v in ("full", "elastic")}
-    assert equal["transformers 16 bits"]["seconds"] == 0.5 and equal["transformers 16 bits"]["cache_bytes"] == 1 << 20
+    assert set(equal) == {"transformers DynamicCache"} | {
+        f"{b}, {v}" for b in ("unquantised", "8 bits") for v in ("full", "elastic")
+    }
+    assert (
+        equal["transformers DynamicCache"]["seconds"] == 0.5
+        and equal["transformers DynamicCache"]["cache_bytes"] == 1 << 20
+    )
     within = report["speed"]["budget"]["float32"]["rows"]
     assert all(row["cache_bytes"] <= 1 << 20 for row in within) and all(row["seconds"] > 0 for row in within)
     page = (out / "cache.md").read_text()
-    for words in ("hqq is not installed", "8 bits, 3 outliers", "--bits 16 8", "| 16 bits, full |"):
+    for words in ("hqq is not installed", "8 bits, 3 outliers", "--bits 16 8", "| unquantised, full |"):
         assert words in page
     assert (out / "cache.png").stat().st_size > 1000
 
@@ -91,16 +99,39 @@ def test_feeding_through_the_cache_scores_like_one_forward_pass():
         assert [record["tokens"] for record in got] == [7, 3]
 
 
+def test_a_question_goes_through_the_cache_before_its_answer_is_scored():
+    """What is fed unscored changes nothing but where the exact prefill ends."""
+    model, ids = tiny_model(), random_ids((1, 320)).tolist()[0]
+    whole, fed = Sample("a", ids[:310], ids[310:316]), FedSample("b", ids[:300], ids[300:316], 10)
+    records = []
+    for sample in (whole, fed):
+        lengths = np.array([len(sample.prompt_ids)])
+        padded = jnp.zeros((1, 320), jnp.int32).at[0, : lengths[0]].set(jnp.array(sample.prompt_ids))
+        prompt = read_prompts(model, padded, jnp.asarray(lengths), view="full")
+        records += score_continuations(model, prompt, lengths, CacheConfig(), [sample])
+    np.testing.assert_allclose(records[0]["log_prob"], records[1]["log_prob"], atol=1e-4)
+    assert records[0]["tokens"] == records[1]["tokens"] == 6
+
+    group = probe_groups(400, 1, tiny_haystack(), tiny_tokenizer(), ProbeConfig(32, 64))[0]
+    probe = make_probe("passkey", 400, 0, tiny_haystack(), tiny_tokenizer(), ProbeConfig(32, 64))
+    sample = group.build(0)
+    assert (*sample.prompt_ids, *sample.continuation_ids) == (*probe.prompt_ids, *probe.answer_ids)
+    assert sample.continuation_ids[sample.unscored :] == probe.answer_ids
+    assert probe.needle_end <= len(sample.prompt_ids) == probe.question_start
+
+
 def test_the_share_of_the_gap_that_outliers_close(tmp_path):
     loss = Group("prose", 10, 4, 2, lambda n: Sample("", [], []))
     kinds = cache_kinds((16, 2), ("none", "hadamard"))
     assert list(kinds) == ["16", "2/none/3", "2/none/0", "2/hadamard/3", "2/hadamard/0"]
-    nll = {"16": 2.0, "2/none/0": 2.4, "2/none/3": 2.1}
+    nll = {"16": 2.0, "2/none/0": 2.4, "2/none/3": 2.1, "2/hadamard/0": 2.2, "2/hadamard/3": 2.05}
     with Journal(tmp_path / "j.jsonl", {}) as journal:
         for kind in kinds:
             journal.append({f"prose/10/{n}/{kind}": {"log_prob": -nll.get(kind, 2.2), "exact": n == 0} for n in (0, 1)})
         summary = summarise_quality([loss], [loss], kinds, journal)
-    np.testing.assert_allclose(summary["closed"]["prose"]["2"], 0.75)
+    shares = {row["kind"]: (row["own"], row["plain"]) for row in summary["closed"]}
+    np.testing.assert_allclose(shares["2/none/3"], (0.75, 0.75))
+    np.testing.assert_allclose(shares["2/hadamard/3"], (0.75, 0.875))
     row = next(row for row in summary["loss"] if row["kind"] == "2/none/0")
     np.testing.assert_allclose([row["rise"], row["perplexity"]], [0.4, np.exp(2.4)])
     assert all(row["correct"] == 1 and row["n"] == 2 for row in summary["retrieval"])
@@ -157,7 +188,5 @@ def test_a_python_without_transformers_is_a_clear_error(settings, tmp_path):
     python = tmp_path / "python"
     python.write_text("#!/bin/sh\necho ModuleNotFoundError: torch >&2\nexit 1\n")
     python.chmod(0o755)
-    from elastic_jax.errors import ConfigError
-
     with pytest.raises(ConfigError, match="ModuleNotFoundError: torch.*--torch-python"):
         run_cache_bench(dataclasses.replace(settings, bits=(16,), torch_python=str(python)), tmp_path)

@@ -120,6 +120,7 @@ def measure_kernels(settings: BenchKernelSettings) -> KernelReport:
             if ask is not None:
                 timed += _torch_programs(settings, ask, platform, shape, tokens, dtype)
             report.speeds += _measure(timed, tokens, settings.rounds, report)
+            timed.clear()  # the operands of one length at a time
     return report
 
 
@@ -240,26 +241,40 @@ def _bind(
     keys = jax.random.split(jax.random.key(0), 3)
     heads = (shape.query_heads, shape.kv_heads, shape.kv_heads)
     qkv = [jax.random.normal(key, (1, tokens, n, shape.head_dim), dtype) for key, n in zip(keys, heads, strict=True)]
+    prepared: dict[str, tuple[Any, ...]] = {}
     counts = sorted({0, *(round(share * shape.kv_heads) for share in sparse)})
     for plan, program in programs:
-        training = plan.step == "training"
-        for count in counts if plan.op != DENSE else [0]:
-            if plan.op == "select_blocks" and count == 0:
-                continue
-            arguments = _operands(plan, shape, qkv, count)
-            match plan.op:
-                case "routed":
-                    flops = routed_flops(shape, tokens, count)
-                case "select_blocks":
-                    flops = selection_flops(shape, tokens, count)
-                case _:
-                    flops = hybrid_flops(shape, tokens, count, training=training)
-            msr = None if plan.op == DENSE else count / shape.kv_heads
+        if plan.op == DENSE:
+            if plan.implementation not in prepared:
+                prepared[plan.implementation] = plan.prepare(*qkv)
+            yield _timed(plan, program, prepared[plan.implementation], shape, tokens, None)
+            continue
+        for count in counts:
+            if count > 0 or plan.op != "select_blocks":
+                yield _timed(plan, program, _operands(plan, shape, qkv, count), shape, tokens, count)
 
-            def sample(calls: int, program=program, arguments=arguments) -> float:
-                return seconds(program, *arguments, calls=calls)
 
-            yield Timed(plan.op, plan.implementation, plan.step, msr, flops, sample)
+def _timed(
+    plan: Plan,
+    program: jax.stages.Compiled,
+    arguments: tuple[Any, ...],
+    shape: HeadShape,
+    tokens: int,
+    sparse_heads: int | None,
+) -> Timed:
+    match plan.op:
+        case "routed":
+            flops = routed_flops(shape, tokens, sparse_heads or 0)
+        case "select_blocks":
+            flops = selection_flops(shape, tokens, sparse_heads or 0)
+        case _:
+            flops = hybrid_flops(shape, tokens, sparse_heads or 0, training=plan.step == "training")
+    msr = None if sparse_heads is None else sparse_heads / shape.kv_heads
+
+    def sample(calls: int) -> float:
+        return seconds(program, *arguments, calls=calls)
+
+    return Timed(plan.op, plan.implementation, plan.step, msr, flops, sample)
 
 
 def _torch_programs(

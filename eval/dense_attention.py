@@ -23,12 +23,15 @@ class DenseKernel:
     name: str
     attend: Callable[..., Any]
     prepare: Callable[..., Any] = lambda *operands: operands
+    least_bytes: int = 0
+    """Memory that it certainly takes: a program of absurd size is not compiled, since the compiler may not survive it."""
 
 
 def dense_kernels(platform: str, shape: HeadShape, tokens: int) -> list[DenseKernel]:
     """The kernels that `platform` ("cpu", "gpu" or "tpu") offers for one row of causal attention."""
     standard = partial(jax.nn.dot_product_attention, is_causal=True)
-    kernels = [DenseKernel("jax.nn, XLA", partial(standard, implementation="xla"))]
+    scores = 4 * shape.query_heads * tokens**2
+    kernels = [DenseKernel("jax.nn, XLA", partial(standard, implementation="xla"), least_bytes=scores)]
     if platform == "gpu":
         kernels.append(DenseKernel("jax.nn, cuDNN", partial(standard, implementation="cudnn")))
     if platform != "cpu" and util.find_spec("tokamax") is not None:

@@ -80,6 +80,7 @@ class Plan:
     step: str
     function: Callable[..., Any]
     prepare: Callable[..., Any] = lambda *operands: operands
+    least_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -141,7 +142,7 @@ def rival_plans(settings: BenchKernelSettings, platform: str, shape: HeadShape, 
     for kernel in dense_kernels(platform, shape, tokens):
         for step in settings.steps:
             function = _with_gradients(kernel.attend, 3) if step == "training" else kernel.attend
-            yield Plan(DENSE, kernel.name, step, function, kernel.prepare)
+            yield Plan(DENSE, kernel.name, step, function, kernel.prepare, kernel.least_bytes)
 
 
 def _with_gradients(attend: Callable[..., Any], count: int) -> Callable[..., Any]:
@@ -180,6 +181,10 @@ def _compile(
     qkv = [jax.ShapeDtypeStruct((1, tokens, n, shape.head_dim), dtype) for n in heads]
     programs = []
     for plan in plans:
+        if plan.least_bytes > free_bytes():
+            report.left_out.append(_too_large(plan, tokens, plan.least_bytes))
+            advance()
+            continue
         try:
             operands = jax.eval_shape(partial(_operands, plan, shape, sparse_heads=0), qkv)
             programs.append((plan, jax.jit(plan.function).lower(*operands).compile()))
@@ -197,9 +202,9 @@ def _check_memory(compiled: dict[int, list[tuple[Plan, jax.stages.Compiled]]], r
             need = program_bytes(program[1])
             if need <= free:
                 continue
-            line = f"{_label(program[0])} at {tokens:,} tokens needs {need / 2**30:.1f} GiB"
+            line = _too_large(program[0], tokens, need)
             if program[0].op == DENSE:
-                report.left_out.append(f"{line}; {free / 2**30:.1f} GiB are free.")
+                report.left_out.append(line)
                 programs.remove(program)
             else:
                 too_large.append(line)
@@ -208,6 +213,10 @@ def _check_memory(compiled: dict[int, list[tuple[Plan, jax.stages.Compiled]]], r
             f"{free / 2**30:.1f} GiB of memory are free, but " + ", ".join(too_large) + ". Ask for shorter --lengths, "
             "a smaller --model, or --steps forward."
         )
+
+
+def _too_large(plan: Plan, tokens: int, need: int) -> str:
+    return f"{_label(plan)} at {tokens:,} tokens needs {need / 2**30:.1f} GiB"
 
 
 def program_bytes(program: jax.stages.Compiled) -> int:

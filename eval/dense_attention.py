@@ -24,7 +24,7 @@ class DenseKernel:
     attend: Callable[..., Any]
     prepare: Callable[..., Any] = lambda *operands: operands
     least_bytes: int = 0
-    """Memory that it certainly takes: a program of absurd size is not compiled, since the compiler may not survive it."""
+    """Memory that it certainly takes: a program of absurd size is not compiled, the compiler may not survive it."""
 
 
 def dense_kernels(platform: str, shape: HeadShape, tokens: int) -> list[DenseKernel]:

@@ -1,11 +1,10 @@
 """Checks the GPU kernels on the GPU of this machine, then times them: `python benchmarks/gpu_check.py --out gpu.json`.
 
 First every case of the shared table against the dense reference, for every implementation that the GPU can run: outputs
-and gradients of attention, with block masks and log-sum-exp too, and the choice of blocks. A failure is printed and
-ends the program after the last case, before any timing. Then the attention of Llama-3.1-8B (32 query heads, 8 KV heads
-of 128) in bfloat16, forward and with its backward pass, against `jax.nn.dot_product_attention(implementation="cudnn")`
-in the same run, and decode attention over a quantised cache, see `gpu_decode.py`. A time is that of the best of three
-series.
+and gradients of attention, with block masks and log-sum-exp too, the choice of blocks, and decoding over a quantised
+cache. A failure is printed and ends the program after the last case, before any timing. Then the attention of
+Llama-3.1-8B in bfloat16 as `elastic-jax bench kernel` does it (docs/performance.md explains the table), and decoding,
+see `gpu_decode.py`.
 """
 
 from __future__ import annotations
@@ -13,15 +12,15 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from rich.console import Console
 
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
@@ -29,9 +28,11 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 from attention_cases import CASES, Case, Inputs, make_inputs, random_block_masks  # noqa: E402
 from gpu_decode import check_decode, time_decode  # noqa: E402
 
+from elastic_jax.errors import ConfigError  # noqa: E402
+from eval.cli_kernel import BenchKernelSettings, kernel_table  # noqa: E402
+from eval.kernel_bench import KernelReport, measure_kernels  # noqa: E402
 from pallas_kernels import dual_attention, hybrid_attention, routed_attention, select_blocks  # noqa: E402
 from pallas_kernels.dispatch import nvidia_capability  # noqa: E402
-from pallas_kernels.schedule import AttentionSpec, block_schedule  # noqa: E402
 
 TOLERANCE = {"float32": 1e-5, "bfloat16": 2e-2, "float16": 5e-3}
 WIDE = [Case(f"head_dim {h}", 300, groups=2, kv_heads=2, head_dim=h, block=128, local=1) for h in (64, 96, 128, 256)]
@@ -41,7 +42,6 @@ HOPPER = [
     if case.block == 128 and case.window is None
     for head_dim in (64, 128)
 ]
-QUERY_HEADS, KV_HEADS, HEAD_DIM = 32, 8, 128
 
 
 def with_gradients(op: Callable, cotangents: object, *operands: jax.Array) -> list[jax.Array]:
@@ -134,83 +134,30 @@ def check_everything(capability: int) -> list[dict]:
     return records
 
 
-def seconds(function: Callable, *operands: jax.Array, rounds: int) -> float:
-    jax.block_until_ready(function(*operands))
-    best = float("inf")
-    for _ in range(3):
-        start = time.perf_counter()
-        for _ in range(rounds):
-            out = function(*operands)
-        jax.block_until_ready(out)
-        best = min(best, (time.perf_counter() - start) / rounds)
-    return best
-
-
-def kept_fraction(tokens: int, sparse_share: float) -> float:
-    """Key blocks that a mixture visits, as a fraction of those of full attention."""
-    spec = AttentionSpec(1, 16, 128, None, 1.0)
-    diag = jnp.arange(-(-tokens // 128))
-    full, sparse = (
-        int(block_schedule(jnp.full(diag.shape, kind), jnp.zeros_like(diag), diag, spec).steps.sum())
-        for kind in (False, True)
+def time_everything(capability: int, lengths: list[int], rounds: int) -> KernelReport | None:
+    """Prints the tables of `bench kernel`; None where it refuses, for the checks are worth keeping all the same."""
+    timing = BenchKernelSettings(
+        model="llama-3.1-8b",
+        dtype="bfloat16",
+        lengths=tuple(lengths),
+        impls=("mosaic_gpu", "triton") if capability == 90 else ("triton",),
+        rounds=rounds,
     )
-    return 1 - sparse_share + sparse_share * sparse / full
-
-
-def time_everything(capability: int, lengths: list[int], rounds: int) -> list[dict]:
-    records = []
-    names = ("triton", "mosaic_gpu") if capability == 90 else ("triton",)
-    for tokens in lengths:
-        rng = jax.random.key(0)
-        q = jax.random.normal(rng, (1, tokens, QUERY_HEADS, HEAD_DIM), jnp.bfloat16)
-        k, v = (jax.random.normal(jax.random.fold_in(rng, i), (1, tokens, KV_HEADS, HEAD_DIM), q.dtype) for i in (1, 2))
-        flops = 2 * tokens**2 * QUERY_HEADS * HEAD_DIM
-
-        def measure(
-            what: str, attend: Callable, kept: float, full: dict[str, float], q=q, k=k, v=v, tokens=tokens, flops=flops
-        ) -> None:
-            def train(q, k, v):
-                return jax.grad(lambda *qkv: attend(*qkv).astype(jnp.float32).sum(), (0, 1, 2))(q, k, v)
-
-            for kind, function, matmuls in (("forward", attend, 1.0), ("forward and backward", train, 3.5)):
-                try:
-                    spent = seconds(jax.jit(function), q, k, v, rounds=rounds)
-                except Exception as error:  # a baseline or a case that this machine cannot run must not end the table
-                    print(json.dumps({"what": what, "pass": kind, "tokens": tokens, "failed": str(error)[:300]}))
-                    continue
-                full.setdefault(kind, spent)
-                record = {
-                    "what": what, "pass": kind, "tokens": tokens, "milliseconds": 1e3 * spent,
-                    "tflops": flops * matmuls * kept / spent / 1e12, "of_ideal": full[kind] * kept / spent,
-                }  # fmt: skip
-                records.append(record)
-                print(json.dumps(record), flush=True)
-
-        measure("cudnn", partial(jax.nn.dot_product_attention, is_causal=True, implementation="cudnn"), 1.0, {})
-        for name in names:
-            full: dict[str, float] = {}
-            for sparse_heads in (0, 4, 6, 8):
-                mode = (jnp.arange(KV_HEADS) < sparse_heads).astype(jnp.int8)[None]
-                attend = partial(
-                    lambda q, k, v, mode, name: hybrid_attention(q, k, v, mode, impl=name), mode=mode, name=name
-                )
-                kept = kept_fraction(tokens, sparse_heads / KV_HEADS)
-                measure(f"{name}, {sparse_heads} of {KV_HEADS} KV heads sparse", attend, kept, full)
-        try:
-            spent = seconds(jax.jit(partial(select_blocks, impl="triton")), q, k, rounds=rounds)
-            records.append({"what": "triton, block selection", "tokens": tokens, "milliseconds": 1e3 * spent})
-            print(json.dumps(records[-1]), flush=True)
-        except Exception as error:  # must not end the table either
-            print(json.dumps({"what": "triton, block selection", "tokens": tokens, "failed": str(error)[:300]}))
-        z = (jnp.arange(KV_HEADS) < 2).astype(jnp.float32)[None]
-        measure("triton, routed pair", lambda q, k, v, z=z: routed_attention(q, k, v, z, impl="triton"), 1.0, {})
-    return records
+    try:
+        report = measure_kernels(timing)
+    except ConfigError as error:
+        print(error)
+        return None
+    for step in timing.steps:
+        Console().print(kernel_table(report, step))
+    print("\n".join([*report.left_out, *report.failed]))
+    return report
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--lengths", type=int, nargs="+", default=[4096, 8192, 16384, 32768, 65536], help="in tokens")
-    parser.add_argument("--rounds", type=int, default=10, help="calls in a timed series")
+    parser.add_argument("--rounds", type=int, default=5, help="timed samples of each program")
     parser.add_argument("--skip-checks", action="store_true", help="time only")
     parser.add_argument("--out", type=Path, help="JSON file for the results")
     settings = parser.parse_args()
@@ -222,14 +169,18 @@ def main() -> int:
     print(json.dumps({"device": device, "capability": capability, "jax": jax.__version__}), flush=True)
     checks = [] if settings.skip_checks else check_everything(capability) + check_decode()
     failed = [record["case"] for record in checks if not record["passed"]]
-    times = []
-    if not failed:
-        times = time_everything(capability, settings.lengths, settings.rounds) + time_decode(seconds, settings.rounds)
+    report = None if failed else time_everything(capability, settings.lengths, settings.rounds)
+    decoding = [] if failed else time_decode(settings.rounds)
     if settings.out is not None:
-        settings.out.write_text(json.dumps({"device": device, "checks": checks, "times": times}, indent=1) + "\n")
+        settings.out.write_text(
+            json.dumps(
+                {"device": device, "checks": checks, "times": report and asdict(report), "decoding": decoding}, indent=1
+            )
+            + "\n"
+        )
     if failed:
         print(f"{len(failed)} of {len(checks)} checks failed: {failed}")
-    return int(bool(failed))
+    return int(report is None or bool(report.failed))
 
 
 if __name__ == "__main__":

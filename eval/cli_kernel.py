@@ -96,8 +96,8 @@ def kernel_table(report: KernelReport, step: str) -> Table:
     table = Table(title=f"{report.model}, {report.dtype}, {report.device}: {step}")
     table.add_column("op", no_wrap=True)
     table.add_column("by", no_wrap=True)
-    for column in ("MSR", "tokens", "ms", "TFLOP/s", "of the ideal", "dense / this"):
-        table.add_column(column, justify="right")
+    for column in ("MSR", "tokens", "ms", "TFLOP/s", "of ideal", "dense/this"):
+        table.add_column(column, justify="right", no_wrap=True)
     rows = [speed for speed in report.speeds if speed.step == step]
     for speed in sorted(rows, key=lambda row: (row.tokens, row.op, row.implementation, row.msr or 0.0)):
         table.add_row(

@@ -80,6 +80,7 @@ class Plan:
     step: str
     function: Callable[..., Any]
     prepare: Callable[..., Any] = lambda *operands: operands
+    least_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -120,6 +121,7 @@ def measure_kernels(settings: BenchKernelSettings) -> KernelReport:
             if ask is not None:
                 timed += _torch_programs(settings, ask, platform, shape, tokens, dtype)
             report.speeds += _measure(timed, tokens, settings.rounds, report)
+            timed.clear()  # the operands of one length at a time
     return report
 
 
@@ -140,7 +142,7 @@ def rival_plans(settings: BenchKernelSettings, platform: str, shape: HeadShape, 
     for kernel in dense_kernels(platform, shape, tokens):
         for step in settings.steps:
             function = _with_gradients(kernel.attend, 3) if step == "training" else kernel.attend
-            yield Plan(DENSE, kernel.name, step, function, kernel.prepare)
+            yield Plan(DENSE, kernel.name, step, function, kernel.prepare, kernel.least_bytes)
 
 
 def _with_gradients(attend: Callable[..., Any], count: int) -> Callable[..., Any]:
@@ -179,6 +181,10 @@ def _compile(
     qkv = [jax.ShapeDtypeStruct((1, tokens, n, shape.head_dim), dtype) for n in heads]
     programs = []
     for plan in plans:
+        if plan.least_bytes > free_bytes():
+            report.left_out.append(_too_large(plan, tokens, plan.least_bytes))
+            advance()
+            continue
         try:
             operands = jax.eval_shape(partial(_operands, plan, shape, sparse_heads=0), qkv)
             programs.append((plan, jax.jit(plan.function).lower(*operands).compile()))
@@ -196,9 +202,9 @@ def _check_memory(compiled: dict[int, list[tuple[Plan, jax.stages.Compiled]]], r
             need = program_bytes(program[1])
             if need <= free:
                 continue
-            line = f"{_label(program[0])} at {tokens:,} tokens needs {need / 2**30:.1f} GiB"
+            line = _too_large(program[0], tokens, need)
             if program[0].op == DENSE:
-                report.left_out.append(f"{line}; {free / 2**30:.1f} GiB are free.")
+                report.left_out.append(line)
                 programs.remove(program)
             else:
                 too_large.append(line)
@@ -207,6 +213,10 @@ def _check_memory(compiled: dict[int, list[tuple[Plan, jax.stages.Compiled]]], r
             f"{free / 2**30:.1f} GiB of memory are free, but " + ", ".join(too_large) + ". Ask for shorter --lengths, "
             "a smaller --model, or --steps forward."
         )
+
+
+def _too_large(plan: Plan, tokens: int, need: int) -> str:
+    return f"{_label(plan)} at {tokens:,} tokens needs {need / 2**30:.1f} GiB"
 
 
 def program_bytes(program: jax.stages.Compiled) -> int:
@@ -240,26 +250,40 @@ def _bind(
     keys = jax.random.split(jax.random.key(0), 3)
     heads = (shape.query_heads, shape.kv_heads, shape.kv_heads)
     qkv = [jax.random.normal(key, (1, tokens, n, shape.head_dim), dtype) for key, n in zip(keys, heads, strict=True)]
+    prepared: dict[str, tuple[Any, ...]] = {}
     counts = sorted({0, *(round(share * shape.kv_heads) for share in sparse)})
     for plan, program in programs:
-        training = plan.step == "training"
-        for count in counts if plan.op != DENSE else [0]:
-            if plan.op == "select_blocks" and count == 0:
-                continue
-            arguments = _operands(plan, shape, qkv, count)
-            match plan.op:
-                case "routed":
-                    flops = routed_flops(shape, tokens, count)
-                case "select_blocks":
-                    flops = selection_flops(shape, tokens, count)
-                case _:
-                    flops = hybrid_flops(shape, tokens, count, training=training)
-            msr = None if plan.op == DENSE else count / shape.kv_heads
+        if plan.op == DENSE:
+            if plan.implementation not in prepared:
+                prepared[plan.implementation] = plan.prepare(*qkv)
+            yield _timed(plan, program, prepared[plan.implementation], shape, tokens, None)
+            continue
+        for count in counts:
+            if count > 0 or plan.op != "select_blocks":
+                yield _timed(plan, program, _operands(plan, shape, qkv, count), shape, tokens, count)
 
-            def sample(calls: int, program=program, arguments=arguments) -> float:
-                return seconds(program, *arguments, calls=calls)
 
-            yield Timed(plan.op, plan.implementation, plan.step, msr, flops, sample)
+def _timed(
+    plan: Plan,
+    program: jax.stages.Compiled,
+    arguments: tuple[Any, ...],
+    shape: HeadShape,
+    tokens: int,
+    sparse_heads: int | None,
+) -> Timed:
+    match plan.op:
+        case "routed":
+            flops = routed_flops(shape, tokens, sparse_heads or 0)
+        case "select_blocks":
+            flops = selection_flops(shape, tokens, sparse_heads or 0)
+        case _:
+            flops = hybrid_flops(shape, tokens, sparse_heads or 0, training=plan.step == "training")
+    msr = None if sparse_heads is None else sparse_heads / shape.kv_heads
+
+    def sample(calls: int) -> float:
+        return seconds(program, *arguments, calls=calls)
+
+    return Timed(plan.op, plan.implementation, plan.step, msr, flops, sample)
 
 
 def _torch_programs(

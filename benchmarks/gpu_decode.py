@@ -15,7 +15,6 @@ import jax.numpy as jnp
 import numpy as np
 from decode_cases import DECODE_CASES, SMALL_GROUPS, decode_shapes, make_decode_inputs
 
-
 from eval.timing import seconds
 from pallas_kernels import CacheView, decode_attention
 

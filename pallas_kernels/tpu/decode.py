@@ -214,6 +214,7 @@ def decode_kernel(*refs: Any, spec: AttentionSpec, group: int, bits: int, norm: 
             acc[:, columns] += out + jnp.sum(zeros, axis=1, keepdims=True)
 
     def visit(tile: jax.Array, buffer: jax.Array) -> None:
+        stream.wait(sweep, tile, buffer)
         whole = sweep.left(tile) == width
         pl.when(whole)(lambda: compute(tile, buffer, jnp.int32(0), width))
 
@@ -246,7 +247,7 @@ def decode(
     """
     (P, R, H), E = operands.q_PRH.shape, operands.exact_k_PEH.shape[1]
     (J, M, L), words = operands.marks_PJML.shape[1:], operands.k_codes.shape[1]
-    width = WIDER * limits.WIDEST_TILE
+    width = WIDER * limits.WIDEST_TILE["forward"]
     pieces = 3 if operands.q_PRH.dtype == jnp.float32 else 2
     order = deal_heads(runs_P4[:, 3])
     turns = order.shape[0] // 2

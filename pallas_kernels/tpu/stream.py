@@ -71,11 +71,9 @@ class Tiled(Protocol):
 
 
 class Copier[S](Protocol):
-    """Starts and awaits the copies of a tile, like `Stream`."""
+    """Starts the copies of a tile, like `Stream`."""
 
     def start(self, sweep: S, tile: jax.Array, buffer: jax.Array) -> None: ...
-
-    def wait(self, sweep: S, tile: jax.Array, buffer: jax.Array) -> None: ...
 
 
 def run_tiles[S: Tiled](

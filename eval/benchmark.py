@@ -48,8 +48,8 @@ class Benchmark:
     """Most tokens of prompt and answer; by default what the model can take."""
     method: str = ""
     """How it is measured, for the report: Markdown."""
-    notes: Callable[[Sequence[Record]], str] | None = None
-    """A further section of the report, from the records: Markdown."""
+    notes: Callable[[Sequence[Record], Path], str] | None = None
+    """A further section of the report, from the records: Markdown; it may write files into the folder."""
 
 
 def run_benchmark(
@@ -141,7 +141,7 @@ def write_report(
         "wanted": wanted,
         "errors": outcome.errors,
     }
-    further = benchmark.notes(records) if benchmark.notes is not None and records else ""
+    further = benchmark.notes(records, out) if benchmark.notes is not None and records else ""
     pictures = draw_benchmark(report, records, out) if records else []
     _write(out / f"{RESULTS}.json", json.dumps(report, indent=1) + "\n")
     _write(out / f"{RESULTS}.csv", rows_csv([*rows, *report["means"]]))

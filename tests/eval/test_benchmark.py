@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from cheap_tokenizer import CheapTokenizer
 
 from elastic_jax.cli import main as elastic_jax_cli
 from elastic_jax.errors import ConfigError, DataError
@@ -17,65 +18,65 @@ from eval.cli_ruler import RulerSettings, ruler_benchmark
 from eval.options import split_commas
 from eval.samples import Reply
 
-TOY = """
+ROOT = Path(__file__).parents[2]
+KILLED = """
 import os, signal, sys
-from pathlib import Path
-from eval.backends.scripted import ScriptedBackend
-from eval.benchmark import run_benchmark
-from eval.cli_ruler import RulerSettings, ruler_benchmark
-from eval.samples import Reply
+sys.path[:0] = ["tests", "tests/eval"]
+import test_benchmark as toy
 
-asked = 0
+left = int(sys.argv[2])
 
 def answer(prompt):
-    global asked
-    asked += 1
-    if asked > int(sys.argv[3]):
+    global left
+    left -= 1
+    if left < 0:
         os.kill(os.getpid(), signal.SIGKILL)
+    return toy.sometimes_right(prompt)
+
+toy.run(toy.SEVERAL, toy.Path(sys.argv[1]), answer)
+"""
+
+
+def sometimes_right(prompt) -> Reply:
     right = len(prompt.prompt_ids) % 3
     numbers = {"msr": right / 4, "esr": 0.1, "esr_last_layer": 0.2}
     return Reply(prompt.sample.references[0] if right else "nothing", numbers=numbers)
 
-settings = RulerSettings(model=sys.argv[1], lengths=(512, 768), tasks=("niah_single_1", "vt", "cwe"), per_task=4)
-run_benchmark(ruler_benchmark(settings), settings, Path(sys.argv[2]), backend=ScriptedBackend("toy", answer))
-"""
+
+def ruler(**changes) -> RulerSettings:
+    wanted = {"tasks": ("niah_single_1", "vt"), "lengths": (512,), "per_task": 3} | changes
+    return RulerSettings(model="toy", **wanted)
 
 
-def toy_run(checkpoint: Path, out: Path, killed_after: int = 10**6) -> int:
-    command = [sys.executable, "-c", TOY, str(checkpoint), str(out), str(killed_after)]
-    return subprocess.run(command, cwd=Path(__file__).parents[2], check=False, capture_output=True).returncode
+SEVERAL = ruler(lengths=(512, 768), tasks=("niah_single_1", "vt", "cwe"), per_task=4)
+
+
+def run(settings, out, answer=lambda prompt: prompt.sample.references[0]):
+    backend = ScriptedBackend("toy", answer)
+    return run_benchmark(ruler_benchmark(settings), settings, out, backend=backend, tokenizer=CheapTokenizer())
 
 
 def report_files(out: Path) -> dict[str, bytes]:
     return {name: (out / name).read_bytes() for name in ("results.json", "results.csv", "results.md", "results.png")}
 
 
-def test_a_run_that_is_killed_ends_in_the_same_report(checkpoint, tmp_path):
+def test_a_run_that_is_killed_ends_in_the_same_report(tmp_path):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    assert toy_run(checkpoint, whole) == 0
-    assert toy_run(checkpoint, broken, killed_after=19) == -signal.SIGKILL
+    run(SEVERAL, whole, sometimes_right)
+    killed = subprocess.run([sys.executable, "-c", KILLED, str(broken), "19"], cwd=ROOT, check=False)
+    assert killed.returncode == -signal.SIGKILL
     assert not (broken / "results.json").exists()
     lines = (broken / "journal.jsonl").read_bytes()
     assert lines.count(b"\n") == 1 + 19
     (broken / "journal.jsonl").write_bytes(lines + b'{"key": "cut sho')
-    assert toy_run(checkpoint, broken) == 0
+    run(SEVERAL, broken, sometimes_right)
     assert report_files(broken) == report_files(whole)
-    assert sorted((broken / "journal.jsonl").read_text().splitlines()) == sorted(
-        (whole / "journal.jsonl").read_text().splitlines()
-    )
+    journals = [sorted((out / "journal.jsonl").read_text().splitlines()) for out in (whole, broken)]
+    assert journals[0] == journals[1]
 
 
-def ruler(checkpoint, **changes) -> RulerSettings:
-    wanted = {"tasks": ("niah_single_1", "vt"), "lengths": (512,), "per_task": 3} | changes
-    return RulerSettings(model=str(checkpoint), **wanted)
-
-
-def run(settings, out, answer=lambda prompt: prompt.sample.references[0]):
-    return run_benchmark(ruler_benchmark(settings), settings, out, backend=ScriptedBackend("toy", answer))
-
-
-def test_the_report_has_every_figure_with_n_interval_settings_and_commit(checkpoint, tmp_path):
-    report = run(ruler(checkpoint), tmp_path)
+def test_the_report_has_every_figure_with_n_interval_settings_and_commit(tmp_path):
+    report = run(ruler(), tmp_path)
     rows = {(row["task"], row["arm"]): row for row in report["rows"]}
     assert set(rows) == {(task, arm) for task in ("niah_single_1", "vt") for arm in ("full", "all-sparse", "elastic")}
     assert rows["niah_single_1", "full"]["score"] == 1 and rows["vt", "full"]["score"] == pytest.approx(0.2)
@@ -92,30 +93,30 @@ def test_the_report_has_every_figure_with_n_interval_settings_and_commit(checkpo
     assert not list(tmp_path.glob("*.part"))
 
 
-def test_a_changed_setting_is_refused_and_the_journal_left_alone(checkpoint, tmp_path):
-    run(ruler(checkpoint), tmp_path)
+def test_a_changed_setting_is_refused_and_the_journal_left_alone(tmp_path):
+    run(ruler(), tmp_path)
     before = (tmp_path / "journal.jsonl").read_bytes()
     with pytest.raises(DataError, match="seed: the journal has 0, this run 1"):
-        run(ruler(checkpoint, seed=1), tmp_path)
+        run(ruler(seed=1), tmp_path)
     with pytest.raises(DataError, match="first_prompts"):
-        run(ruler(checkpoint, lengths=(600,)), tmp_path)
+        run(ruler(lengths=(600,)), tmp_path)
     assert (tmp_path / "journal.jsonl").read_bytes() == before
 
 
-def test_missing_samples_are_said_and_come_with_the_next_run(checkpoint, tmp_path):
+def test_missing_samples_are_said_and_come_with_the_next_run(tmp_path):
     fails = lambda prompt: Reply(error="down") if prompt.sample.uid.endswith("/1") else "nothing"  # noqa: E731
-    report = run(ruler(checkpoint), tmp_path, fails)
+    report = run(ruler(), tmp_path, fails)
     assert (report["done"], report["wanted"]) == (12, 18)
     assert "**Incomplete: 6 of 18 samples are missing.** 6 of them failed" in (tmp_path / "results.md").read_text()
-    report = run(ruler(checkpoint), tmp_path)
+    report = run(ruler(), tmp_path)
     assert report["done"] == 18 and "Incomplete" not in (tmp_path / "results.md").read_text()
 
 
-def test_shards_of_one_folder_make_one_report(checkpoint, tmp_path):
-    run(ruler(checkpoint, shard="0/2"), tmp_path)
-    report = run(ruler(checkpoint, shard="1/2"), tmp_path)
+def test_shards_of_one_folder_make_one_report(tmp_path):
+    run(ruler(shard="0/2"), tmp_path)
+    report = run(ruler(shard="1/2"), tmp_path)
     assert report["done"] == report["wanted"] == 18
-    assert report["rows"] == run(ruler(checkpoint), tmp_path / "whole")["rows"]
+    assert report["rows"] == run(ruler(), tmp_path / "whole")["rows"]
 
 
 def test_ruler_with_every_arm_on_a_model(checkpoint, tmp_path, capsys):

@@ -207,10 +207,20 @@ def test_what_makes_no_sense_is_refused_before_work_starts(checkpoint, tmp_path,
 
 
 def test_a_dry_run_makes_prompts_and_writes_nothing(checkpoint, tmp_path, capsys):
-    words = ["eval", "ruler", "--tasks", "vt,cwe", "--lengths", "400", "--out", str(tmp_path / "out"), "--dry-run"]
+    words = [
+        "eval",
+        "ruler",
+        "--tasks",
+        "niah_single_1,niah_multikey_2",
+        "--lengths",
+        "448",
+        "--out",
+        str(tmp_path / "out"),
+        "--dry-run",
+    ]
     assert elastic_jax_cli([*words, "--model", str(checkpoint)]) == 0
     said = capsys.readouterr().out
-    assert "# cwe, about 400 tokens: 25 samples, the first has" in said and "tokens to read in all" in said
+    assert "# niah_multikey_2, about 448 tokens: 25 samples, the first has" in said and "tokens to read in all" in said
     assert not (tmp_path / "out").exists()
 
 

@@ -1,15 +1,13 @@
-"""Short names for weights and prompts, so that results of different ones are never taken for each other's."""
+"""Short names for weights, so that results of different ones are never taken for each other's."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 
 from elastic_jax.model import ElasticForCausalLM, to_params
-from eval.scoring import Sample
 
 _ROUTER = "layers.router."
 _SAMPLED = 4096
@@ -25,14 +23,6 @@ def backbone_digest(model: ElasticForCausalLM) -> str:
     """Of the other weights, by `_SAMPLED` evenly spaced values of each: a large model is not read as a whole."""
     backbone = {path: p for path, p in to_params(model).items() if not path.startswith(_ROUTER)}
     return _digest({path: p.reshape(-1)[:: max(1, p.size // _SAMPLED)] for path, p in backbone.items()}, "")
-
-
-def samples_digest(samples: Iterable[Sample]) -> str:
-    """Of samples token by token: another tokenizer, or another way to make prompts, shows in it."""
-    digest = hashlib.sha256()
-    for sample in samples:
-        digest.update(f"{sample.key} {list(sample.prompt_ids)} {list(sample.continuation_ids)}\n".encode())
-    return digest.hexdigest()[:12]
 
 
 def _digest(arrays: dict[str, Any], note: str) -> str:

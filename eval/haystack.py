@@ -34,6 +34,30 @@ def prose_texts(folder: str | Path | None, split: Split) -> dict[str, str]:
     return _read_folder(Path(folder), "*.txt", split)
 
 
+def read_texts(source: str | Path | None) -> dict[str, str]:
+    """Texts by name: one text file, or all `*.txt` below a folder.
+
+    By default those of Python's language reference that no router was trained on.
+
+    Raises:
+        DataError: nothing there, or a file that is not UTF-8 text.
+    """
+    if source is None:
+        return prose_texts(None, "evaluation")
+    path = Path(source)
+    files = [path] if path.is_file() else sorted(path.rglob("*.txt"))
+    if not files:
+        raise DataError(f"no text at {path}; give a text file, or a folder that holds *.txt files.")
+    texts = {}
+    for file in files:
+        name = file.name if file == path else file.relative_to(path).as_posix()
+        try:
+            texts[name] = file.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise DataError(f"{file} cannot be read as UTF-8 text: {error}") from error
+    return texts
+
+
 def code_texts(folder: str | Path | None, split: Split) -> dict[str, str]:
     """Python sources by file name: the `*.py` below `folder`, or the standard library's when `folder` is None.
 

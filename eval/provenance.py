@@ -1,0 +1,59 @@
+"""Where figures come from: the command that repeats them, versions, commit, machine."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import platform
+import subprocess
+import sys
+from collections.abc import Iterable
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from eval.samples import Prompt
+
+
+def command_line(verb: str, settings: Any) -> str:
+    """What repeats the run, with folders by their last name: where they are is this machine's affair."""
+    words = [f"elastic-jax {verb}"]
+    for field in dataclasses.fields(settings):
+        value = getattr(settings, field.name)
+        if value != field.default:
+            values = value if isinstance(value, tuple) else (value,)
+            shown = [
+                v if isinstance(v, str) and "://" in v else Path(v).name if isinstance(v, str) else str(v)
+                for v in values
+            ]
+            flag = f"--{field.name.replace('_', '-')}"
+            words += [flag] if value is True else [flag, *shown]
+    return " ".join(words)
+
+
+def program() -> dict[str, str]:
+    """What the figures were measured with."""
+    commit = subprocess.run(
+        ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
+    ).stdout.strip()
+    return {
+        "elastic_jax": metadata.version("elastic-jax"),
+        "commit": commit or "not in a git checkout",
+        "jax": metadata.version("jax"),
+        "device": _device(),
+    }
+
+
+def _device() -> str:
+    """What jax ran on; nothing where it was not needed, as with an endpoint."""
+    jax = sys.modules.get("jax")
+    return f"{jax.devices()[0].device_kind if jax else 'no device'} ({platform.machine()})"
+
+
+def prompts_digest(prompts: Iterable[Prompt]) -> str:
+    """Of prompts token by token: another tokenizer, or another way to make prompts, shows in it."""
+    digest = hashlib.sha256()
+    for prompt in prompts:
+        parts = (prompt.prompt_ids, prompt.continuation_ids, *prompt.option_ids)
+        digest.update(f"{prompt.sample.uid} {[list(map(int, part)) for part in parts]}\n".encode())
+    return digest.hexdigest()[:12]

@@ -38,6 +38,12 @@ def content_digest(*parts: str) -> str:
     return digest.hexdigest()[:16]
 
 
+def length_bucket(tokens: int, labels: Sequence[str]) -> str:
+    """The first of the rising labels (`8k` is 8,192) that holds so many tokens; beyond the last one, it with a `+`."""
+    fitting = (label for label in labels if tokens <= 1024 * int(label.removesuffix("k")))
+    return next(fitting, f"{labels[-1]}+")
+
+
 def official_orders(sizes: Sequence[int], seed: int = OFFICIAL_SEED) -> list[tuple[int, Order]]:
     """Visiting order and answer orders of the official evaluators, for the records of one file.
 

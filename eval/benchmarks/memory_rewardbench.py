@@ -85,11 +85,6 @@ def setting_of(group: str, task: str, subtask: str) -> Setting:
     return SETTINGS["-".join(str(part) for part in parts)]
 
 
-def length_bucket(tokens: int) -> str:
-    """The label of a judge prompt of so many tokens: the next of 8k ... 128k, or `128k+`."""
-    return next((label for label in LENGTHS if tokens <= 1024 * int(label.removesuffix("k"))), "128k+")
-
-
 def read_folder(folder: Path) -> dict[str, list[JudgeItem]]:
     """The records of every group file (`Long-context_Reasoning.jsonl`, ...) in a folder, by group.
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from elastic_jax.model import ElasticForCausalLM, to_params
-from eval.scoring import Sample
+from eval.samples import Prompt
 
 _ROUTER = "layers.router."
 _SAMPLED = 4096
@@ -27,11 +27,12 @@ def backbone_digest(model: ElasticForCausalLM) -> str:
     return _digest({path: p.reshape(-1)[:: max(1, p.size // _SAMPLED)] for path, p in backbone.items()}, "")
 
 
-def samples_digest(samples: Iterable[Sample]) -> str:
-    """Of samples token by token: another tokenizer, or another way to make prompts, shows in it."""
+def prompts_digest(prompts: Iterable[Prompt]) -> str:
+    """Of prompts token by token: another tokenizer, or another way to make prompts, shows in it."""
     digest = hashlib.sha256()
-    for sample in samples:
-        digest.update(f"{sample.key} {list(sample.prompt_ids)} {list(sample.continuation_ids)}\n".encode())
+    for prompt in prompts:
+        parts = (prompt.prompt_ids, prompt.continuation_ids, *prompt.option_ids)
+        digest.update(f"{prompt.sample.uid} {[list(map(int, part)) for part in parts]}\n".encode())
     return digest.hexdigest()[:12]
 
 

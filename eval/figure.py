@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from elastic_jax.plots import save_figure
+from eval.arms import VIEWS
 from eval.report import ALL_PROBES
-from eval.scoring import VIEWS
 
 _COLOURS = {"full": "#30638e", "sparse": "#d1495b", "elastic": "#2a9d54"}
 _LABELS = {"full": "full attention", "sparse": "all heads sparse", "elastic": "routed"}

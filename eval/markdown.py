@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from eval.arms import VIEWS
 from eval.report import ALL_PROBES
-from eval.scoring import VIEWS
 
 _VIEW_NAMES = {"full": "full", "sparse": "all-sparse", "elastic": "elastic"}
 _TASK_NAMES = {

@@ -6,8 +6,9 @@ import random
 from collections.abc import Mapping, Sequence
 
 from eval.haystack import Haystack
-from eval.runner import Group
-from eval.scoring import Sample
+from eval.samples import Sample
+from eval.tasks import Group
+from eval.token_tasks import likelihood_task
 
 
 def perplexity_groups(
@@ -20,11 +21,14 @@ def perplexity_groups(
     """
 
     def group(kind: str, length: int) -> Group:
+        task = likelihood_task(kind, main_score="log_prob")
+
         def build(index: int) -> Sample:
             rng = random.Random(f"{seed}/{kind}/{length}/{index}")
             ids = haystacks[kind].window(rng, length)
-            return Sample(f"{kind}/{length}/{index}", ids[:-scored_tokens], ids[-scored_tokens:])
+            fields = {"prompt_ids": ids[:-scored_tokens], "continuation_ids": ids[-scored_tokens:]}
+            return Sample(f"{kind}/{length}/{index}", fields, axes={"length": length})
 
-        return Group(kind, length, scored_tokens, count, build)
+        return Group(task, [f"{kind}/{length}/{index}" for index in range(count)], build, length)
 
     return [group(kind, length) for length in lengths for kind in haystacks]

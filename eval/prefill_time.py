@@ -11,7 +11,7 @@ import numpy as np
 from flax import nnx
 
 from elastic_jax.model import ElasticForCausalLM, Hidden
-from eval.scoring import VIEWS, View
+from eval.arms import VIEWS, View
 
 
 def prefill_seconds(

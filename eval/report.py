@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from eval.arms import VIEWS, View
 from eval.intervals import paired_difference, ratio_interval, wilson_interval
 from eval.journal import Journal
-from eval.runner import Group, Work, record_key
-from eval.scoring import VIEWS, View
+from eval.runner import records_of
+from eval.tasks import Group
 
 ALL_PROBES = "all"
 REFERENCE_LENGTH = 2048
@@ -21,18 +22,18 @@ Scores = dict[str, np.ndarray]
 
 
 def summarise(
-    retrieval: Sequence[Group], loss: Sequence[Group], works: Sequence[Work], journal: Journal
+    retrieval: Sequence[Group], loss: Sequence[Group], labels: dict[View, str], journal: Journal
 ) -> dict[str, Any]:
     """Rows per task, length and view for retrieval and loss, and the headline at the reference length.
 
     The reference length is 2048 tokens, or the longest length where that was not measured. Task `all` pools the
-    retrieval tasks.
+    retrieval tasks. `labels` names the arm of each view in the journal.
     """
-    retrieval_scores = _by_length_and_task(retrieval, works, journal)
+    retrieval_scores = _by_length_and_task(retrieval, labels, journal)
     for length, tasks in retrieval_scores.items():
         tasks[ALL_PROBES] = _pool(list(tasks.values()))
         retrieval_scores[length] = tasks
-    loss_scores = _by_length_and_task(loss, works, journal)
+    loss_scores = _by_length_and_task(loss, labels, journal)
     reference = REFERENCE_LENGTH if REFERENCE_LENGTH in retrieval_scores else max(retrieval_scores)
     return {
         "retrieval": [
@@ -52,14 +53,14 @@ def summarise(
 
 
 def _by_length_and_task(
-    groups: Sequence[Group], works: Sequence[Work], journal: Journal
+    groups: Sequence[Group], labels: dict[View, str], journal: Journal
 ) -> dict[int, dict[str, dict[View, Scores]]]:
     table: dict[int, dict[str, dict[View, Scores]]] = {}
     for group in groups:
-        for work in works:
-            records = [journal[record_key(group, index, work)] for index in range(group.count)]
+        for view, label in labels.items():
+            records = [record["scores"] | record["numbers"] for record in records_of(group, label, journal)]
             scores = {name: np.array([record[name] for record in records], float) for name in records[0]}
-            table.setdefault(group.length, {}).setdefault(group.task, {})[work.view] = scores
+            table.setdefault(group.tokens, {}).setdefault(group.task.name, {})[view] = scores
     return table
 
 

@@ -7,13 +7,12 @@ from typing import TYPE_CHECKING
 
 from eval.haystack import Haystack
 from eval.probes import PROBE_TASKS, ProbeConfig, ProbeTask, make_probe
-from eval.runner import Group
-from eval.scoring import Sample
+from eval.samples import Sample
+from eval.tasks import Group
+from eval.token_tasks import likelihood_task
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-_ANSWER_TOKENS = 16
 
 
 def retrieval_groups(
@@ -28,8 +27,10 @@ def retrieval_groups(
     def group(task: ProbeTask, length: int) -> Group:
         def build(index: int) -> Sample:
             probe = make_probe(task, length, index, haystack, tokenizer, config)
-            return Sample(f"{task}/{length}/{index}", probe.prompt_ids, probe.answer_ids)
+            fields = {"prompt_ids": probe.prompt_ids, "continuation_ids": probe.answer_ids}
+            return Sample(f"{task}/{length}/{index}", fields, (probe.answer,), {"length": length})
 
-        return Group(task, length, _ANSWER_TOKENS, count, build)
+        uids = [f"{task}/{length}/{index}" for index in range(count)]
+        return Group(likelihood_task(task, main_score="exact"), uids, build, length)
 
     return [group(task, length) for length in lengths for task in PROBE_TASKS]

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import platform
-import subprocess
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import jax
-
 from elastic_jax.cli_model import load_model, load_model_tokenizer
 from elastic_jax.errors import ConfigError
-from elastic_jax.model import ElasticForCausalLM, from_params, to_params
+from elastic_jax.model import ElasticForCausalLM
+from eval.arms import VIEWS, Arm
+from eval.backends.local import ModelBackend, with_router_settings
 from eval.cli_router import RouterReportSettings
-from eval.digests import backbone_digest, router_digest, samples_digest
+from eval.digests import prompts_digest
 from eval.figure import draw_report
 from eval.haystack import Haystack, code_texts, prose_texts
 from eval.journal import Journal
@@ -25,10 +22,11 @@ from eval.perplexity import perplexity_groups
 from eval.prefill_time import prefill_seconds
 from eval.probes import ProbeConfig
 from eval.progress import token_progress
+from eval.provenance import command_line, program
 from eval.report import summarise
 from eval.retrieval import retrieval_groups
-from eval.runner import Group, Work, pending_tokens, run_groups
-from eval.scoring import Scorer
+from eval.runner import first_prompts, pending_tokens, run_groups
+from eval.tasks import Group
 
 
 def run_router_report(settings: RouterReportSettings, out: Path) -> dict[str, Any]:
@@ -37,7 +35,10 @@ def run_router_report(settings: RouterReportSettings, out: Path) -> dict[str, An
     Raises:
         DataError: the texts do not suffice, or the journal in `out` was made under other settings.
     """
-    model = _with_blocks(load_model(settings), settings)
+    model = with_router_settings(
+        load_model(settings), sink_blocks=settings.sink_blocks, local_blocks=settings.local_blocks
+    )
+    backend = ModelBackend(model)
     tokenizer = load_model_tokenizer(settings)
     sparse = model.config.router
     probe_config = ProbeConfig(
@@ -64,56 +65,32 @@ def run_router_report(settings: RouterReportSettings, out: Path) -> dict[str, An
         scored_tokens=settings.scored_tokens,
         seed=settings.seed,
     )
-    groups = sorted([*retrieval, *perplexity], key=lambda group: group.length)
-    identity = {
+    groups = sorted([*retrieval, *perplexity], key=lambda group: group.tokens)
+    identity = backend.identity() | {
         "lengths": settings.lengths,
-        "first_samples": samples_digest([group.build(0) for group in groups]),
-        "backbone": backbone_digest(model),
-        "dtype": str(model.head_kernel().dtype),
-        "blocks": [sparse.sink_blocks, sparse.local_blocks, sparse.block_size],
+        "first_samples": prompts_digest(first_prompts(groups, None)),
         "texts": {name: haystack.digest() for name, haystack in haystacks.items()},
         "scored_tokens": settings.scored_tokens,
         "probes": dataclasses.asdict(probe_config),
     }
-    digest = router_digest(model)
-    works = (Work("full", "full"), Work("sparse", "sparse"), Work("elastic", f"elastic@{digest}"))
+    arms = [Arm(view, view) for view in VIEWS]
+    labels = {arm.view: backend.label(arm) for arm in arms}
     with Journal(out / "journal.jsonl", identity) as journal:
-        with token_progress(pending_tokens(groups, works, journal)) as advance:
-            for tokens in run_groups(Scorer(model), groups, works, journal, batch_tokens=settings.batch_tokens):
+        with token_progress(pending_tokens(groups, arms, backend, journal)) as advance:
+            for tokens in run_groups(backend, None, groups, arms, journal, batch_tokens=settings.batch_tokens):
                 advance(tokens)
-        _time_prefill(model, retrieval, digest, journal)
+        _time_prefill(model, retrieval, backend.router, journal)
         report = {
-            "command": _command(settings),
-            "settings": identity | {"router": digest},
-            "program": _program(),
-            **summarise(retrieval, perplexity, works, journal),
-            "prefill": {str(n): journal[_time_key(n, digest)] for n in settings.lengths},
+            "command": command_line("eval router", settings),
+            "settings": identity | {"router": backend.router},
+            "program": program(),
+            **summarise(retrieval, perplexity, labels, journal),
+            "prefill": {str(n): journal[_time_key(n, backend.router)] for n in settings.lengths},
         }
     (out / "results.json").write_text(json.dumps(report, indent=1) + "\n")
     (out / "results.md").write_text(render_markdown(report))
     draw_report(report, out / "results.png")
     return report
-
-
-def _command(settings: RouterReportSettings) -> str:
-    """What repeats the run, with folders by their last name: where they are is this machine's affair."""
-    words = ["elastic-jax eval router"]
-    for field in dataclasses.fields(settings):
-        value = getattr(settings, field.name)
-        if value != field.default:
-            values = value if isinstance(value, tuple) else (value,)
-            shown = [Path(v).name if isinstance(v, str) else str(v) for v in values]
-            words += [f"--{field.name.replace('_', '-')}", *shown]
-    return " ".join(words)
-
-
-def _with_blocks(model: ElasticForCausalLM, settings: RouterReportSettings) -> ElasticForCausalLM:
-    asked = {name: getattr(settings, name) for name in ("sink_blocks", "local_blocks")}
-    changes = {name: value for name, value in asked.items() if value is not None}
-    if not changes:
-        return model
-    router = dataclasses.replace(model.config.router, **changes)
-    return from_params(dataclasses.replace(model.config, router=router), to_params(model), source=model.source)
 
 
 def _time_key(length: int, digest: str) -> str:
@@ -122,21 +99,8 @@ def _time_key(length: int, digest: str) -> str:
 
 def _time_prefill(model: ElasticForCausalLM, retrieval: list[Group], digest: str, journal: Journal) -> None:
     """Times the first probe of each task at each length; the views of one length are always timed together."""
-    for length in sorted({group.length for group in retrieval}):
+    for length in sorted({group.tokens for group in retrieval}):
         key = _time_key(length, digest)
         if key not in journal:
-            prompts = [group.build(0).prompt_ids for group in retrieval if group.length == length]
+            prompts = [group.build(0).fields["prompt_ids"] for group in retrieval if group.tokens == length]
             journal.append({key: prefill_seconds(model, prompts, tokens=length)})
-
-
-def _program() -> dict[str, str]:
-    """What the figures were measured with."""
-    commit = subprocess.run(
-        ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
-    ).stdout.strip()
-    return {
-        "elastic_jax": metadata.version("elastic-jax"),
-        "commit": commit or "not in a git checkout",
-        "jax": jax.__version__,
-        "device": f"{jax.devices()[0].device_kind} ({platform.machine()})",
-    }

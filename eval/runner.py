@@ -1,68 +1,220 @@
-"""Scores groups of samples under several views, batch by batch, through a journal that makes it restartable."""
+"""Shows groups of samples to a backend under several arms, through a journal that makes the run restartable."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
+from elastic_jax.errors import ConfigError, DataError
+from eval.arms import Arm
+from eval.backends.base import Backend
+from eval.encoding import Encoder, make_prompt
 from eval.journal import Journal
-from eval.scoring import Sample, Scorer, View
+from eval.samples import Prompt, Reply, Sample, Showing, Verdict
+from eval.tasks import Group, Task
+
+Record = dict[str, Any]
+"""One journal value: task, uid, showing, arm, axes, status, scores, main, parsed, references, text, prompt_tokens,
+cut_tokens, new_tokens, finish, numbers. Reports need nothing else."""
+
+_WINDOW_TOKENS = 4_000_000
+"""Prompt tokens that are held in memory at one time."""
 
 
 @dataclass(frozen=True)
-class Group:
-    """Samples of one task at one length, built only when they have to be scored."""
+class Shard:
+    """Part `index` of `count` equal ones of the samples, for several processes that share an output folder."""
 
-    task: str
-    length: int
-    """Tokens to which every sample is padded."""
-    width: int
-    """Continuation tokens to which every sample is padded."""
-    count: int
-    build: Callable[[int], Sample]
-    """Makes sample number 0 ... count - 1."""
+    index: int = 0
+    count: int = 1
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.index < self.count:
+            raise ConfigError(f"shard is {self.index}/{self.count}; want 0 up to the count less one, such as 0/4.")
 
-@dataclass(frozen=True)
-class Work:
-    """A view to score under, and the name under which its results are kept.
-
-    The label of routed attention carries a digest of the router, so that another router leaves the baselines valid
-    and never reads the results of this one.
-    """
-
-    view: View
-    label: str
+    def holds(self, uid: str) -> bool:
+        return zlib.crc32(uid.encode()) % self.count == self.index
 
 
-def record_key(group: Group, index: int, work: Work) -> str:
-    return f"{group.task}/{group.length}/{index}/{work.label}"
+WHOLE = Shard()
 
 
-def pending(group: Group, work: Work, journal: Journal) -> list[int]:
-    """Numbers of the samples whose score is not in the journal yet."""
-    return [index for index in range(group.count) if record_key(group, index, work) not in journal]
+@dataclass
+class Outcome:
+    """What a run could not finish: errors by key. A restart asks for these again."""
+
+    errors: dict[str, str] = field(default_factory=dict)
 
 
-def pending_tokens(groups: Sequence[Group], works: Sequence[Work], journal: Journal) -> int:
-    return sum(len(pending(group, work, journal)) * group.length for group in groups for work in works)
+def record_key(uid: str, showing: Showing, label: str) -> str:
+    """The journal key of a sample, shown in one way, under the arm that `Backend.label` names."""
+    return "|".join((uid, showing.label, label))
+
+
+def records_of(group: Group, label: str, journal: Journal) -> list[Record]:
+    """The journal's records of a group under one arm, in the order of its samples and their showings."""
+    keys = [
+        record_key(uid, showing, label) for index, uid in enumerate(group.uids) for showing in group.showings(index)
+    ]
+    return [journal[key] for key in keys if key in journal]
+
+
+def pending(group: Group, label: str, journal: Journal, shard: Shard = WHOLE) -> dict[int, list[Showing]]:
+    """Showings that are not in the journal under this arm, by number of the sample."""
+    missing = {}
+    for index, uid in enumerate(group.uids):
+        if shard.holds(uid):
+            todo = [s for s in group.showings(index) if record_key(uid, s, label) not in journal]
+            if todo:
+                missing[index] = todo
+    return missing
+
+
+def pending_tokens(
+    groups: Sequence[Group], arms: Sequence[Arm], backend: Backend, journal: Journal, shard: Shard = WHOLE
+) -> int:
+    """About how many tokens the run has still to read."""
+    todo = [(g, pending(g, backend.label(arm), journal, shard)) for g in groups for arm in arms]
+    return sum(group.tokens * sum(map(len, missing.values())) for group, missing in todo)
 
 
 def run_groups(
-    scorer: Scorer, groups: Sequence[Group], works: Sequence[Work], journal: Journal, *, batch_tokens: int
+    backend: Backend,
+    encoder: Encoder | None,
+    groups: Sequence[Group],
+    arms: Sequence[Arm],
+    journal: Journal,
+    *,
+    batch_tokens: int,
+    limit: int | None = None,
+    shard: Shard = WHOLE,
+    outcome: Outcome | None = None,
 ) -> Iterator[int]:
-    """Scores what the journal lacks; yields the tokens of each finished batch, after its results are on disk.
+    """Does what the journal lacks; yields tokens done, after their results are on disk.
 
-    `batch_tokens` bounds rows x length of a forward pass (one row at least).
+    Args:
+        encoder: None if every template gives token ids.
+        limit: most tokens of prompt and answer; by default what the backend can take.
+        outcome: collects the errors of single samples.
+
+    Raises:
+        ConfigError: the backend cannot do what a task asks.
+        DataError: the backend failed on every prompt of a row of them, so that going on is useless.
     """
     for group in groups:
-        rows = min(max(1, batch_tokens // group.length), group.count)
-        for work in works:
-            todo = pending(group, work, journal)
-            for start in range(0, len(todo), rows):
-                batch = todo[start : start + rows]
-                samples = [group.build(index) for index in batch]
-                scores = scorer.score(samples, work.view, tokens=group.length, rows=rows, width=group.width)
-                keys = [record_key(group, index, work) for index in batch]
-                journal.append({key: score.to_json() for key, score in zip(keys, scores, strict=True)})
-                yield len(batch) * group.length
+        if group.task.kind not in backend.kinds:
+            raise ConfigError(
+                f"task {group.task.name} wants a backend that can {group.task.kind}; this one can "
+                f"{', '.join(sorted(backend.kinds))}."
+            )
+    limits = [bound for bound in (limit, backend.max_tokens) if bound is not None]
+    failures = _Failures(outcome or Outcome())
+    for group in groups:
+        for window in _windows(group, {arm: pending(group, backend.label(arm), journal, shard) for arm in arms}):
+            prompts = _prompts(group, window, encoder, min(limits, default=None))
+            for arm in arms:
+                label = backend.label(arm)
+                shown: list[Prompt] = []
+                for (index, showing), (sample, prompt) in prompts.items():
+                    if showing in window.get(arm, {}).get(index, ()):
+                        if prompt is None:
+                            skipped = Verdict({group.task.main_score: 0.0}, "too_long")
+                            journal.append(
+                                {
+                                    record_key(sample.uid, showing, label): _record(
+                                        group.task, sample, showing, arm, skipped, None, Reply()
+                                    )
+                                }
+                            )
+                            yield group.tokens
+                        else:
+                            shown.append(prompt)
+                for prompt, reply in backend.run(
+                    group.task.kind, shown, arm, batch_tokens=batch_tokens, most_rows=group.count
+                ):
+                    key = record_key(prompt.sample.uid, prompt.showing, label)
+                    if not failures.note(key, reply.error):
+                        verdict = group.task.metric(prompt.sample, prompt.showing, reply)
+                        record = _record(group.task, prompt.sample, prompt.showing, arm, verdict, prompt, reply)
+                        journal.append({key: record})
+                    yield group.tokens
+
+
+def first_prompts(groups: Sequence[Group], encoder: Encoder | None, limit: int | None = None) -> Iterator[Prompt]:
+    """The first prompt of every group that is not skipped for its length: a look at what a run will show."""
+    for group in groups:
+        sample = group.build(0)
+        showing = group.showings(0)[0]
+        made = make_prompt(group.task.template(sample, showing), encoder, group.task.policy, limit, sample, showing)
+        if made is not None:
+            yield made
+
+
+class _Failures:
+    """Lists samples that failed, and gives up after too many in a row."""
+
+    IN_A_ROW = 10
+
+    def __init__(self, outcome: Outcome):
+        self.outcome, self.in_a_row = outcome, 0
+
+    def note(self, key: str, error: str | None) -> bool:
+        if error is None:
+            self.in_a_row = 0
+            return False
+        self.outcome.errors[key] = error
+        self.in_a_row += 1
+        if self.in_a_row >= self.IN_A_ROW:
+            raise DataError(
+                f"{self.in_a_row} samples in a row failed, the last with: {error}. What was finished is in the "
+                "journal; the same command goes on from there."
+            )
+        return True
+
+
+def _windows(group: Group, todo: dict[Arm, dict[int, list[Showing]]]) -> Iterator[dict[Arm, dict[int, list[Showing]]]]:
+    """The pending samples of all arms, a few at a time, so that each is built once and memory stays bounded."""
+    size = max(1, _WINDOW_TOKENS // max(1, group.tokens))
+    indices = sorted({index for missing in todo.values() for index in missing})
+    for start in range(0, len(indices), size):
+        chosen = set(indices[start : start + size])
+        yield {arm: {i: shown for i, shown in missing.items() if i in chosen} for arm, missing in todo.items()}
+
+
+def _prompts(
+    group: Group, window: dict[Arm, dict[int, list[Showing]]], encoder: Encoder | None, limit: int | None
+) -> dict[tuple[int, Showing], tuple[Sample, Prompt | None]]:
+    prompts = {}
+    for index in sorted({index for missing in window.values() for index in missing}):
+        sample = group.build(index)
+        for showing in group.showings(index):
+            if any(showing in missing.get(index, ()) for missing in window.values()):
+                content = group.task.template(sample, showing)
+                made = make_prompt(content, encoder, group.task.policy, limit, sample, showing)
+                prompts[index, showing] = (sample, made)
+    return prompts
+
+
+def _record(
+    task: Task, sample: Sample, showing: Showing, arm: Arm, verdict: Verdict, prompt: Prompt | None, reply: Reply
+) -> Record:
+    return {
+        "task": task.name,
+        "uid": sample.uid,
+        "showing": {"label": showing.label, "order": showing.order, "repeat": showing.repeat},
+        "arm": arm.name,
+        "axes": dict(sample.axes),
+        "status": verdict.status,
+        "main": task.main_score,
+        "scores": dict(verdict.scores),
+        "parsed": verdict.parsed,
+        "references": sample.references,
+        "text": reply.text,
+        "finish": reply.finish,
+        "prompt_tokens": None if prompt is None else len(prompt.prompt_ids),
+        "cut_tokens": 0 if prompt is None else prompt.cut_tokens,
+        "new_tokens": reply.new_tokens,
+        "numbers": dict(reply.numbers),
+    }

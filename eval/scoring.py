@@ -11,32 +11,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from elastic_jax.config import ModelConfig
 from elastic_jax.errors import DataError
 from elastic_jax.model import ElasticForCausalLM
 from elastic_jax.routing import Routing
+from eval.arms import Arm, View
+from eval.samples import Prompt
 
-View = Literal["full", "sparse", "elastic"]
-VIEWS: tuple[View, ...] = get_args(View)
 _HEAD_CHUNK = 128  # continuation positions whose vocabulary logits exist at one time
-
-
-@dataclass(frozen=True)
-class Sample:
-    """A prompt and the continuation to score after it; `key` names the sample within a run."""
-
-    key: str
-    prompt_ids: Sequence[int]
-    continuation_ids: Sequence[int]
-
-    def __len__(self) -> int:
-        return len(self.prompt_ids) + len(self.continuation_ids)
 
 
 @dataclass(frozen=True)
@@ -58,43 +46,129 @@ class Score:
 
 
 class Scorer:
-    """Scores batches with one compiled program per (rows, tokens, continuation tokens, view)."""
+    """Scores batches with one compiled program per (rows, tokens, targets, kind of routing)."""
 
     def __init__(self, model: ElasticForCausalLM):
         self._config = model.config
         self._graph, self._state = nnx.split(model)
-        self._run = jax.jit(partial(_score, self._graph), static_argnames=("view",))
+        self._run = jax.jit(partial(_score, self._graph), static_argnames=("view", "one_place"))
 
-    def score(self, samples: Sequence[Sample], view: View, *, tokens: int, rows: int, width: int) -> list[Score]:
-        """Scores up to `rows` samples, padded to `[rows, tokens]` and `[rows, width]` so that shapes repeat.
+    def score(self, prompts: Sequence[Prompt], arm: Arm, *, tokens: int, rows: int, width: int) -> list[Score]:
+        """Scores the continuations of up to `rows` prompts, padded to `[rows, tokens]` and `[rows, width]`.
 
-        Raises `DataError` for an empty prompt or continuation, or one that does not fit.
+        Raises:
+            DataError: an empty prompt or continuation, or one that does not fit.
         """
-        for sample in samples:
-            if not sample.prompt_ids or not 0 < len(sample.continuation_ids) <= width or len(sample) > tokens:
+        for prompt in prompts:
+            if not len(prompt.prompt_ids) or not 0 < len(prompt.continuation_ids) <= width or len(prompt) > tokens:
                 raise DataError(
-                    f"Sample {sample.key}: {len(sample.prompt_ids)} prompt and {len(sample.continuation_ids)} "
+                    f"Sample {prompt.sample.uid}: {len(prompt.prompt_ids)} prompt and {len(prompt.continuation_ids)} "
                     f"continuation tokens; want at least one of each, at most {width} to score, {tokens} in all."
                 )
-        ids = np.zeros((rows, tokens), np.int32)
-        targets = np.zeros((rows, width), np.int32)
-        prompts, lengths = np.ones((2, rows), np.int32)
-        for row, sample in enumerate(samples):
-            ids[row, : len(sample)] = [*sample.prompt_ids, *sample.continuation_ids]
-            targets[row, : len(sample.continuation_ids)] = sample.continuation_ids
-            prompts[row], lengths[row] = len(sample.prompt_ids), len(sample)
-        log_prob, hit, routing = self._run(self._state, ids, prompts, lengths, targets, view=view)
-        valid = np.arange(width) < (lengths - prompts)[:, None]
+        texts = [(prompt.prompt_ids, prompt.continuation_ids) for prompt in prompts]
+        batch = _Batch.padded(texts, [ids for _, ids in texts], tokens=tokens, rows=rows, width=width)
+        log_prob, hit, routing = self._forward(batch, arm, one_place=False)
+        valid = np.arange(width) < (batch.lengths - batch.prompts)[:, None]
         count = np.maximum(valid.sum(-1), 1)
-        columns = (
-            np.all(np.asarray(hit) | ~valid, axis=-1),
-            (np.asarray(log_prob) * valid).sum(-1) / count,
-            np.asarray(routing.msr()),
-            np.asarray(routing.esr(lengths, self._config)),
-            np.asarray(routing.esr(lengths, self._config, last_layer=True)),
+        exact = np.all(np.asarray(hit) | ~valid, axis=-1)
+        mean = (np.asarray(log_prob) * valid).sum(-1) / count
+        sparsity = [routing_numbers(routing, batch.lengths, self._config, row) for row in range(len(prompts))]
+        return [Score(bool(exact[row]), float(mean[row]), **numbers) for row, numbers in enumerate(sparsity)]
+
+    def choose(
+        self, prompts: Sequence[Prompt], arm: Arm, *, tokens: int, rows: int
+    ) -> list[tuple[list[float], dict[str, float]]]:
+        """Log-probability of each option of each prompt, by the first token in which options differ, and sparsity.
+
+        What all options begin with is read as part of the prompt. One forward pass, whatever the number of options.
+
+        Raises:
+            DataError: options that do not differ in one token, a different number of them, or a prompt too long.
+        """
+        texts, targets = [], []
+        for prompt in prompts:
+            shared = _shared_length(prompt.option_ids)
+            first = [option[shared] for option in prompt.option_ids if len(option) > shared]
+            if len(set(first)) < len(prompt.option_ids) or len(first) != len(prompts[0].option_ids):
+                raise DataError(
+                    f"Sample {prompt.sample.uid}: options {list(prompt.option_ids)} (token ids); want the same number "
+                    "for every sample, each going on with a token of its own where they differ."
+                )
+            texts.append((prompt.prompt_ids, prompt.option_ids[0][:shared]))
+            targets.append(first)
+            if sum(map(len, texts[-1])) > tokens:
+                raise DataError(f"Sample {prompt.sample.uid} has more than {tokens} tokens.")
+        batch = _Batch.padded(texts, targets, tokens=tokens, rows=rows, width=len(targets[0]))
+        log_prob, _, routing = self._forward(batch, arm, one_place=True)
+        return [
+            (np.asarray(log_prob)[row].tolist(), routing_numbers(routing, batch.lengths, self._config, row))
+            for row in range(len(prompts))
+        ]
+
+    def _forward(self, batch: _Batch, arm: Arm, *, one_place: bool) -> tuple[jax.Array, jax.Array, Routing]:
+        return self._run(
+            self._state,
+            batch.ids,
+            batch.prompts,
+            batch.lengths,
+            batch.targets,
+            jnp.float32(arm.router_bias),
+            imposed_modes(arm, len(batch.ids)),
+            view=arm.view,
+            one_place=one_place,
         )
-        rows_out = list(zip(*(column.tolist() for column in columns), strict=True))
-        return [Score(*values) for values in rows_out[: len(samples)]]
+
+
+@dataclass(frozen=True)
+class _Batch:
+    ids: np.ndarray
+    prompts: np.ndarray
+    lengths: np.ndarray
+    targets: np.ndarray
+
+    @classmethod
+    def padded(
+        cls,
+        texts: Sequence[tuple[Sequence[int], Sequence[int]]],
+        targets: Sequence[Sequence[int]],
+        *,
+        tokens: int,
+        rows: int,
+        width: int,
+    ) -> _Batch:
+        """Of (prompt, rest) token ids and target ids; rows beyond them hold one token each."""
+        batch = cls(
+            np.zeros((rows, tokens), np.int32), *np.ones((2, rows), np.int32), np.zeros((rows, width), np.int32)
+        )
+        for row, ((prompt, rest), wanted) in enumerate(zip(texts, targets, strict=True)):
+            batch.ids[row, : len(prompt) + len(rest)] = [*prompt, *rest]
+            batch.prompts[row], batch.lengths[row] = len(prompt), len(prompt) + len(rest)
+            batch.targets[row, : len(wanted)] = wanted
+        return batch
+
+
+def imposed_modes(arm: Arm, rows: int) -> np.ndarray | None:
+    """The arm's head modes for `rows` sequences, int32 `[L, B, K]`; None if it imposes none."""
+    if arm.modes_LK is None:
+        return None
+    return np.repeat(np.asarray(arm.modes_LK, np.int32)[:, None], rows, axis=1)
+
+
+def routing_numbers(routing: Routing, lengths: np.ndarray, config: ModelConfig, row: int) -> dict[str, float]:
+    """MSR and both ESR of one row."""
+    return {
+        "msr": float(routing.msr()[row]),
+        "esr": float(routing.esr(lengths, config)[row]),
+        "esr_last_layer": float(routing.esr(lengths, config, last_layer=True)[row]),
+    }
+
+
+def _shared_length(options: Sequence[Sequence[int]]) -> int:
+    """How many tokens all options begin with alike."""
+    alike = 0
+    while all(len(option) > alike and option[alike] == options[0][alike] for option in options):
+        alike += 1
+    return alike
 
 
 def _score(
@@ -104,18 +178,27 @@ def _score(
     prompts_B: jax.Array,
     lengths_B: jax.Array,
     targets_BW: jax.Array,
+    router_bias: jax.Array,
+    modes_LBK: jax.Array | None,
     *,
     view: View,
+    one_place: bool,
 ) -> tuple[jax.Array, jax.Array, Routing]:
-    """Log-probability and argmax hit of each target, both `[B, W]`, and the routing."""
+    """Log-probability and argmax hit of each target, both `[B, W]`, and the routing.
+
+    The targets follow each other after the prompt, or with `one_place` all stand after the last token.
+    """
     model = nnx.merge(graph, state)
-    gates = None if view == "elastic" else view
-    out = model.hidden(ids_BT, lengths=lengths_B, prompt_lengths=prompts_B, gates=gates)
+    gates = modes_LBK if modes_LBK is not None else None if view == "elastic" else view
+    out = model.hidden(ids_BT, lengths=lengths_B, prompt_lengths=prompts_B, gates=gates, router_bias=router_bias)
     width = targets_BW.shape[1]
     chunk = min(width, _HEAD_CHUNK)
     chunks = -(-width // chunk)
     # The hidden state of token i predicts token i + 1: the first target is predicted by the last prompt token.
-    where = jnp.minimum(prompts_B[:, None] - 1 + jnp.arange(chunks * chunk), ids_BT.shape[1] - 1)
+    if one_place:
+        where = jnp.broadcast_to(lengths_B[:, None] - 1, (len(ids_BT), chunks * chunk))
+    else:
+        where = jnp.minimum(prompts_B[:, None] - 1 + jnp.arange(chunks * chunk), ids_BT.shape[1] - 1)
     hidden = jnp.take_along_axis(out.hidden_BTD, where[:, :, None], axis=1)
     targets = jnp.pad(targets_BW, ((0, 0), (0, chunks * chunk - width)))
 

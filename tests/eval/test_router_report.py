@@ -85,7 +85,7 @@ def test_another_router_reuses_the_baselines_only(finished, checkpoint, tmp_path
     save_pretrained(from_params(model.config, params), tmp_path / "router", format="router")
     scored, score = [], Scorer.score
     monkeypatch.setattr(
-        Scorer, "score", lambda self, s, view, **shape: scored.append(view) or score(self, s, view, **shape)
+        Scorer, "score", lambda self, s, arm, **shape: scored.append(arm.view) or score(self, s, arm, **shape)
     )
     run_router_report(settings_for(checkpoint, router=str(tmp_path / "router")), tmp_path)
     assert set(scored) == {"elastic"}

@@ -1,0 +1,127 @@
+"""From a rendered sample to a prompt: chat template, token ids, and what to do when it is too long."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from elastic_jax.errors import DataError
+from eval.samples import Message, Prompt, Rendered, Sample, Segment, Showing, Tokens
+from eval.tasks import LengthPolicy
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_ROUNDS = 8
+
+
+class Encoder:
+    """Turns words into tokens, in the model's chat template where `chat` is true and the sample allows it."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, *, chat: bool):
+        if chat and not getattr(tokenizer, "chat_template", None):
+            raise DataError("the model has no chat template. Leave --chat out, or use an instruction-tuned model.")
+        self.tokenizer = tokenizer
+        self.chat = chat
+
+    def ids(self, text: str) -> list[int]:
+        """Tokens of a text without any special ones."""
+        return self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+
+    def encode(self, rendered: Rendered) -> list[int]:
+        """Tokens of the whole prompt, the beginning of the reply included."""
+        if self.chat and rendered.chat:
+            turns = [{"role": message.role, "content": message.text} for message in rendered.messages]
+            text = self.tokenizer.apply_chat_template(
+                turns, add_generation_prompt=True, tokenize=False, enable_thinking=False
+            )
+            return self.ids(f"{text}{rendered.answer_prefix}")
+        text = "\n\n".join(message.text for message in rendered.messages)
+        gap = " " if rendered.answer_prefix and not text[-1:].isspace() else ""
+        return self.tokenizer(f"{text}{gap}{rendered.answer_prefix}", verbose=False)["input_ids"]
+
+    def cut(self, key: str, content: Rendered, policy: LengthPolicy, limit: int) -> tuple[Rendered, list[int]]:
+        """Takes tokens out of the middle, by the policy, until the whole has at most `limit`.
+
+        Raises:
+            DataError: nothing that the policy may cut makes it short enough.
+        """
+        place = max(index for index, message in enumerate(content.messages) if message.role == "user")
+        message = content.messages[place]
+        segments = (Segment(message.text, cuttable=True),) if policy == "middle" else message.segments
+        cuttable = [index for index, segment in enumerate(segments) if segment.cuttable]
+        if not cuttable:
+            raise DataError(f"sample {key} is longer than {limit} tokens and has no part that may be cut.")
+        part = max(cuttable, key=lambda index: len(segments[index].text))
+        part_ids = self.ids(segments[part].text)
+        keep = len(part_ids) - (len(self.encode(content)) - limit)
+        for _ in range(_ROUNDS):
+            if keep < 1:
+                break
+            text = self.tokenizer.decode(middle_cut(part_ids, keep), skip_special_tokens=True)
+            shortened = (*segments[:part], Segment(str(text), cuttable=True), *segments[part + 1 :])
+            messages = (
+                *content.messages[:place],
+                Message(message.role, shortened),
+                *content.messages[place + 1 :],
+            )
+            made = replace(content, messages=messages)
+            ids = self.encode(made)
+            if len(ids) <= limit:
+                return made, ids
+            keep -= len(ids) - limit
+        raise DataError(
+            f"sample {key} does not fit into {limit} tokens even with its text cut; want a larger limit, or fewer "
+            "new tokens."
+        )
+
+
+def make_prompt(
+    content: Rendered | Tokens,
+    encoder: Encoder | None,
+    policy: LengthPolicy,
+    limit: int | None,
+    sample: Sample,
+    showing: Showing,
+) -> Prompt | None:
+    """The prompt of one showing, at most `limit` tokens with its answer; None if it is longer and is to be skipped.
+
+    Raises:
+        DataError: it is longer, and nothing that the policy may cut makes it short enough.
+    """
+    new = sample.max_new_tokens
+    if isinstance(content, Tokens):
+        made = Prompt(sample, content.prompt_ids, content.continuation_ids, max_new_tokens=new, showing=showing)
+        return None if limit is not None and len(made) + new > limit else made
+    assert encoder is not None
+    options = tuple(tuple(encoder.ids(option)) for option in content.options)
+    reserve = new + max(map(len, options), default=0)
+    ids, cut = encoder.encode(content), 0
+    if limit is not None and len(ids) + reserve > limit:
+        if policy == "skip":
+            return None
+        before = len(ids)
+        content, ids = encoder.cut(sample.uid, content, policy, limit - reserve)
+        cut = before - len(ids)
+    return Prompt(
+        sample,
+        np.asarray(ids, np.int32),
+        continuation_ids=options[0] if len(options) == 1 else (),
+        option_ids=options if len(options) > 1 else (),
+        max_new_tokens=new,
+        messages=content.messages,
+        answer_prefix=content.answer_prefix,
+        cut_tokens=cut,
+        showing=showing,
+    )
+
+
+def middle_cut(ids: Sequence[int], keep: int) -> list[int]:
+    """The first half and the last half of `keep` ids, the odd one at the end."""
+    if len(ids) <= keep:
+        return list(ids)
+    head = keep // 2
+    return [*ids[:head], *ids[len(ids) - (keep - head) :]]

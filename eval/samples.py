@@ -1,0 +1,131 @@
+"""What passes through an evaluation: samples, ways of showing them, prompts, replies and verdicts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Kind = Literal["generate", "score", "choose", "reward"]
+"""What is asked of a model: text after the prompt; the log-probability of a given continuation; the likelier one of
+some options; the scalar reward of a conversation."""
+
+Status = Literal["ok", "empty", "unparsed", "too_long"]
+"""How a sample ended. `too_long` was never shown to the model; all but `ok` count as the metric says, usually wrong."""
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A part of a message; the length policy `context` cuts only inside parts that are `cuttable`."""
+
+    text: str
+    cuttable: bool = False
+
+
+@dataclass(frozen=True)
+class Message:
+    """One turn of a conversation, in parts that are shown without anything between them."""
+
+    role: Literal["system", "user", "assistant"]
+    segments: tuple[Segment, ...]
+
+    @classmethod
+    def of(cls, role: Literal["system", "user", "assistant"], text: str) -> Message:
+        return cls(role, (Segment(text),))
+
+    @property
+    def text(self) -> str:
+        return "".join(segment.text for segment in self.segments)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One item of a benchmark, before it is put into words."""
+
+    uid: str
+    """Names the sample in the journal and pairs it between runs: stable over orders, limits and shards."""
+    fields: Mapping[str, Any]
+    """What the task's template and metric need."""
+    references: tuple[str, ...] = ()
+    """Right answers, or the gold label."""
+    axes: Mapping[str, str | int] = field(default_factory=dict)
+    """What results are grouped by besides the task: length, depth, setting, ..."""
+    max_new_tokens: int = 0
+    """Room for the answer of a generating task."""
+
+
+@dataclass(frozen=True)
+class Showing:
+    """One way of showing a sample: the order of its candidates, and which repeat this is."""
+
+    label: str = ""
+    """Distinguishes the showings of one sample in the journal."""
+    order: tuple[int, ...] = ()
+    """Candidate shown at each place."""
+    repeat: int = 0
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """A sample in words."""
+
+    messages: tuple[Message, ...]
+    answer_prefix: str = ""
+    """Beginning of the reply that the model has to go on with."""
+    options: tuple[str, ...] = ()
+    """Continuations to choose from (`choose`), or the one to score (`score`)."""
+    chat: bool = True
+    """False for text to be continued as it is, whatever the model's chat template."""
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """A sample as token ids, for tasks that place tokens exactly; endpoints cannot take these."""
+
+    prompt_ids: Sequence[int]
+    continuation_ids: Sequence[int] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Prompt:
+    """What a backend is given; ids are those of its tokenizer."""
+
+    sample: Sample
+    prompt_ids: Sequence[int]
+    continuation_ids: Sequence[int] = ()
+    """Continuation to score."""
+    option_ids: tuple[tuple[int, ...], ...] = ()
+    """Continuations to choose from."""
+    max_new_tokens: int = 0
+    messages: tuple[Message, ...] = ()
+    """The same prompt as text, cut like the ids; empty for samples that come as token ids."""
+    answer_prefix: str = ""
+    cut_tokens: int = 0
+    """Tokens that the length policy took out."""
+    showing: Showing = Showing()
+
+    def __len__(self) -> int:
+        return len(self.prompt_ids) + len(self.continuation_ids)
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What a backend returns for one prompt. A reply with an `error` is not journalled: a restart asks again."""
+
+    text: str = ""
+    new_tokens: int = 0
+    finish: Literal["stop", "length"] = "stop"
+    numbers: Mapping[str, float] = field(default_factory=dict)
+    """Measurements by name: msr, esr, esr_last_layer, cache_bytes, prefill_s, decode_s; log_prob, exact (score);
+    option_0, option_1, ... log-probabilities (choose); reward."""
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a task's metric says about a reply: scores by metric name, the task's main one among them."""
+
+    scores: Mapping[str, float]
+    status: Status = "ok"
+    parsed: Any = None
+    """What the parser found, as plain JSON values."""

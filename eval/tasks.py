@@ -1,0 +1,57 @@
+"""A task: how its samples are put into words and judged; and groups of samples that are made when needed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from eval.samples import Kind, Rendered, Reply, Sample, Showing, Tokens, Verdict
+
+LengthPolicy = Literal["skip", "middle", "context"]
+"""For prompts longer than the limit: `skip` counts them as too_long; `middle` takes tokens out of the middle of the
+last user message; `context` takes them out of the middle of its longest cuttable part only."""
+
+Template = Callable[[Sample, Showing], Rendered | Tokens]
+Metric = Callable[[Sample, Showing, Reply], Verdict]
+ViewPlan = Callable[[Sample], Sequence[Showing]]
+"""The ways in which a sample is shown: once, in both orders, several times, ..."""
+
+ONCE = (Showing(),)
+
+
+@dataclass(frozen=True)
+class Task:
+    """One task of a benchmark. Everything about it that is not data."""
+
+    name: str
+    kind: Kind
+    template: Template
+    metric: Metric
+    main_score: str
+    """The score of the metric that reports show."""
+    policy: LengthPolicy = "skip"
+
+
+@dataclass(frozen=True)
+class Group:
+    """Samples of one task that are alike in length; each is built only when it has to be shown."""
+
+    task: Task
+    uids: Sequence[str]
+    build: Callable[[int], Sample]
+    """Makes sample number 0 ... len(uids) - 1, whose uid is that of `uids`."""
+    tokens: int
+    """About how long the prompts are: orders the work and feeds the progress bar."""
+    showings: Callable[[int], Sequence[Showing]] = lambda index: ONCE
+    """The view plan, asked before a sample is built."""
+
+    @property
+    def count(self) -> int:
+        return len(self.uids)
+
+
+def loaded_group(task: Task, samples: Sequence[Sample], *, tokens: int, views: ViewPlan = lambda sample: ONCE) -> Group:
+    """A group of samples that are in memory already, such as the records of a file."""
+    uids = [sample.uid for sample in samples]
+    return Group(task, uids, samples.__getitem__, tokens, lambda index: views(samples[index]))

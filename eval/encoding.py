@@ -36,7 +36,7 @@ class Encoder:
         if self.chat and rendered.chat:
             turns = [{"role": message.role, "content": message.text} for message in rendered.messages]
             text = self.tokenizer.apply_chat_template(
-                turns, add_generation_prompt=True, tokenize=False, enable_thinking=False
+                turns, add_generation_prompt=turns[-1]["role"] != "assistant", tokenize=False, enable_thinking=False
             )
             return self.ids(f"{text}{rendered.answer_prefix}")
         text = "\n\n".join(message.text for message in rendered.messages)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import random
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 OFFICIAL_SEED = 42
 
@@ -27,6 +28,8 @@ class JudgeItem:
     """What results are grouped by: task, length, setting and so on."""
     conversation: tuple[Mapping[str, str], ...]
     """Messages (role, content) that the answers continue, for scalar reward models."""
+    ranking: bool = False
+    """The judge is asked for a ranking of all answers, not for a verdict on two."""
 
 
 def content_digest(*parts: str) -> str:
@@ -36,6 +39,16 @@ def content_digest(*parts: str) -> str:
         digest.update(f"{len(part)}:".encode())
         digest.update(part.encode())
     return digest.hexdigest()[:16]
+
+
+def distinct(items: Sequence[JudgeItem]) -> list[JudgeItem]:
+    """The same items, where those with equal content get uids of their own."""
+    seen: Counter[str] = Counter()
+    renamed = []
+    for item in items:
+        seen[item.uid] += 1
+        renamed.append(item if seen[item.uid] == 1 else replace(item, uid=f"{item.uid}-{seen[item.uid]}"))
+    return renamed
 
 
 def length_bucket(tokens: int, labels: Sequence[str]) -> str:

@@ -11,6 +11,10 @@ from numpy.typing import ArrayLike
 
 from eval.benchmarks.judge_items import Order
 from eval.benchmarks.verdicts import Ranks
+from eval.intervals import wilson_interval
+
+_BOOTSTRAP_VALUES = 2_000_000
+"""Values that a bootstrap holds in memory at one time."""
 
 
 def rank_match(order: Order, ranks: Ranks | None) -> float:
@@ -31,12 +35,13 @@ def exact_match(order: Order, ranks: Ranks | None) -> float:
 
 def top1(order: Order, ranks: Ranks | None) -> float:
     """1 if the best answer is ranked first."""
-    return float(ranks is not None and ranks[order.index(0)] == 0)
+    return float(_place_of_best(order, ranks) == 0)
 
 
 def reciprocal_rank(order: Order, ranks: Ranks | None) -> float:
-    """1 / place given to the best answer; 0 without a verdict."""
-    return 0.0 if ranks is None else 1 / (1 + ranks[order.index(0)])
+    """1 / place given to the best answer; 0 without a verdict on it."""
+    place = _place_of_best(order, ranks)
+    return 0.0 if place is None else 1 / (1 + place)
 
 
 def kendall_tau(order: Order, ranks: Ranks) -> float:
@@ -47,11 +52,24 @@ def kendall_tau(order: Order, ranks: Ranks) -> float:
     return sum(agreements) / len(agreements)
 
 
+def _place_of_best(order: Order, ranks: Ranks | None) -> int | None:
+    shown_at = order.index(0)
+    return ranks[shown_at] if ranks is not None and shown_at < len(ranks) else None
+
+
 def mean_interval(values: ArrayLike, *, draws: int = 2000) -> tuple[float, float]:
-    """95 % interval of the mean by a seeded bootstrap of the values, one value per record."""
+    """95 % interval of a mean, one value per record: Wilson's for shares of 0 and 1, else a seeded bootstrap."""
     samples = np.asarray(values, np.float64)
+    if np.isin(samples, (0, 1)).all():
+        return wilson_interval(int(samples.sum()), len(samples))
     rng = np.random.default_rng(0)
-    means = [samples[rng.integers(len(samples), size=len(samples))].mean() for _ in range(draws)]
+    at_once = max(1, _BOOTSTRAP_VALUES // len(samples))
+    means = np.concatenate(
+        [
+            samples[rng.integers(len(samples), size=(min(at_once, draws - done), len(samples)))].mean(axis=1)
+            for done in range(0, draws, at_once)
+        ]
+    )
     low, high = np.quantile(means, [0.025, 0.975])
     return float(low), float(high)
 

@@ -9,10 +9,11 @@ from typing import Any
 
 from elastic_jax.errors import DataError
 from eval.benchmarks.json_records import JsonRecord, read_json_lines
-from eval.benchmarks.judge_items import JudgeItem, content_digest
+from eval.benchmarks.judge_items import JudgeItem, content_digest, distinct
 
 TASKS = ("LongQA", "Summ", "Safety", "ICL", "Cite", "Code", "Math")
 LENGTHS = ("4k", "8k", "16k", "32k", "64k", "128k")
+ROLES = ("system", "user", "assistant")
 PAIR, RANKING = "PairWise", "BestOfN"
 OFFICIAL_COUNTS = {"LongQA": 522, "Summ": 429, "Safety": 140, "ICL": 162, "Cite": 390, "Code": 197, "Math": 60}
 
@@ -31,12 +32,7 @@ def read_folder(folder: Path) -> dict[str, list[JudgeItem]]:
 
 def items_of(task: str, records: Sequence[JsonRecord]) -> list[JudgeItem]:
     """The records of one task file, checked."""
-    return [_item(task, record) for record in records]
-
-
-def is_ranking(item: JudgeItem) -> bool:
-    """Whether the judge is asked for a ranking; a record that does not say its format is asked for a verdict."""
-    return item.axes["tasktype"] == RANKING
+    return distinct([_item(task, record) for record in records])
 
 
 def _item(task: str, record: JsonRecord) -> JudgeItem:
@@ -60,11 +56,12 @@ def _item(task: str, record: JsonRecord) -> JudgeItem:
         "length": record.choice("ctx_length_for_length", LENGTHS),
     }
     return JudgeItem(
-        uid=content_digest("long-rewardbench", task, json.dumps(conversation), *answers),
+        uid=f"{task}/{content_digest(json.dumps(conversation), *answers)}",
         question="\n\n".join(message["content"] for message in conversation),
         answers=tuple(answers),
         axes=axes,
         conversation=conversation,
+        ranking=tasktype == RANKING,
     )
 
 
@@ -78,11 +75,15 @@ def _answer(record: JsonRecord, name: str) -> str:
 
 def _conversation(record: JsonRecord) -> tuple[Mapping[str, str], ...]:
     messages: Any = record.fields.get("prompt_template")
-    wanted = "want a list of messages, each with a text `role` and a text `content`"
+    wanted = "want a list of messages, each with a role (system, user, assistant) and a text as content"
     if not isinstance(messages, list) or not messages:
         raise record.error(f"field 'prompt_template' is missing or empty; {wanted}")
     for message in messages:
-        if not isinstance(message, dict) or not all(isinstance(message.get(k), str) for k in ("role", "content")):
+        if (
+            not isinstance(message, dict)
+            or message.get("role") not in ROLES
+            or not isinstance(message.get("content"), str)
+        ):
             raise record.error(f"field 'prompt_template' has an entry that is no message; {wanted}")
     return tuple({"role": message["role"], "content": message["content"]} for message in messages)
 

@@ -10,7 +10,7 @@ from typing import Literal
 
 from elastic_jax.errors import DataError
 from eval.benchmarks.json_records import JsonRecord, read_json_lines
-from eval.benchmarks.judge_items import JudgeItem, content_digest
+from eval.benchmarks.judge_items import JudgeItem, content_digest, distinct
 
 REASONING = "Long-context_Reasoning"
 DIALOGUE = "Multi-turn_Dialogue_Understanding"
@@ -101,13 +101,15 @@ def read_folder(folder: Path) -> dict[str, list[JudgeItem]]:
         if group is not None:
             found[group] = file
     if not found:
-        raise DataError(f"{folder} has no MemoryRewardBench file; want one or more of {', '.join(GROUPS)}, each .jsonl.")
+        raise DataError(
+            f"{folder} has no MemoryRewardBench file; want one or more of {', '.join(GROUPS)}, each .jsonl."
+        )
     return {group: items_of(group, read_json_lines(found[group])) for group in GROUPS if group in found}
 
 
 def items_of(group: str, records: Sequence[JsonRecord]) -> list[JudgeItem]:
     """The records of one group's file, checked."""
-    return [_item(group, record) for record in records]
+    return distinct([_item(group, record) for record in records])
 
 
 def _item(group: str, record: JsonRecord) -> JudgeItem:
@@ -128,7 +130,7 @@ def _item(group: str, record: JsonRecord) -> JudgeItem:
         "subtask": subtask,
     }
     return JudgeItem(
-        uid=content_digest("memory-rewardbench", setting.name, question, chosen, rejected),
+        uid=f"{setting.name}/{content_digest(question, chosen, rejected)}",
         question=question,
         answers=(chosen, rejected),
         axes=axes,

@@ -7,6 +7,7 @@ import pytest
 from eval.benchmarks import judge_metrics
 from eval.benchmarks.judge_metrics import exact_match, kendall_tau, rank_match, reciprocal_rank, top1
 from eval.benchmarks.verdicts import A_BETTER, B_BETTER
+from eval.intervals import wilson_interval
 
 
 @pytest.mark.parametrize(
@@ -34,7 +35,9 @@ def test_a_random_ranking_scores_one_in_n_and_exactly_right_one_in_n_factorial(n
     assert mean[rank_match] == mean[top1] == pytest.approx(1 / n)
     assert mean[exact_match] == pytest.approx(1 / len(rankings))
     assert np.mean([kendall_tau(order, ranks) for ranks in rankings]) == pytest.approx(0)
-    assert np.mean([reciprocal_rank(order, ranks) for ranks in rankings]) == pytest.approx(sum(1 / k for k in range(1, n + 1)) / n)
+    assert np.mean([reciprocal_rank(order, ranks) for ranks in rankings]) == pytest.approx(
+        sum(1 / k for k in range(1, n + 1)) / n
+    )
 
 
 def test_distribution_of_rank_match():
@@ -52,12 +55,23 @@ def test_no_verdict_scores_nothing():
     assert [metric((1, 0), None) for metric in (rank_match, exact_match, top1, reciprocal_rank)] == [0, 0, 0, 0]
 
 
-def test_bootstrap_interval_covers_the_mean_and_matches_the_normal_one():
+def test_a_ranking_that_leaves_out_the_best_answer_did_not_find_it():
+    assert (top1((1, 2, 0), (0, 1)), reciprocal_rank((1, 2, 0), (0, 1)), exact_match((1, 2, 0), (0, 1))) == (0, 0, 0)
+    assert (top1((0, 1, 2), (0, 1)), reciprocal_rank((1, 0, 2), (0, 1))) == (1, 0.5)
+
+
+def test_bootstrap_interval_matches_the_normal_one(monkeypatch):
     values = np.random.default_rng(3).random(400)
     low, high = judge_metrics.mean_interval(values)
     half = 1.96 * values.std() / 20
     assert low == pytest.approx(values.mean() - half, abs=0.1 * half)
     assert high == pytest.approx(values.mean() + half, abs=0.1 * half)
+    monkeypatch.setattr(judge_metrics, "_BOOTSTRAP_VALUES", 400 * 7)
+    assert judge_metrics.mean_interval(values) == pytest.approx((low, high), abs=0.1 * half)
+
+
+def test_interval_of_a_share_is_wilsons_and_honest_when_all_are_right():
+    assert judge_metrics.mean_interval([1.0] * 10) == wilson_interval(10, 10)
 
 
 def test_swap_report_names_every_behaviour():

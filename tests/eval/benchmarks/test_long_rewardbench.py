@@ -3,9 +3,8 @@ import json
 import pytest
 
 from elastic_jax.errors import DataError
-from eval.benchmarks.judge_items import ranks_from_scores
 from eval.benchmarks.json_records import JsonRecord
-from eval.benchmarks.long_rewardbench import LENGTHS, OFFICIAL_COUNTS, TASKS, is_ranking, items_of, official_table, read_folder
+from eval.benchmarks.long_rewardbench import LENGTHS, OFFICIAL_COUNTS, TASKS, items_of, official_table, read_folder
 
 PAIR = {
     "id": 7,
@@ -59,9 +58,9 @@ def test_both_formats_are_read_from_a_folder(tmp_path):
         "source": "MadeUpBench",
         "length": "16k",
     }
-    assert unnamed.axes["tasktype"] == "" and not is_ranking(unnamed)
+    assert unnamed.axes["tasktype"] == "" and not unnamed.ranking
     (ranking,) = found["Summ"]
-    assert is_ranking(ranking) and ranking.answers == tuple(RANKING["candidates"])
+    assert ranking.ranking and ranking.answers == tuple(RANKING["candidates"])
 
 
 @pytest.mark.parametrize(
@@ -73,6 +72,7 @@ def test_both_formats_are_read_from_a_folder(tmp_path):
         (PAIR | {"ctx_length_for_length": "9k"}, "want one of 4k, 8k"),
         (PAIR | {"prompt_template": []}, "'prompt_template' is missing or empty"),
         (PAIR | {"prompt_template": ["text"]}, "an entry that is no message"),
+        (PAIR | {"prompt_template": [{"role": "tool", "content": "x"}]}, "an entry that is no message"),
         (RANKING | {"candidates": []}, "field 'candidates' holds \\[\\]; want a list of 2 or more texts"),
         (RANKING | {"subtype": "4"}, "3 candidates with subtype '4'"),
         (RANKING | {"candidates_score": [0.1, 0.4, 0.6]}, "candidates must be stored best first"),
@@ -138,12 +138,10 @@ def test_average_weighs_records_alike_as_in_published_rows(pairs, rankings, aver
         for _ in range(count)
     ]
     results += [
-        (axes("Cite", "BestOfN", size), match / 100) for size, match in zip("234", rankings, strict=True) for _ in range(300)
+        (axes("Cite", "BestOfN", size), match / 100)
+        for size, match in zip("234", rankings, strict=True)
+        for _ in range(300)
     ]
     assert 100 * official_table(results)["AVG."] == pytest.approx(average, abs=0.03)
     assert sum(OFFICIAL_COUNTS.values()) == len(results) == 1900
     assert set(OFFICIAL_COUNTS) == set(TASKS) and len(LENGTHS) == 6
-
-
-def test_equal_scores_favour_the_answer_shown_first():
-    assert ranks_from_scores([1.0, 1.0]) == (0, 1)

@@ -99,7 +99,13 @@ def test_both_released_schemas_are_read(tmp_path):
         "task": "S-Noise",
         "subtask": "qa7-sequential-self_correct",
     }
-    expected = {"setting": "Mixed-Drop", "pattern": "mixed", "criterion": "outcome", "source": "longmit", "length": "64k"}
+    expected = {
+        "setting": "Mixed-Drop",
+        "pattern": "mixed",
+        "criterion": "outcome",
+        "source": "longmit",
+        "length": "64k",
+    }
     assert expected.items() <= repository.axes.items()
     assert found[DIALOGUE][0].axes["source"] == "locomo"
 
@@ -128,7 +134,9 @@ def test_a_folder_with_no_file_or_two_of_a_group_is_refused(tmp_path):
         read_folder(tmp_path)
 
 
-@pytest.mark.parametrize(("tokens", "label"), [(1, "8k"), (8192, "8k"), (8193, "16k"), (131072, "128k"), (131073, "128k+")])
+@pytest.mark.parametrize(
+    ("tokens", "label"), [(1, "8k"), (8192, "8k"), (8193, "16k"), (131072, "128k"), (131073, "128k+")]
+)
 def test_length_buckets_round_up(tokens, label):
     assert length_bucket(tokens, LENGTHS) == label
 
@@ -150,10 +158,40 @@ HITS = {
     "Qwen3-4B": (136, 95, 85, 156, 64, 49, 114, 106, 257, 196),
 }
 PRINTED = {
-    "Claude-Opus-4.5": (47.84, 91.05, 52.72, 92.51, 64.07, 45.91, 84.28, 70.61, 89.50, 83.97, 68.88, 68.25, 87.13, 74.75),
+    "Claude-Opus-4.5": (
+        47.84,
+        91.05,
+        52.72,
+        92.51,
+        64.07,
+        45.91,
+        84.28,
+        70.61,
+        89.50,
+        83.97,
+        68.88,
+        68.25,
+        87.13,
+        74.75,
+    ),
     "Gemini-3-Pro": (54.51, 88.81, 48.91, 88.99, 61.08, 45.28, 82.10, 71.43, 75.06, 84.26, 68.75, 67.13, 79.00, 71.63),
     "Qwen3-Max": (42.75, 87.31, 42.94, 86.78, 48.50, 42.14, 74.24, 62.86, 85.12, 76.97, 62.75, 59.00, 81.63, 67.79),
-    "GLM4.5-106A12B": (54.90, 87.31, 49.46, 90.31, 52.70, 42.77, 66.38, 59.59, 79.65, 77.55, 69.13, 56.75, 78.75, 68.21),
+    "GLM4.5-106A12B": (
+        54.90,
+        87.31,
+        49.46,
+        90.31,
+        52.70,
+        42.77,
+        66.38,
+        59.59,
+        79.65,
+        77.55,
+        69.13,
+        56.75,
+        78.75,
+        68.21,
+    ),
     "Qwen3-235A22B": (38.43, 91.79, 40.76, 88.99, 58.08, 40.25, 71.18, 58.37, 85.12, 71.43, 62.25, 58.38, 79.25, 66.63),
     "Qwen3-32B": (46.67, 82.09, 55.98, 81.94, 48.50, 43.40, 58.08, 56.33, 71.55, 70.85, 64.75, 52.63, 71.25, 62.88),
     "Qwen3-14B": (49.80, 85.82, 56.52, 82.38, 44.31, 40.25, 50.66, 49.39, 70.68, 62.97, 66.63, 46.88, 67.38, 60.29),
@@ -168,7 +206,10 @@ PRINTED = {
 
 def results_of(hits):
     return [
-        ({"setting": setting.name, "group": setting.group, "criterion": setting.criterion, "length": "8k"}, float(n < right))
+        (
+            {"setting": setting.name, "group": setting.group, "criterion": setting.criterion, "length": "8k"},
+            float(n < right),
+        )
         for setting, right in zip(SETTINGS.values(), hits, strict=True)
         for n in range(setting.official_count)
     ]

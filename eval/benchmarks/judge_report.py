@@ -45,16 +45,16 @@ def judge_figures(judged_by_parser: Mapping[str, Sequence[Judged]], axes: Sequen
     }
 
 
-def figures_markdown(figures: Mapping[str, Any]) -> str:
-    """Tables of the figures, as sections of a report."""
-    parts = [_breakdown(figures), _failures(figures["all"])]
+def figures_markdown(figures: Mapping[str, Any], judge: str) -> str:
+    """Tables of the figures, as sections of a report whose headings name the judge."""
+    parts = {"agreement with the true ranking": _breakdown(figures), "failures": _failures(figures["all"])}
     if len(figures["parsers"]) > 1:
-        parts.append(_parsers(figures["parsers"]))
+        parts["the same replies under other parsers"] = _parsers(figures["parsers"])
     if figures["swap"] is not None:
-        parts.append(_swap(figures["swap"]))
+        parts["both orders"] = _swap(figures["swap"])
     if figures["bias"] is not None:
-        parts.append(_bias(figures["bias"]))
-    return "\n\n".join(parts)
+        parts["leanings on pairs"] = _bias(figures["bias"])
+    return "\n\n".join(f"## {judge}: {title}\n\n{text}" for title, text in parts.items())
 
 
 def columns_csv(columns: Mapping[str, Mapping[str, float]]) -> str:
@@ -110,7 +110,7 @@ def _breakdown(figures: Mapping[str, Any]) -> str:
     for axis, values in figures["by"].items():
         rows += [_row((axis, value or "–"), part, rankings) for value, part in values.items()]
     return (
-        "## Agreement with the true ranking\n\nRank match: share of answers given their true rank, which for a pair is "
+        "Rank match: share of answers given their true rank, which for a pair is "
         "plain accuracy; a reply without verdict scores 0. In brackets its 95 % interval (Wilson's for shares of right "
         "and wrong, else a bootstrap over records).\n\n" + table([*header, "replies without verdict"], rows)
     )
@@ -121,7 +121,7 @@ def _failures(figures: Mapping[str, Any]) -> str:
     rows = [(_FAILURES.get(status, status), str(count)) for status, count in failed.items()]
     rows.append(("text cut out of the prompt (judged nevertheless)", str(figures["shortened"])))
     return (
-        f"## Failures\n\nOf {figures['replies']:,} replies asked for, {sum(failed.values()):,} hold no verdict. They "
+        f"Of {figures['replies']:,} replies asked for, {sum(failed.values()):,} hold no verdict. They "
         "count as wrong above.\n\n" + table(["what", "replies"], rows)
     )
 
@@ -132,7 +132,7 @@ def _parsers(parsers: Mapping[str, Mapping[str, Any]]) -> str:
         for name, part in parsers.items()
     ]
     header = ["parser", "rank match, %", "of parsed, %", "replies without verdict"]
-    return "## The same replies under other parsers\n\n" + table(header, rows)
+    return table(header, rows)
 
 
 def _swap(swap: Mapping[str, Mapping[str, Any]]) -> str:
@@ -143,7 +143,7 @@ def _swap(swap: Mapping[str, Mapping[str, Any]]) -> str:
     ]
     header = ["pairs", "n", "consistent, %", "both right", "both wrong", "always first", "always second", "no verdict"]
     return (
-        "## Both orders\n\nConsistent: both orders choose the same answer, right or wrong; a reply without verdict is "
+        "Consistent: both orders choose the same answer, right or wrong; a reply without verdict is "
         "not consistent.\n\n" + table(header, rows)
     )
 
@@ -155,4 +155,4 @@ def _bias(bias: Mapping[str, float | None]) -> str:
         ("accuracy, better answer shown first", _share(bias["accuracy_better_first"])),
         ("accuracy, better answer shown second", _share(bias["accuracy_better_second"])),
     ]
-    return "## Leanings on pairs\n\nOver replies with a verdict.\n\n" + table(["", "%"], rows)
+    return "Over replies with a verdict.\n\n" + table(["", "%"], rows)

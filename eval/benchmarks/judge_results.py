@@ -55,25 +55,39 @@ def read_verdicts(items: Mapping[str, JudgeItem], records: Iterable[Mapping[str,
     return judged
 
 
-def read_rewards(items: Mapping[str, JudgeItem], records: Iterable[Mapping[str, Any]], orders: Mapping[str, Order]):
-    """Rankings by reward. Items of which not every answer has one are left out: the run is not finished.
+def join_rewards(
+    items: Mapping[str, JudgeItem], records: Iterable[Mapping[str, Any]], orders: Mapping[str, Order]
+) -> list[dict[str, Any]]:
+    """One record for each item and arm out of those of its answers: the ranking by reward, under the parser `reward`.
+
+    Items of which an answer has no record yet are left out: the run is not finished.
 
     Args:
         orders: the order in which the answers count as shown, by uid; it decides between equal rewards.
     """
-    by_item: dict[str, dict[int, Mapping[str, Any]]] = defaultdict(dict)
+    answers: dict[tuple[str, str], dict[int, Mapping[str, Any]]] = defaultdict(dict)
     for record in records:
-        by_item[record["uid"]][record["showing"]["order"][0]] = record
-    judged = []
-    for uid, answers in by_item.items():
-        if len(answers) < len(items[uid].answers):
+        answers[record["uid"], record["arm"]][record["showing"]["order"][0]] = record
+    joined = []
+    for (uid, _), by_rank in answers.items():
+        order = orders[uid]
+        if len(by_rank) < len(order):
             continue
-        too_long = any(record["status"] == "too_long" for record in answers.values())
-        shown = [answers[rank] for rank in orders[uid]]
+        shown = [by_rank[rank] for rank in order]
+        too_long = any(record["status"] == "too_long" for record in shown)
         ranks = None if too_long else ranks_from_scores([record["scores"]["reward"] for record in shown])
-        status = "too_long" if too_long else "ok"
-        judged.append(Judged(items[uid], orders[uid], ranks, status, any(map(_shortened, shown))))
-    return judged
+        joined.append(
+            {
+                **shown[0],
+                "showing": {"label": "rewards", "order": order, "repeat": 0},
+                "status": "too_long" if too_long else "ok",
+                "main": "match",
+                "scores": {"match": rank_match(order, ranks)},
+                "parsed": {"reward": ranks},
+                "cut_tokens": max(record["cut_tokens"] for record in shown),
+            }
+        )
+    return joined
 
 
 def summary(judged: Sequence[Judged]) -> dict[str, Any]:
@@ -86,7 +100,7 @@ def summary(judged: Sequence[Judged]) -> dict[str, Any]:
         "items": len(matches),
         "replies": len(judged),
         "match": _mean(matches),
-        "interval": mean_interval(matches),
+        "interval": list(mean_interval(matches)),
         "match_if_parsed": _mean([one.match for one in parsed]),
         "top1": _mean(_by_item(judged, lambda one: top1(one.order, one.ranks))),
         "exact": _mean(_by_item(judged, lambda one: exact_match(one.order, one.ranks))),

@@ -53,18 +53,19 @@ def official_cut(ids: Sequence[int]) -> Sequence[int]:
 def judge_groups(
     files: Mapping[str, Sequence[JudgeItem]], plan: JudgePlan, encoder: Encoder | None, limit: int | None = None
 ) -> list[Group]:
-    """Groups of equal file, format and length; `limit` takes the first records of every file in visiting order.
+    """Groups of equal file, format and length; `limit` takes the first records of each, in visiting order.
 
     Official orders are drawn before the limit applies, so that a limited run shows what the whole one would.
     """
     groups = []
     for name, items in files.items():
-        drawn = official_orders([len(item.answers) for item in items])[:limit]
+        drawn = official_orders([len(item.answers) for item in items])
         alike: dict[tuple[str, str], list[tuple[JudgeItem, Order]]] = {}
         for index, order in drawn:
             kind = f"{name} ranking" if items[index].ranking else name
             alike.setdefault((kind, items[index].axes["length"]), []).append((items[index], order))
-        for (kind, _), members in alike.items():
+        for (kind, _), everyone in alike.items():
+            members = everyone[:limit]
             samples = [
                 Sample(item.uid, {"item": item, "official_order": order}, (), item.axes, _new_tokens(plan))
                 for item, order in members

@@ -54,8 +54,9 @@ def test_figures_of_pairs_in_both_orders():
 
 def test_markdown_holds_every_figure():
     figures = judge_report.judge_figures({"last": PAIRS, "other": PAIRS[:4]}, ("length",), "setting")
-    text = judge_report.figures_markdown(figures)
+    text = judge_report.figures_markdown(figures, "some judge")
     for row in (
+        "## some judge: both orders",
         "| length | 16k | 2 | 50.0 (50.0–50.0) | 66.7 | 1 |",
         "| no verdict in the reply | 1 |",
         "| text cut out of the prompt (judged nevertheless) | 1 |",
@@ -75,7 +76,7 @@ def test_rankings_get_their_own_columns_and_no_swap_table():
     figures = judge_report.judge_figures({"last": judged}, (), "setting")
     assert figures["swap"] is None and figures["bias"] is None
     assert figures["all"]["kendall_tau_if_parsed"] == pytest.approx((1 / 3 + 1) / 2)
-    text = judge_report.figures_markdown(figures)
+    text = judge_report.figures_markdown(figures, "some judge")
     assert "| top-1, % | exact, % | reciprocal rank | Kendall tau |" in text
     assert "| 66.7 | 50.0 | 50.0 | 0.750 | 0.667 | 0 |" in text
 

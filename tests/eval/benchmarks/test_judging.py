@@ -2,21 +2,21 @@ from functools import cache
 
 import numpy as np
 import pytest
+from judge_runs import in_shown_order, judge, random_ranks, run_judge, shown_answers
 
 from elastic_jax.errors import ConfigError
+from eval.backends.reward import RewardBackend
+from eval.backends.scripted import ScriptedBackend
 from eval.benchmarks import long_twin, memory_twin
 from eval.benchmarks.judge_items import official_orders
 from eval.benchmarks.judge_plans import long_plan, memory_plan
-from eval.benchmarks.judge_results import biases_of, official_results, read_rewards, read_verdicts, summary, swap_of
+from eval.benchmarks.judge_results import biases_of, join_rewards, official_results, read_verdicts, summary, swap_of
 from eval.benchmarks.judging import judge_groups, official_cut
 from eval.benchmarks.long_rewardbench import official_table as long_table
 from eval.benchmarks.memory_rewardbench import SETTINGS
 from eval.benchmarks.memory_rewardbench import official_table as memory_table
-from eval.backends.reward import RewardBackend
-from eval.backends.scripted import ScriptedBackend
 from eval.intervals import wilson_interval
 from eval.samples import Reply
-from judge_runs import in_shown_order, judge, random_ranks, run_judge, shown_answers
 
 
 def count_tokens(text: str) -> int:
@@ -106,7 +106,7 @@ def test_records_are_shown_in_the_official_order_whatever_the_limit(tmp_path):
     whole = run_judge(long_files(), plan, judge("o", long_oracle), tmp_path / "whole")
     first = run_judge(long_files(), plan, judge("o", long_oracle), tmp_path / "first", limit=3)
     shown = {record["uid"]: record["showing"] for record in whole}
-    assert len(first) == 3 * 7 and all(shown[record["uid"]] == record["showing"] for record in first)
+    assert len(first) == 3 * 7 + 3 * 5 and all(shown[record["uid"]] == record["showing"] for record in first)
     items = long_files()["Math"]
     orders = official_orders([2] * len(items))
     assert [r["uid"] for r in first if r["task"] == "Math"] == [items[index].uid for index, _ in orders[:3]]
@@ -207,9 +207,11 @@ def test_reward_models_rank_by_score_with_ties_to_the_first_shown(tmp_path):
     assert all(rows * tokens <= max(4096, tokens) for rows, tokens in model.seen)
 
     orders = {items[index].uid: order for index, order in official_orders([len(item.answers) for item in items])}
-    verdicts = {one.item.uid: one for one in read_rewards(by_uid(files), records, orders)}
+    joined = join_rewards(by_uid(files), records, orders)
+    verdicts = read_verdicts(by_uid(files), joined, "reward")
     assert len(verdicts) == len(items)
-    clear = [one for one in verdicts.values() if one.item not in same_length]
+    assert [record["scores"]["match"] for record in joined] == [one.match for one in verdicts]
+    clear = [one for one in verdicts if one.item not in same_length]
     assert clear and all(one.ranks is not None and one.ranks[one.order.index(0)] == 0 for one in clear)
     for one in clear:  # equal rewards: in shown order
         others = [rank for place, rank in enumerate(one.ranks or ()) if one.order[place] != 0]
@@ -223,7 +225,7 @@ def test_a_reward_that_is_no_number_is_an_error_not_a_rank(tmp_path):
     plan = long_plan("compat", ask="reward")
     records = run_judge(files, plan, backend, tmp_path / "journal", encoder=CharacterEncoder())
     assert len(records) < 4
-    assert len(read_rewards(by_uid(files), records, {i.uid: (0, 1) for i in files["Math"]})) < 2
+    assert len(join_rewards(by_uid(files), records, {item.uid: (0, 1) for item in files["Math"]})) < 2
 
 
 @pytest.mark.parametrize(

@@ -36,3 +36,23 @@ def ratio_interval(values: ArrayLike, baseline: ArrayLike, *, draws: int = 4000)
         return math.nan, math.nan
     low, high = np.quantile(totals[:, 0] / totals[:, 1], [0.025, 0.975])
     return float(low), float(high)
+
+
+def mean_interval(values: ArrayLike, *, draws: int = 2000) -> tuple[float, float]:
+    """95 % interval of a mean: Wilson's for values that are all 0 or 1, else by a seeded bootstrap of the values."""
+    array = np.asarray(values, float)
+    if np.isin(array, (0.0, 1.0)).all():
+        return wilson_interval(int(array.sum()), len(array))
+    rng = np.random.default_rng(0)
+    means = array[rng.integers(len(array), size=(draws, len(array)))].mean(axis=1)
+    low, high = np.quantile(means, [0.025, 0.975])
+    return float(low), float(high)
+
+
+def sign_test(better: int, worse: int) -> float:
+    """Two-sided exact probability of so uneven a split if both were as likely (McNemar's test on discordant pairs)."""
+    n = better + worse
+    if n == 0:
+        return 1.0
+    tail = sum(math.comb(n, k) for k in range(min(better, worse) + 1)) / 2**n
+    return min(1.0, 2 * tail)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +15,21 @@ class Journal:
     """JSON lines: first the settings, then one `{"key": ..., "value": ...}` per finished piece of work.
 
     Every append reaches the disk before it returns. A line cut short by a crash is dropped when the file is opened.
+    `others` are journals of the same settings that other processes write: what they hold counts as done.
 
     Raises:
-        DataError: the file was made under other settings, or a line other than the last is damaged.
+        DataError: a file was made under other settings, or a line other than the last is damaged; an append does not
+            fit on the disk, which leaves the file readable.
     """
 
-    def __init__(self, path: str | Path, settings: Mapping[str, Any]):
+    def __init__(self, path: str | Path, settings: Mapping[str, Any], *, others: Iterable[Path] = ()):
         self.path = Path(path)
         self._values: dict[str, Any] = {}
         wanted = json.loads(json.dumps(settings))
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        whole_bytes = self._read(wanted) if self.path.exists() else 0
+        for other in others:
+            _take_over(other, wanted, self._values)
+        whole_bytes = _take_over(self.path, wanted, self._values) if self.path.exists() else 0
         self._file = self.path.open("ab")
         self._file.truncate(whole_bytes)
         if whole_bytes == 0:
@@ -55,40 +59,68 @@ class Journal:
         self.close()
 
     def _write(self, *records: dict[str, Any]) -> None:
-        self._file.write("".join(json.dumps(record) + "\n" for record in records).encode())
-        self._file.flush()
-        os.fsync(self._file.fileno())
-
-    def _read(self, wanted: dict[str, Any]) -> int:
-        """Takes over the records and returns how many bytes of the file are whole lines."""
-        data = self.path.read_bytes()
-        whole_bytes = data.rfind(b"\n") + 1
-        for number, line in enumerate(data[:whole_bytes].splitlines(), start=1):
-            try:
-                record = json.loads(line)
-                if number == 1:
-                    self._check(record["settings"], wanted)
-                else:
-                    self._values[record["key"]] = record["value"]
-            except (ValueError, KeyError, TypeError) as error:
-                if isinstance(error, DataError):
-                    raise
-                raise DataError(
-                    f"{self.path}, line {number} is no journal record ({error}). Remove the line to have its work "
-                    "done again, or choose another output folder."
-                ) from None
-        return whole_bytes
-
-    def _check(self, found: dict[str, Any], wanted: dict[str, Any]) -> None:
-        names = sorted(found.keys() | wanted.keys())
-        changed = [
-            f"{name}: the journal has {found.get(name)!r}, this run {wanted.get(name)!r}"
-            for name in names
-            if found.get(name) != wanted.get(name)
-        ]
-        if changed:
+        try:
+            self._file.write("".join(json.dumps(record) + "\n" for record in records).encode())
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        except OSError as error:
             raise DataError(
-                f"{self.path} was made with other settings, whose results cannot be mixed:\n  "
-                + "\n  ".join(changed)
-                + "\nChoose another output folder, or the former settings."
-            )
+                f"{self.path} cannot be written: {error}. What was finished before is safe; make room and give the "
+                "same command again."
+            ) from error
+
+
+def read_records(folder: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Settings and values of all journals in an output folder.
+
+    Raises:
+        DataError: no journal there, a damaged one, or journals of different settings.
+    """
+    paths = sorted(Path(folder).glob("journal*.jsonl"))
+    if not paths:
+        raise DataError(f"{folder} holds no journal*.jsonl; want the output folder of an evaluation.")
+    first = paths[0].read_bytes().partition(b"\n")[0]
+    try:
+        settings = json.loads(first)["settings"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{paths[0]}, line 1 is no journal record ({error}).") from None
+    values: dict[str, Any] = {}
+    for path in paths:
+        _take_over(path, settings, values)
+    return settings, values
+
+
+def _take_over(path: Path, wanted: dict[str, Any], values: dict[str, Any]) -> int:
+    """Adds the records of a file to `values` and returns how many bytes of the file are whole lines."""
+    data = path.read_bytes()
+    whole_bytes = data.rfind(b"\n") + 1
+    for number, line in enumerate(data[:whole_bytes].splitlines(), start=1):
+        try:
+            record = json.loads(line)
+            if number == 1:
+                _check(path, record["settings"], wanted)
+            else:
+                values[record["key"]] = record["value"]
+        except (ValueError, KeyError, TypeError) as error:
+            if isinstance(error, DataError):
+                raise
+            raise DataError(
+                f"{path}, line {number} is no journal record ({error}). Remove the line to have its work "
+                "done again, or choose another output folder."
+            ) from None
+    return whole_bytes
+
+
+def _check(path: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
+    names = sorted(found.keys() | wanted.keys())
+    changed = [
+        f"{name}: the journal has {found.get(name)!r}, this run {wanted.get(name)!r}"
+        for name in names
+        if found.get(name) != wanted.get(name)
+    ]
+    if changed:
+        raise DataError(
+            f"{path} was made with other settings, whose results cannot be mixed:\n  "
+            + "\n  ".join(changed)
+            + "\nChoose another output folder, or the former settings."
+        )

@@ -16,8 +16,8 @@ from eval.samples import Prompt, Reply, Sample, Showing, Verdict
 from eval.tasks import Group, Task
 
 Record = dict[str, Any]
-"""One journal value: task, uid, showing, arm, axes, status, scores, main, parsed, references, text, prompt_tokens,
-cut_tokens, new_tokens, finish, numbers. Reports need nothing else."""
+"""One journal value: task, uid, showing, arm, axes, notes, status, scores, main, parsed, references, text,
+prompt_tokens, cut_tokens, new_tokens, finish, numbers. Reports need nothing else."""
 
 _WINDOW_TOKENS = 4_000_000
 """Prompt tokens that are held in memory at one time."""
@@ -206,6 +206,7 @@ def _record(
         "showing": {"label": showing.label, "order": showing.order, "repeat": showing.repeat},
         "arm": arm.name,
         "axes": dict(sample.axes),
+        "notes": dict(sample.notes),
         "status": verdict.status,
         "main": task.main_score,
         "scores": dict(verdict.scores),

@@ -52,6 +52,8 @@ class Sample:
     """What results are grouped by besides the task: length, depth, setting, ..."""
     max_new_tokens: int = 0
     """Room for the answer of a generating task."""
+    notes: Mapping[str, Any] = field(default_factory=dict)
+    """Plain values that go into the journal with the result, such as where a needle lies."""
 
 
 @dataclass(frozen=True)

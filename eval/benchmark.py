@@ -1,0 +1,194 @@
+"""Runs a benchmark through the one journal and writes its report: JSON, CSV, Markdown, pictures."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from elastic_jax.errors import ConfigError
+from elastic_jax.settings import settings_yaml
+from eval.arms import Arm
+from eval.backends.base import Backend
+from eval.benchmark_figures import draw_benchmark
+from eval.benchmark_markdown import render_benchmark
+from eval.digests import prompts_digest
+from eval.encoding import Encoder
+from eval.journal import Journal
+from eval.options import BenchmarkSettings
+from eval.progress import token_progress
+from eval.provenance import command_line, program
+from eval.runner import Outcome, Record, first_prompts, pending_tokens, records_of, run_groups
+from eval.tables import Row, means_over_tasks, summarise
+from eval.tasks import Group
+
+RESULTS = "results"
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """A benchmark, ready to run."""
+
+    verb: str
+    """Words of the command, such as `eval ruler`."""
+    title: str
+    groups: Callable[[Encoder], Sequence[Group]]
+    """Makes the groups of samples; must be the same for the same settings and encoder."""
+    axes: tuple[str, ...] = ()
+    """Axes of the samples by which results are grouped."""
+    identity: Mapping[str, Any] = field(default_factory=dict)
+    """Settings that results depend on and that the prompts do not show."""
+    limit: int | None = None
+    """Most tokens of prompt and answer; by default what the model can take."""
+    method: str = ""
+    """How it is measured, for the report: Markdown."""
+    notes: Callable[[Sequence[Record]], str] | None = None
+    """A further section of the report, from the records: Markdown."""
+
+
+def run_benchmark(
+    benchmark: Benchmark,
+    settings: BenchmarkSettings,
+    out: Path,
+    *,
+    dry_run: bool = False,
+    backend: Backend | None = None,
+) -> dict[str, Any]:
+    """Measures what the journal in `out` lacks, writes the report there and returns its contents.
+
+    Args:
+        dry_run: make the first prompt of every group, print what would run, write nothing.
+        backend: used instead of the one that the settings name.
+
+    Raises:
+        ConfigError: settings that do not fit the model.
+        DataError: unusable data, a journal made under other settings, a backend that keeps failing.
+    """
+    shard, arms = settings.part(), settings.arms()
+    tokenizer = settings.load_tokenizer()
+    encoder = Encoder(tokenizer, chat=settings.chat)
+    groups = benchmark.groups(encoder)
+    if dry_run:
+        print(settings_yaml(settings) + _plan(benchmark, groups, arms, encoder), end="")
+        return {}
+    if backend is None:
+        backend = settings.open_backend(tokenizer)
+    _check_lengths(groups, backend)
+    identity = {
+        **backend.identity(),
+        **benchmark.identity,
+        "benchmark": benchmark.title,
+        "seed": settings.seed,
+        "chat": settings.chat,
+        "limit_tokens": benchmark.limit,
+        "first_prompts": {
+            prompt.sample.uid: prompts_digest([prompt]) for prompt in first_prompts(groups, encoder, benchmark.limit)
+        },
+    }
+    name = "journal.jsonl" if shard.count == 1 else f"journal-{shard.index}-of-{shard.count}.jsonl"
+    others = [path for path in sorted(out.glob("journal*.jsonl")) if path.name != name]
+    outcome = Outcome()
+    with Journal(out / name, identity, others=others) as journal:
+        with token_progress(pending_tokens(groups, arms, backend, journal, shard)) as advance:
+            steps = run_groups(
+                backend,
+                encoder,
+                groups,
+                arms,
+                journal,
+                batch_tokens=settings.batch_tokens,
+                limit=benchmark.limit,
+                shard=shard,
+                outcome=outcome,
+            )
+            for tokens in steps:
+                advance(tokens)
+        records = [
+            record for group in groups for arm in arms for record in records_of(group, backend.label(arm), journal)
+        ]
+    return write_report(benchmark, settings, out, records, arms, groups, identity, outcome)
+
+
+def write_report(
+    benchmark: Benchmark,
+    settings: BenchmarkSettings,
+    out: Path,
+    records: Sequence[Record],
+    arms: Sequence[Arm],
+    groups: Sequence[Group],
+    identity: Mapping[str, Any],
+    outcome: Outcome,
+) -> dict[str, Any]:
+    """Writes `results.json`, `.csv`, `.md` and `.png` into `out` and returns the contents of the first."""
+    rows = summarise(records, benchmark.axes)
+    wanted = len(arms) * sum(len(group.showings(index)) for group in groups for index in range(group.count))
+    report = {
+        "title": benchmark.title,
+        "command": command_line(benchmark.verb, settings),
+        "settings": dict(identity),
+        "program": program(),
+        "axes": list(benchmark.axes),
+        "arms": [arm.name for arm in arms],
+        "rows": rows,
+        "means": means_over_tasks(rows, benchmark.axes),
+        "done": len(records),
+        "wanted": wanted,
+        "errors": outcome.errors,
+    }
+    further = benchmark.notes(records) if benchmark.notes is not None and records else ""
+    pictures = draw_benchmark(report, records, out) if records else []
+    _write(out / f"{RESULTS}.json", json.dumps(report, indent=1) + "\n")
+    _write(out / f"{RESULTS}.csv", rows_csv([*rows, *report["means"]]))
+    _write(out / f"{RESULTS}.md", render_benchmark(report, benchmark.method, further, pictures))
+    return report
+
+
+def rows_csv(rows: Sequence[Row]) -> str:
+    """The rows as CSV, the interval in two columns."""
+    flat = []
+    for row in rows:
+        low, high = row["interval"]
+        flat.append({k: v for k, v in row.items() if k != "interval"} | {"interval_low": low, "interval_high": high})
+    columns = list(dict.fromkeys(name for row in flat for name in row))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(flat)
+    return text.getvalue()
+
+
+def _write(path: Path, text: str) -> None:
+    """Replaces a file as a whole."""
+    unfinished = path.with_name(path.name + ".part")
+    unfinished.write_text(text, encoding="utf-8")
+    unfinished.replace(path)
+
+
+def _check_lengths(groups: Sequence[Group], backend: Backend) -> None:
+    for group in groups:
+        fits = backend.max_tokens is None or group.tokens <= backend.max_tokens
+        if group.task.policy == "skip" and not fits:
+            raise ConfigError(
+                f"task {group.task.name} has prompts of {group.tokens} tokens; the model has {backend.max_tokens} "
+                "positions. Ask for shorter ones, or give the checkpoint a rope scaling for longer contexts."
+            )
+
+
+def _plan(benchmark: Benchmark, groups: Sequence[Group], arms: Sequence[Arm], encoder: Encoder) -> str:
+    """What would run: a line per group with the tokens of its first prompt, and the sum."""
+    lines = [f"\n# {benchmark.title}: {', '.join(arm.name for arm in arms)}"]
+    for group in groups:
+        made = list(first_prompts([group], encoder, benchmark.limit))
+        tokens = f"{len(made[0].prompt_ids)} tokens" if made else "too long"
+        cut = f", {made[0].cut_tokens} cut" if made and made[0].cut_tokens else ""
+        lines.append(
+            f"# {group.task.name}, about {group.tokens} tokens: {group.count} samples, the first has {tokens}{cut}"
+        )
+    total = int(np.sum([group.tokens * group.count for group in groups]))
+    return "\n".join([*lines, f"# about {total * len(arms):,} tokens to read in all"]) + "\n"

@@ -1,0 +1,98 @@
+"""Reading benchmark records: JSON lines or a JSON list, from a folder or the Hugging Face hub."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from elastic_jax.errors import DataError
+
+
+class Records(Sequence):
+    """Records of one file, each with its line, so that a refusal can name both."""
+
+    def __init__(self, path: str, records: list[dict[str, Any]], lines: list[int]):
+        self.path = path
+        self._records, self._lines = records, lines
+
+    def __getitem__(self, number: Any) -> Any:
+        return self._records[number]
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def error(self, number: int, message: str) -> DataError:
+        return DataError(f"{self.path}, line {self._lines[number]}: {message}.")
+
+
+def read_records(source: str | Path, name: str, *, folder: str = "") -> Records:
+    """Records of the file `name` in a folder (or in its sub-folder `folder`), or of a data set on the hub.
+
+    `source` may be the file itself. Files that end in `.json` hold a list, others one object per line.
+
+    Raises:
+        DataError: no such file, or a line that is no JSON object, by file and line.
+    """
+    path = _find(source, name, folder)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path} cannot be read as UTF-8 text: {error}") from error
+    records: list[dict[str, Any]] = []
+    lines: list[int] = []
+    if path.suffix == ".json":
+        try:
+            content = json.loads(text)
+        except ValueError as error:
+            raise DataError(f"{path} is no JSON: {error}.") from error
+        items = enumerate(content if isinstance(content, list) else [content], start=1)
+    else:
+        items = ((number, line) for number, line in enumerate(text.split("\n"), start=1) if line.strip())
+    for number, item in items:
+        try:
+            record = json.loads(item) if isinstance(item, str) else item
+        except ValueError as error:
+            raise DataError(f"{path}, line {number}: no JSON ({error}).") from error
+        if not isinstance(record, dict):
+            raise DataError(f"{path}, line {number}: a {type(record).__name__}; want a JSON object.")
+        records.append(record)
+        lines.append(number)
+    if not records:
+        raise DataError(f"{path} holds no record.")
+    return Records(str(path), records, lines)
+
+
+def text_field(records: Records, number: int, field: str, *, empty: bool = False) -> str:
+    """A text of a record; `DataError` if it is missing, of another type, or empty where it may not be."""
+    record = records[number]
+    if field not in record:
+        raise records.error(number, f"no field {field!r}; it has {', '.join(sorted(record))}")
+    value = record[field]
+    if not isinstance(value, str) or not (value or empty):
+        raise records.error(number, f"{field} is {value!r}; want a text")
+    return value
+
+
+def _find(source: str | Path, name: str, folder: str) -> Path:
+    path = Path(source)
+    if path.is_file():
+        return path
+    if path.is_dir():
+        for candidate in (path / name, path / folder / name):
+            if candidate.is_file():
+                return candidate
+        raise DataError(f"{path} has no {name}; want the published files of the benchmark in that folder.")
+    if str(source).count("/") != 1:
+        raise DataError(f"no file or folder at {source}; want one, or a data set on the hub such as owner/name.")
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    wanted = f"{folder}/{name}" if folder else name
+    for file in dict.fromkeys((wanted, name)):
+        try:
+            return Path(hf_hub_download(str(source), file, repo_type="dataset"))
+        except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+            failed = error
+    raise DataError(f"data set {source} gives no {name}: {failed}. Download it, and name the folder.") from failed

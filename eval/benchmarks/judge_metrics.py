@@ -6,15 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
-import numpy as np
-from numpy.typing import ArrayLike
-
 from eval.benchmarks.judge_items import Order
 from eval.benchmarks.verdicts import Ranks
-from eval.intervals import wilson_interval
-
-_BOOTSTRAP_VALUES = 2_000_000
-"""Values that a bootstrap holds in memory at one time."""
 
 
 def rank_match(order: Order, ranks: Ranks | None) -> float:
@@ -55,23 +48,6 @@ def kendall_tau(order: Order, ranks: Ranks) -> float:
 def _place_of_best(order: Order, ranks: Ranks | None) -> int | None:
     shown_at = order.index(0)
     return ranks[shown_at] if ranks is not None and shown_at < len(ranks) else None
-
-
-def mean_interval(values: ArrayLike, *, draws: int = 2000) -> tuple[float, float]:
-    """95 % interval of a mean, one value per record: Wilson's for shares of 0 and 1, else a seeded bootstrap."""
-    samples = np.asarray(values, np.float64)
-    if np.isin(samples, (0, 1)).all():
-        return wilson_interval(int(samples.sum()), len(samples))
-    rng = np.random.default_rng(0)
-    at_once = max(1, _BOOTSTRAP_VALUES // len(samples))
-    means = np.concatenate(
-        [
-            samples[rng.integers(len(samples), size=(min(at_once, draws - done), len(samples)))].mean(axis=1)
-            for done in range(0, draws, at_once)
-        ]
-    )
-    low, high = np.quantile(means, [0.025, 0.975])
-    return float(low), float(high)
 
 
 @dataclass(frozen=True)

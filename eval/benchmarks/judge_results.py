@@ -14,7 +14,6 @@ from eval.benchmarks.judge_metrics import (
     bias_report,
     exact_match,
     kendall_tau,
-    mean_interval,
     rank_match,
     reciprocal_rank,
     swap_report,
@@ -22,6 +21,7 @@ from eval.benchmarks.judge_metrics import (
 )
 from eval.benchmarks.judging import OFFICIAL_KEPT
 from eval.benchmarks.verdicts import Ranks
+from eval.intervals import mean_interval
 
 
 @dataclass(frozen=True)

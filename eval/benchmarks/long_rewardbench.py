@@ -85,6 +85,8 @@ def _conversation(record: JsonRecord) -> tuple[Mapping[str, str], ...]:
             or not isinstance(message.get("content"), str)
         ):
             raise record.error(f"field 'prompt_template' has an entry that is no message; {wanted}")
+    if all(message["role"] != "user" for message in messages):
+        raise record.error("field 'prompt_template' has no message of the user; want one or more")
     return tuple({"role": message["role"], "content": message["content"]} for message in messages)
 
 

@@ -7,7 +7,6 @@ import pytest
 from eval.benchmarks import judge_metrics
 from eval.benchmarks.judge_metrics import exact_match, kendall_tau, rank_match, reciprocal_rank, top1
 from eval.benchmarks.verdicts import A_BETTER, B_BETTER
-from eval.intervals import wilson_interval
 
 
 @pytest.mark.parametrize(
@@ -58,20 +57,6 @@ def test_no_verdict_scores_nothing():
 def test_a_ranking_that_leaves_out_the_best_answer_did_not_find_it():
     assert (top1((1, 2, 0), (0, 1)), reciprocal_rank((1, 2, 0), (0, 1)), exact_match((1, 2, 0), (0, 1))) == (0, 0, 0)
     assert (top1((0, 1, 2), (0, 1)), reciprocal_rank((1, 0, 2), (0, 1))) == (1, 0.5)
-
-
-def test_bootstrap_interval_matches_the_normal_one(monkeypatch):
-    values = np.random.default_rng(3).random(400)
-    low, high = judge_metrics.mean_interval(values)
-    half = 1.96 * values.std() / 20
-    assert low == pytest.approx(values.mean() - half, abs=0.1 * half)
-    assert high == pytest.approx(values.mean() + half, abs=0.1 * half)
-    monkeypatch.setattr(judge_metrics, "_BOOTSTRAP_VALUES", 400 * 7)
-    assert judge_metrics.mean_interval(values) == pytest.approx((low, high), abs=0.1 * half)
-
-
-def test_interval_of_a_share_is_wilsons_and_honest_when_all_are_right():
-    assert judge_metrics.mean_interval([1.0] * 10) == wilson_interval(10, 10)
 
 
 def test_swap_report_names_every_behaviour():

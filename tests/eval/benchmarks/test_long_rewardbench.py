@@ -73,6 +73,7 @@ def test_both_formats_are_read_from_a_folder(tmp_path):
         (PAIR | {"prompt_template": []}, "'prompt_template' is missing or empty"),
         (PAIR | {"prompt_template": ["text"]}, "an entry that is no message"),
         (PAIR | {"prompt_template": [{"role": "tool", "content": "x"}]}, "an entry that is no message"),
+        (PAIR | {"prompt_template": PAIR["prompt_template"][:1]}, "no message of the user"),
         (RANKING | {"candidates": []}, "field 'candidates' holds \\[\\]; want a list of 2 or more texts"),
         (RANKING | {"subtype": "4"}, "3 candidates with subtype '4'"),
         (RANKING | {"candidates_score": [0.1, 0.4, 0.6]}, "candidates must be stored best first"),

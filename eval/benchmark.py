@@ -48,6 +48,7 @@ class Benchmark:
     """Most tokens of prompt and answer; by default what the model can take."""
     method: str = ""
     """How it is measured, for the report: Markdown."""
+<<<<<<< HEAD
     notes: Callable[[Sequence[Record]], str] | None = None
     """A further section of the report, from the records: Markdown."""
     files: Callable[[Sequence[Record]], Mapping[str, str]] | None = None
@@ -56,6 +57,10 @@ class Benchmark:
     """Makes the records to report out of those of the journal, where one result takes several replies."""
     refuse_too_long: bool = True
     """Prompts that cannot fit are an error in the settings; otherwise they are counted."""
+=======
+    notes: Callable[[Sequence[Record], Path], str] | None = None
+    """A further section of the report, from the records: Markdown; it may write files into the folder."""
+>>>>>>> s3-evala
 
 
 def run_benchmark(
@@ -151,7 +156,7 @@ def write_report(
         "wanted": wanted,
         "errors": outcome.errors,
     }
-    further = benchmark.notes(records) if benchmark.notes is not None and records else ""
+    further = benchmark.notes(records, out) if benchmark.notes is not None and records else ""
     pictures = draw_benchmark(report, records, out) if records else []
     for name, content in (benchmark.files(records) if benchmark.files is not None and records else {}).items():
         _write(out / name, content)

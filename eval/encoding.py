@@ -87,7 +87,14 @@ def make_prompt(
     """The prompt of one showing, at most `limit` tokens with its answer; None if it is longer and stays so, cut or not."""
     new = sample.max_new_tokens
     if isinstance(content, Tokens):
-        made = Prompt(sample, content.prompt_ids, content.continuation_ids, max_new_tokens=new, showing=showing)
+        made = Prompt(
+            sample,
+            content.prompt_ids,
+            content.continuation_ids,
+            parts=content.parts,
+            max_new_tokens=new,
+            showing=showing,
+        )
         return None if limit is not None and len(made) + new > limit else made
     assert encoder is not None
     options = tuple(tuple(encoder.ids(option)) for option in content.options)

@@ -35,27 +35,27 @@ def prose_texts(folder: str | Path | None, split: Split) -> dict[str, str]:
 
 
 def read_texts(source: str | Path | None) -> dict[str, str]:
-    """Texts to search through, by name: one text file, all `*.txt` below a folder, or Python's language reference.
+    """Texts by name: one text file, or all `*.txt` below a folder.
 
-    Unlike `prose_texts` all of them, whichever side of the split they are on.
+    By default those of Python's language reference that no router was trained on.
 
     Raises:
         DataError: nothing there, or a file that is not UTF-8 text.
     """
     if source is None:
-        from pydoc_data.topics import topics
-
-        return dict(sorted(topics.items()))
+        return prose_texts(None, "evaluation")
     path = Path(source)
     files = [path] if path.is_file() else sorted(path.rglob("*.txt"))
     if not files:
         raise DataError(f"no text at {path}; give a text file, or a folder that holds *.txt files.")
-    try:
-        return {
-            file.name if file == path else file.relative_to(path).as_posix(): file.read_text("utf-8") for file in files
-        }
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"the texts at {path} cannot be read as UTF-8: {error}") from error
+    texts = {}
+    for file in files:
+        name = file.name if file == path else file.relative_to(path).as_posix()
+        try:
+            texts[name] = file.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise DataError(f"{file} cannot be read as UTF-8 text: {error}") from error
+    return texts
 
 
 def code_texts(folder: str | Path | None, split: Split) -> dict[str, str]:

@@ -38,6 +38,10 @@ class BenchmarkSettings(ModelSettings):
     """Bits per element of further caches under which elastic attention is run as well: 2, 4 or 8."""
     router_bias: tuple[float, ...] = (0.0,)
     """Values added to logit_full - logit_sparse, one elastic run each: positive for quality, negative for sparsity."""
+    head_scores: str | None = None
+    """`heads.json` of `eval heads`: which heads retrieve; needed by --forced-msr."""
+    forced_msr: tuple[float, ...] = ()
+    """Shares of heads to run sparse whatever the prompt, those that retrieve least first; one further run each."""
     endpoint: str | None = None
     """Address of an OpenAI-compatible API that answers instead; --model then gives the tokenizer that counts tokens."""
     endpoint_model: str = ""
@@ -67,6 +71,12 @@ class BenchmarkSettings(ModelSettings):
         for name in ("views", "router_bias"):
             if not getattr(self, name):
                 raise ConfigError(f"{name} is empty; want at least one.")
+        if any(not 0 <= share <= 1 for share in self.forced_msr):
+            raise ConfigError(f"forced_msr is {list(self.forced_msr)}; want shares from 0 to 1.")
+        if self.forced_msr and self.head_scores is None:
+            raise ConfigError(
+                "forced_msr wants a ranking of the heads: give --head-scores, a heads.json of eval heads."
+            )
         wrong = [bits for bits in self.cache_bits if bits not in (2, 4, 8)]
         if wrong:
             raise ConfigError(f"cache_bits has {wrong[0]}; want 2, 4 or 8 (16 is what every other run has).")
@@ -88,6 +98,14 @@ class BenchmarkSettings(ModelSettings):
                     Arm(f"{name} + {bits}-bit cache", "elastic", router_bias=bias, cache_bits=bits)
                     for name, bias in zip(names, self.router_bias, strict=True)
                 ]
+        if self.forced_msr:
+            from eval.routing_study.heads import forced_modes, read_head_scores
+
+            scores_LK = read_head_scores(str(self.head_scores))
+            arms += [
+                Arm(f"forced MSR {share:g}", "elastic", modes_LK=forced_modes(scores_LK, share))
+                for share in self.forced_msr
+            ]
         return arms
 
     def part(self) -> Shard:
@@ -140,5 +158,5 @@ def split_commas(argv: Sequence[str], *flags: str) -> list[str]:
     return split
 
 
-LISTS = ("--lengths", "--tasks", "--views", "--cache-bits", "--router-bias")
+LISTS = ("--lengths", "--tasks", "--views", "--cache-bits", "--router-bias", "--forced-msr", "--depths")
 """Flags that take several values, with commas or blanks between them."""

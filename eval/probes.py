@@ -35,6 +35,8 @@ class ProbeConfig:
     split: Split = "evaluation"
     """Which side of `split_of` subjects and answers are drawn from."""
     seed: int = 0
+    depth: float | None = None
+    """Wanted place of the needle between the barred ends, from 0 to 1; None draws it."""
 
 
 @dataclass(frozen=True)
@@ -170,8 +172,9 @@ def _plant(rng: random.Random, body: list[Piece], planted: list[Piece], config: 
     if len(free) < len(planted):
         return None
     places: dict[int, Piece] = {}
-    for needle in planted:
-        wanted = rng.uniform(low, high)
+    for number, needle in enumerate(planted):
+        chosen = config.depth if number == 0 and config.depth is not None else rng.random()
+        wanted = low + chosen * (high - low)
         place = min(sorted(free), key=lambda index: abs(starts[index] - wanted))
         free.remove(place)
         places[place] = needle

@@ -218,4 +218,4 @@ def _record(
         "cut_tokens": 0 if prompt is None else prompt.cut_tokens,
         "new_tokens": reply.new_tokens,
         "numbers": dict(reply.numbers),
-    }
+    } | ({"details": dict(reply.details)} if reply.details else {})

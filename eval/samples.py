@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-Kind = Literal["generate", "score", "choose", "reward"]
+Kind = Literal["generate", "score", "choose", "reward", "route", "attend"]
 """What is asked of a model: text after the prompt; the log-probability of a given continuation; the likelier one of
-some options; the scalar reward of a conversation."""
+some options; the scalar reward of a conversation; what the routers make of the prompt; how much each head looks at
+`Sample.fields["needle"]` (first and last + 1 token of the prompt) while it answers."""
 
 Status = Literal["ok", "empty", "unparsed", "too_long"]
 """How a sample ended. `too_long` was never shown to the model; all but `ok` count as the metric says, usually wrong."""
@@ -86,6 +87,8 @@ class Tokens:
 
     prompt_ids: Sequence[int]
     continuation_ids: Sequence[int] = ()
+    parts: int = 1
+    """Equal parts of the continuation, each of which gets a score of its own."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,6 +99,8 @@ class Prompt:
     prompt_ids: Sequence[int]
     continuation_ids: Sequence[int] = ()
     """Continuation to score."""
+    parts: int = 1
+    """Equal parts of the continuation, each of which gets a score of its own."""
     option_ids: tuple[tuple[int, ...], ...] = ()
     """Continuations to choose from."""
     max_new_tokens: int = 0
@@ -118,8 +123,10 @@ class Reply:
     new_tokens: int = 0
     finish: Literal["stop", "length"] = "stop"
     numbers: Mapping[str, float] = field(default_factory=dict)
-    """Measurements by name: msr, esr, esr_last_layer, cache_bytes, prefill_s, decode_s; log_prob, exact (score);
-    option_0, option_1, ... log-probabilities (choose); reward."""
+    """Measurements by name: msr, esr, esr_last_layer, cache_bytes, prefill_s, decode_s; log_prob, exact, hits and, for
+    several parts, log_prob_0, log_prob_1, ... (score); option_0, option_1, ... log-probabilities (choose); reward."""
+    details: Mapping[str, Any] = field(default_factory=dict)
+    """Plain JSON values that go into the journal as they are (route, attend)."""
     error: str | None = None
 
 

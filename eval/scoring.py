@@ -40,9 +40,15 @@ class Score:
     esr: float
     """Share of causal (query, key) pairs skipped, mean over layers."""
     esr_last_layer: float
+    hits: float = 0.0
+    """Share of continuation tokens that were the most likely ones."""
+    parts: tuple[float, ...] = ()
+    """`log_prob` of each part of the continuation, where it has several."""
 
-    def to_json(self) -> dict[str, float]:
-        return asdict(self)
+    def numbers(self) -> dict[str, float]:
+        """All of it by name, flat."""
+        flat = {name: value for name, value in asdict(self).items() if name != "parts"}
+        return flat | {f"log_prob_{number}": value for number, value in enumerate(self.parts)}
 
 
 class Scorer:
@@ -72,8 +78,14 @@ class Scorer:
         count = np.maximum(valid.sum(-1), 1)
         exact = np.all(np.asarray(hit) | ~valid, axis=-1)
         mean = (np.asarray(log_prob) * valid).sum(-1) / count
-        sparsity = [routing_numbers(routing, batch.lengths, self._config, row) for row in range(len(prompts))]
-        return [Score(bool(exact[row]), float(mean[row]), **numbers) for row, numbers in enumerate(sparsity)]
+        hits = (np.asarray(hit) & valid).sum(-1) / count
+        scores = []
+        for row, prompt in enumerate(prompts):
+            each = np.asarray(log_prob)[row, : len(prompt.continuation_ids)]
+            parts = tuple(float(part.mean()) for part in np.array_split(each, prompt.parts)) if prompt.parts > 1 else ()
+            numbers = routing_numbers(routing, batch.lengths, self._config, row)
+            scores.append(Score(bool(exact[row]), float(mean[row]), **numbers, hits=float(hits[row]), parts=parts))
+        return scores
 
     def choose(
         self, prompts: Sequence[Prompt], arm: Arm, *, tokens: int, rows: int

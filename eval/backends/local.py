@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import zlib
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,8 @@ from elastic_jax.kv_cache import CacheConfig
 from elastic_jax.model import ElasticForCausalLM, from_params, to_params
 from eval.arms import Arm
 from eval.digests import backbone_digest, router_digest
+from eval.routing_study.heads import needle_attention
+from eval.routing_study.reading import read_routing
 from eval.samples import Kind, Prompt, Reply
 from eval.scoring import Scorer, imposed_modes, routing_numbers
 
@@ -26,7 +29,7 @@ _WIDTH_STEP = 16
 class ModelBackend:
     """Runs an `ElasticForCausalLM`, greedily, in batches of prompts of about the same length."""
 
-    kinds: frozenset[Kind] = frozenset(("generate", "score", "choose"))
+    kinds: frozenset[Kind] = frozenset(("generate", "score", "choose", "route", "attend"))
 
     def __init__(self, model: ElasticForCausalLM, tokenizer: PreTrainedTokenizerBase | None = None):
         """`tokenizer` turns generated tokens into text; scoring and choosing need none."""
@@ -47,9 +50,11 @@ class ModelBackend:
         }
 
     def label(self, arm: Arm) -> str:
-        """The label of routed attention carries a digest of the router: another router leaves the baselines valid
-        and never reads the results of this one."""
-        return f"{arm.name}@{self._router}" if arm.view == "elastic" and arm.modes_LK is None else arm.name
+        """The label of routed attention carries a digest of the router, and that of imposed modes one of these:
+        another router leaves the baselines valid and never reads the results of this one."""
+        if arm.modes_LK is not None:
+            return f"{arm.name}@{zlib.crc32(repr(arm.modes_LK).encode()):08x}"
+        return f"{arm.name}@{self._router}" if arm.view == "elastic" else arm.name
 
     @property
     def router(self) -> str:
@@ -59,16 +64,16 @@ class ModelBackend:
     def run(
         self, kind: Kind, prompts: Sequence[Prompt], arm: Arm, *, batch_tokens: int, most_rows: int
     ) -> Iterator[tuple[Prompt, Reply]]:
+        ways = {"generate": self._generate, "score": self._score, "choose": self._choose, "route": self._route}
+        ways["attend"] = self._attend
         for tokens, rows, batch in length_batches(prompts, batch_tokens=batch_tokens, most_rows=most_rows):
-            replies = {"generate": self._generate, "score": self._score, "choose": self._choose}[kind](
-                batch, arm, tokens, rows
-            )
+            replies = ways[kind](batch, arm, tokens, rows)
             yield from zip(batch, replies, strict=True)
 
     def _score(self, batch: Sequence[Prompt], arm: Arm, tokens: int, rows: int) -> list[Reply]:
         width = -(-max(len(prompt.continuation_ids) for prompt in batch) // _WIDTH_STEP) * _WIDTH_STEP
         scores = self._scorer.score(batch, arm, tokens=tokens, rows=rows, width=width)
-        return [Reply(numbers=score.to_json()) for score in scores]
+        return [Reply(numbers=score.numbers()) for score in scores]
 
     def _choose(self, batch: Sequence[Prompt], arm: Arm, tokens: int, rows: int) -> list[Reply]:
         chosen = self._scorer.choose(batch, arm, tokens=tokens, rows=rows)
@@ -76,6 +81,16 @@ class ModelBackend:
             Reply(numbers={f"option_{i}": value for i, value in enumerate(values)} | numbers)
             for values, numbers in chosen
         ]
+
+    def _route(self, batch: Sequence[Prompt], arm: Arm, tokens: int, rows: int) -> list[Reply]:
+        return [
+            Reply(numbers=numbers, details=details)
+            for numbers, details in read_routing(self.model, batch, arm, tokens=tokens, rows=rows)
+        ]
+
+    def _attend(self, batch: Sequence[Prompt], arm: Arm, tokens: int, rows: int) -> list[Reply]:
+        found = needle_attention(self.model, batch, tokens=tokens, rows=rows)
+        return [Reply(details={"needle_attention": np.round(mass_LK, 6).tolist()}) for mass_LK in found]
 
     def _generate(self, batch: Sequence[Prompt], arm: Arm, tokens: int, rows: int) -> list[Reply]:
         assert self._tokenizer is not None

@@ -1,4 +1,4 @@
-"""Reads the records of a benchmark: every complaint names the file and the line."""
+"""The records of a reward benchmark: every complaint names the file and the line."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from elastic_jax.errors import DataError
+from eval.longbench.records import read_records
 
 
 @dataclass(frozen=True)
@@ -55,24 +56,5 @@ def read_json_lines(path: Path) -> list[JsonRecord]:
     Raises:
         DataError: the file cannot be read, a line is no JSON object, or there is no record at all.
     """
-    records = []
-    try:
-        with path.open(encoding="utf-8") as file:
-            for number, line in enumerate(file, start=1):
-                if line.strip():
-                    records.append(JsonRecord(f"{path}, line {number}", _object(line, f"{path}, line {number}")))
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} cannot be read as UTF-8 text: {error}") from error
-    if not records:
-        raise DataError(f"{path} holds no record; want one JSON object a line.")
-    return records
-
-
-def _object(line: str, where: str) -> dict[str, Any]:
-    try:
-        value = json.loads(line)
-    except ValueError as error:
-        raise DataError(f"{where}: no JSON ({error}). A download may be cut short; fetch the file again.") from None
-    if not isinstance(value, dict):
-        raise DataError(f"{where}: a JSON {type(value).__name__}; want one object with the record's fields.")
-    return value
+    records = read_records(path, path.name)
+    return [JsonRecord(records.where(number), fields) for number, fields in enumerate(records)]

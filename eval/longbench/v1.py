@@ -30,7 +30,10 @@ _QA_DOCUMENTS = (
     "Answer the question from the passages above. Give the answer only, in a few words.\n\n"
     "Question: {input}\nAnswer:"
 )
-_QA_CHINESE = "请根据下面的文字回答问题，只给出答案。\n\n{context}\n\n请根据上面的文字回答问题，只给出答案。\n\n问题：{input}\n答案："
+_QA_CHINESE = (
+    "请根据下面的文字回答问题，只给出答案。\n\n{context}\n\n"
+    "请根据上面的文字回答问题，只给出答案。\n\n问题：{input}\n答案："
+)
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,8 @@ class Form:
 
 FORMS = {
     "narrativeqa": Form(
-        "Below is a story, a novel or a script. Answer the question about it in a single phrase.\n\nStory: {context}\n\n"
+        "Below is a story, a novel or a script. Answer the question about it in a single phrase.\n\n"
+        "Story: {context}\n\n"
         "Now answer the question about the story in a single phrase, without explanation.\n\nQuestion: {input}\n\n"
         "Answer:",
         128,
@@ -109,9 +113,9 @@ FORMS = {
         "请判断最后一条新闻的类别，下面是一些例子。\n\n{context}\n{input}", 64, None, chat=False, one_line=True
     ),
     "passage_count": Form(
-        "Below are paragraphs, some of which may appear more than once. Find out how many different ones there are.\n\n"
-        "{context}\n\nHow many different paragraphs are there, repeats counted once? Answer with a number only, such as "
-        "1, 2 or 3.\n\nThe number is:",
+        "Below are paragraphs, some of which may appear more than once. Find out how many different ones there are."
+        "\n\n{context}\n\nHow many different paragraphs are there, repeats counted once? Answer with a number only, "
+        "such as 1, 2 or 3.\n\nThe number is:",
         32,
         number_share,
     ),

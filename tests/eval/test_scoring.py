@@ -78,7 +78,11 @@ def test_log_probability_is_that_of_the_plain_model(model, scorer):
 def test_a_continuation_longer_than_one_chunk_of_the_head_is_scored_whole(model):
     ids = random_ids((1, 400), seed=5)
     got = Scorer(model).score(
-        [prompt_of("long", ids[0, :100].tolist(), ids[0, 100:].tolist())], Arm("full", "full"), tokens=400, rows=1, width=300
+        [prompt_of("long", ids[0, :100].tolist(), ids[0, 100:].tolist())],
+        Arm("full", "full"),
+        tokens=400,
+        rows=1,
+        width=300,
     )
     log_probs = jax.nn.log_softmax(model(ids, routing="full").logits[0])
     want = jnp.take_along_axis(log_probs[99:399], ids[0, 100:, None], axis=1).mean()

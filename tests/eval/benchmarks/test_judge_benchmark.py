@@ -176,9 +176,12 @@ def test_settings_that_make_no_sense_are_refused(changes):
         JudgeSettings(**changes)
 
 
-def test_a_model_of_this_library_judges(memory_settings, tmp_path):
-    """Written verdicts and choices by a tiny random model: no claim on quality, every record is accounted for."""
-    for ask, failed in (("choice", 0), ("verdict", 4)):
-        settings = dataclasses.replace(memory_settings, ask=ask, limit=1, max_new_tokens=4, mode="strict")
-        report = run_benchmark(memory_rewardbench(settings, ask), settings, tmp_path / ask)
-        assert report["done"] == report["wanted"]
+@pytest.mark.parametrize("ask", ["choice", "verdict"])
+def test_a_model_of_this_library_judges(ask, memory_settings, tmp_path):
+    """A tiny random model, whose window is too small for some: no claim on quality, every record is accounted for."""
+    settings = dataclasses.replace(memory_settings, ask=ask, max_new_tokens=4, mode="compat", limit=1)
+    benchmark = memory_rewardbench(settings, settings.ask)
+    report = run_benchmark(benchmark, settings, tmp_path)
+    assert report["done"] == report["wanted"] == len(SETTINGS)
+    figures = json.loads((tmp_path / "judge.json").read_text())["full"]["all"]
+    assert figures["replies"] == len(SETTINGS)

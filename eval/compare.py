@@ -1,0 +1,110 @@
+"""Two runs of the same samples side by side, paired by sample: is the difference more than chance?"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from elastic_jax.errors import DataError
+from eval.intervals import sign_test
+from eval.journal import read_records
+from eval.markdown import table
+from eval.runner import Record
+
+_DRAWS = 4000
+
+
+def compare_runs(a: str | Path, b: str | Path, arm_a: str | None, arm_b: str | None) -> dict[str, Any]:
+    """Pairs the records of two output folders by sample and showing.
+
+    Args:
+        arm_a, arm_b: the arms to compare; by default every arm that both runs have with itself.
+
+    Raises:
+        DataError: a folder without a journal, an arm that is not there, or no sample in common.
+    """
+    records = {"a": _by_arm(a), "b": _by_arm(b)}
+    for wanted, side in ((arm_a, "a"), (arm_b, "b")):
+        if wanted is not None and wanted not in records[side]:
+            raise DataError(f"{a if side == 'a' else b} has no arm {wanted!r}; it has {', '.join(records[side])}.")
+    if arm_a is None and arm_b is None:
+        pairs = [(arm, arm) for arm in records["a"] if arm in records["b"]]
+    else:
+        pairs = [(arm_a or str(arm_b), arm_b or str(arm_a))]
+    rows, unpaired = [], 0
+    for first, second in pairs:
+        left, right = records["a"].get(first, {}), records["b"].get(second, {})
+        unpaired += len(left.keys() ^ right.keys())
+        tasks: dict[str, list[tuple[Record, Record]]] = defaultdict(list)
+        for key in left:
+            if key in right:
+                tasks[left[key]["task"]].append((left[key], right[key]))
+        rows += [_row(task, first, second, found) for task, found in tasks.items()]
+        if len(tasks) > 1:
+            rows.append(_row("all", first, second, [pair for found in tasks.values() for pair in found]))
+    if not rows:
+        raise DataError(f"{a} and {b} have no arm and sample in common; want runs of the same benchmark.")
+    return {"a": Path(a).name, "b": Path(b).name, "rows": rows, "unpaired": unpaired}
+
+
+def _by_arm(folder: str | Path) -> dict[str, dict[tuple[str, str], Record]]:
+    arms: dict[str, dict[tuple[str, str], Record]] = defaultdict(dict)
+    for record in read_records(folder)[1].values():
+        if isinstance(record, dict) and "uid" in record:
+            arms[record["arm"]][record["uid"], record["showing"]["label"]] = record
+    return dict(arms)
+
+
+def _row(task: str, arm_a: str, arm_b: str, pairs: Sequence[tuple[Record, Record]]) -> dict[str, Any]:
+    a, b = (
+        np.array([record["scores"].get(record["main"], 0.0) for record in side]) for side in zip(*pairs, strict=True)
+    )
+    difference = b - a
+    rng = np.random.default_rng(0)
+    means = difference[rng.integers(len(difference), size=(_DRAWS, len(difference)))].mean(axis=1)
+    better, worse = int((difference > 0).sum()), int((difference < 0).sum())
+    return {
+        "task": task,
+        "arm_a": arm_a,
+        "arm_b": arm_b,
+        "n": len(pairs),
+        "score_a": float(a.mean()),
+        "score_b": float(b.mean()),
+        "difference": float(difference.mean()),
+        "interval": [float(bound) for bound in np.quantile(means, [0.025, 0.975])],
+        "better": better,
+        "worse": worse,
+        "p": sign_test(better, worse),
+    }
+
+
+def render_comparison(report: dict[str, Any]) -> str:
+    """The comparison as Markdown."""
+    body = []
+    for row in report["rows"]:
+        arms = row["arm_a"] if row["arm_a"] == row["arm_b"] else f"{row['arm_a']} → {row['arm_b']}"
+        low, high = row["interval"]
+        body.append(
+            [
+                row["task"],
+                arms,
+                str(row["n"]),
+                f"{100 * row['score_a']:.1f}",
+                f"{100 * row['score_b']:.1f}",
+                f"{100 * row['difference']:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})",
+                f"{row['better']} / {row['worse']}",
+                f"{row['p']:.3f}",
+            ]
+        )
+    unpaired = report["unpaired"]
+    left_out = f" {unpaired} samples that only one run has are left out." if unpaired else ""
+    header = ["task", "arm", "n", f"A: {report['a']}", f"B: {report['b']}", "B - A", "better / worse", "p"]
+    return (
+        f"# {report['a']} against {report['b']}\n\nMean scores in percent over the samples that both runs have, the "
+        "difference with its 95 % interval (bootstrap of the pairs), how many samples got better and worse, and the "
+        f"probability of so uneven a split by chance (exact sign test).{left_out}\n\n" + table(header, body) + "\n"
+    )

@@ -48,19 +48,12 @@ class Benchmark:
     """Most tokens of prompt and answer; by default what the model can take."""
     method: str = ""
     """How it is measured, for the report: Markdown."""
-<<<<<<< HEAD
-    notes: Callable[[Sequence[Record]], str] | None = None
-    """A further section of the report, from the records: Markdown."""
-    files: Callable[[Sequence[Record]], Mapping[str, str]] | None = None
-    """Further files of the report, from the records: contents by name."""
+    notes: Callable[[Sequence[Record], Path], str] | None = None
+    """A further section of the report, from the records: Markdown; it may write files into the folder."""
     join: Callable[[Sequence[Record]], Sequence[Record]] | None = None
     """Makes the records to report out of those of the journal, where one result takes several replies."""
     refuse_too_long: bool = True
     """Prompts that cannot fit are an error in the settings; otherwise they are counted."""
-=======
-    notes: Callable[[Sequence[Record], Path], str] | None = None
-    """A further section of the report, from the records: Markdown; it may write files into the folder."""
->>>>>>> s3-evala
 
 
 def run_benchmark(
@@ -158,11 +151,9 @@ def write_report(
     }
     further = benchmark.notes(records, out) if benchmark.notes is not None and records else ""
     pictures = draw_benchmark(report, records, out) if records else []
-    for name, content in (benchmark.files(records) if benchmark.files is not None and records else {}).items():
-        _write(out / name, content)
-    _write(out / f"{RESULTS}.json", json.dumps(report, indent=1) + "\n")
-    _write(out / f"{RESULTS}.csv", rows_csv([*rows, *report["means"]]))
-    _write(out / f"{RESULTS}.md", render_benchmark(report, benchmark.method, further, pictures))
+    write_whole(out / f"{RESULTS}.json", json.dumps(report, indent=1) + "\n")
+    write_whole(out / f"{RESULTS}.csv", rows_csv([*rows, *report["means"]]))
+    write_whole(out / f"{RESULTS}.md", render_benchmark(report, benchmark.method, further, pictures))
     return report
 
 
@@ -180,7 +171,7 @@ def rows_csv(rows: Sequence[Row]) -> str:
     return text.getvalue()
 
 
-def _write(path: Path, text: str) -> None:
+def write_whole(path: Path, text: str) -> None:
     """Replaces a file as a whole."""
     unfinished = path.with_name(path.name + ".part")
     unfinished.write_text(text, encoding="utf-8")

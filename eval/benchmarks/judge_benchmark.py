@@ -6,9 +6,10 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from eval.benchmark import Benchmark
+from eval.benchmark import Benchmark, write_whole
 from eval.benchmarks.judge_items import JudgeItem, official_orders
 from eval.benchmarks.judge_report import figures_markdown, judge_figures
 from eval.benchmarks.judge_results import Judged, join_rewards, read_verdicts
@@ -53,7 +54,6 @@ class JudgeRun:
             method=method,
             join=self.joined,
             notes=self.notes,
-            files=self.report_files,
             refuse_too_long=False,
         )
 
@@ -68,17 +68,16 @@ class JudgeRun:
         }
         return join_rewards(self._items(), records, orders)
 
-    def notes(self, records: Sequence[Record]) -> str:
-        return "\n\n".join(figures_markdown(self._figures(part), arm) for arm, part in _by_arm(records).items())
-
-    def report_files(self, records: Sequence[Record]) -> dict[str, str]:
-        """`judge.json` with all figures, and the table in the official layout for every arm."""
+    def notes(self, records: Sequence[Record], out: Path) -> str:
+        """Sections of the report; writes `judge.json` with all figures, and for every arm the official table."""
         by_arm = _by_arm(records)
-        files = {"judge.json": json.dumps({arm: self._figures(part) for arm, part in by_arm.items()}, indent=1) + "\n"}
+        figures = {arm: self._figures(part) for arm, part in by_arm.items()}
+        write_whole(out / "judge.json", json.dumps(figures, indent=1) + "\n")
         for arm, part in by_arm.items():
             headline = next(iter(self._verdicts(part).values()))
-            files[f"official-{re.sub('[^a-z0-9]+', '-', arm.lower())}.csv"] = self._report.official_csv(headline)
-        return files
+            name = re.sub("[^a-z0-9]+", "-", arm.lower())
+            write_whole(out / f"official-{name}.csv", self._report.official_csv(headline))
+        return "\n\n".join(figures_markdown(part, arm) for arm, part in figures.items())
 
     def _figures(self, records: Sequence[Record]) -> dict[str, Any]:
         return judge_figures(self._verdicts(records), self._report.axes, self._report.swap_axis)

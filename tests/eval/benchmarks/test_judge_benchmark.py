@@ -7,7 +7,10 @@ import json
 import numpy as np
 import pytest
 from judge_runs import in_shown_order, judge, shown_answers
+from tiny import tiny_model
+from tiny_text import VOCAB, tiny_tokenizer
 
+from elastic_jax import save_pretrained
 from elastic_jax.errors import ConfigError, DataError
 from eval import cli_long_rewardbench, cli_memory_rewardbench
 from eval.backends.reward import RewardBackend
@@ -176,12 +179,36 @@ def test_settings_that_make_no_sense_are_refused(changes):
         JudgeSettings(**changes)
 
 
-@pytest.mark.parametrize("ask", ["choice", "verdict"])
-def test_a_model_of_this_library_judges(ask, memory_settings, tmp_path):
-    """A tiny random model, whose window is too small for some: no claim on quality, every record is accounted for."""
-    settings = dataclasses.replace(memory_settings, ask=ask, max_new_tokens=4, mode="compat", limit=1)
-    benchmark = memory_rewardbench(settings, settings.ask)
-    report = run_benchmark(benchmark, settings, tmp_path)
-    assert report["done"] == report["wanted"] == len(SETTINGS)
-    figures = json.loads((tmp_path / "judge.json").read_text())["full"]["all"]
-    assert figures["replies"] == len(SETTINGS)
+def test_a_choice_is_between_the_letters_after_the_brackets(memory_settings, tmp_path):
+    shown = []
+
+    def choose(prompt):
+        shown.append(prompt)
+        return Reply(numbers={"option_0": -1.0, "option_1": -2.0})
+
+    settings = dataclasses.replace(memory_settings, ask="choice", limit=1)
+    run_benchmark(memory_rewardbench(settings, settings.ask), settings, tmp_path, backend=ScriptedBackend("c", choose))
+    tokenizer = settings.load_tokenizer()
+    assert {tuple(map(tokenizer.decode, prompt.option_ids)) for prompt in shown} == {("A", "B")}
+    assert all(tokenizer.decode(prompt.prompt_ids[-12:]).endswith("[[") for prompt in shown)
+    figures = json.loads((tmp_path / "judge.json").read_text())["full"]
+    assert figures["swap"]["all"]["flip_first"] == len(SETTINGS) and figures["all"]["match"] == 0.5
+
+
+def test_a_model_of_this_library_judges(tmp_path):
+    """A tiny random model: no claim on quality, every record is accounted for."""
+    save_pretrained(tiny_model(vocab_size=VOCAB, max_position_embeddings=2048), tmp_path / "model", format="elastic")
+    tiny_tokenizer().save_pretrained(tmp_path / "model")
+    settings = JudgeSettings(
+        model=str(tmp_path / "model"),
+        views=("full",),
+        lengths=(700,),
+        records=1,
+        limit=1,
+        max_new_tokens=4,
+        dtype="float32",
+    )
+    report = run_benchmark(long_rewardbench(settings), settings, tmp_path / "out")
+    assert report["done"] == report["wanted"] == 2 * (7 + 5)
+    figures = json.loads((tmp_path / "out" / "judge.json").read_text())["full"]["all"]
+    assert set(figures["failed"]) <= {"stopped", "unparsed", "empty"} and sum(figures["failed"].values()) == 24

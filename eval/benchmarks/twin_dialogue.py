@@ -52,7 +52,7 @@ def make_pair(rng: random.Random, *, tags: bool, outcome: bool, size: int) -> di
         size: turns of small talk.
     """
     while True:
-        speakers = rng.sample(FIRST_NAMES, 2)
+        speakers: list[str] = rng.sample(FIRST_NAMES, 2)
         asked = (rng.choice(speakers), rng.choice(_ATTRIBUTES).noted)
         turns = _draw_turns(rng, speakers, size)
         facts = _facts(turns)

@@ -62,7 +62,9 @@ def oracle(item: JudgeItem, shown: Sequence[str]) -> tuple[int, ...]:
 def _fields(tasktype: str, subtype: str, length: int, name: str, count_tokens: Callable[[str], int]) -> dict:
     def build(size: int) -> dict:
         rng = random.Random(name)
-        facts: list[tuple[str, str]] = list(zip(rng.sample(FIRST_NAMES, _FACTS), rng.sample(THINGS, _FACTS), strict=True))
+        facts: list[tuple[str, str]] = list(
+            zip(rng.sample(FIRST_NAMES, _FACTS), rng.sample(THINGS, _FACTS), strict=True)
+        )
         text = " ".join(with_filler(rng, [_sentence(fact) for fact in facts], size))
         answers = [_answer_text(rng, facts, right) for right in _RIGHT[: int(subtype) if tasktype == RANKING else 2]]
         question = "Who keeps what, by this text? Write one sentence for each person."

@@ -3,7 +3,9 @@ import json
 import pytest
 
 from elastic_jax.errors import DataError
-from eval.benchmarks.judge_items import length_bucket
+from eval.benchmarks.judge_items import JudgeItem, length_bucket
+from eval.benchmarks.judge_report import judge_figures
+from eval.benchmarks.judge_results import Judged
 from eval.benchmarks.memory_rewardbench import (
     DIALOGUE,
     GENERATION,
@@ -223,3 +225,33 @@ def test_aggregation_of_the_corrected_counts_gives_the_published_table(model):
     assert [100 * column["AVG"] for column in table.values()] == pytest.approx(PRINTED[model], abs=0.0101)
     assert [column["8k"] for column in table.values()] == [column["AVG"] for column in table.values()]
     assert {column["128k"] for column in table.values()} == {-1.0}
+
+
+CRITERIA = {
+    "Claude-Opus-4.5": (55.2, 83.5, 87.1),
+    "Gemini-3-Pro": (56.5, 80.7, 79.0),
+    "Qwen3-Max": (48.5, 74.6, 81.6),
+    "Qwen3-235A22B": (45.1, 77.3, 79.2),
+    "GLM4.5-106A12B": (52.8, 74.2, 78.8),
+    "Qwen2.5-72B": (38.9, 61.6, 56.1),
+    "Llama3.3-70B": (47.4, 62.9, 63.2),
+    "Qwen3-32B": (50.9, 67.4, 71.2),
+    "Qwen3-14B": (49.3, 65.0, 67.4),
+    "Qwen3-8B": (46.5, 56.9, 69.1),
+    "Llama3.1-8B": (39.4, 48.0, 44.9),
+    "Qwen2.5-7B": (32.1, 38.3, 44.4),
+    "Qwen3-4B": (44.6, 56.7, 56.6),
+}
+
+
+@pytest.mark.parametrize("model", CRITERIA)
+def test_breakdown_by_criterion_of_the_corrected_counts(model):
+    judged = [
+        Judged(JudgeItem(str(number), "", ("a", "b"), axes, ()), (0, 1), (0, 1) if right else (1, 0), "ok", False)
+        for number, (axes, right) in enumerate(results_of(HITS[model]))
+    ]
+    figures = judge_figures({"strict5": judged}, ("criterion",), "setting")
+    shares = [100 * figures["by"]["criterion"][name]["match"] for name in ("process", "outcome", "constraint")]
+    assert shares == pytest.approx(CRITERIA[model], abs=0.0501)
+    assert figures["all"]["match"] == pytest.approx(sum(HITS[model]) / 2400)
+    assert [part["items"] for part in figures["by"]["criterion"].values()] == [843, 757, 800]

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from elastic_jax.inspection import PromptRouting
-
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+    from elastic_jax.inspection import PromptRouting
 
 
 def routing_heatmap(prompts: Sequence[PromptRouting]) -> Figure:

@@ -8,7 +8,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -18,15 +18,17 @@ from eval.arms import Arm
 from eval.backends.base import Backend
 from eval.benchmark_figures import draw_benchmark
 from eval.benchmark_markdown import render_benchmark
-from eval.digests import prompts_digest
 from eval.encoding import Encoder
 from eval.journal import Journal
 from eval.options import BenchmarkSettings
 from eval.progress import token_progress
-from eval.provenance import command_line, program
+from eval.provenance import command_line, program, prompts_digest
 from eval.runner import Outcome, Record, first_prompts, pending_tokens, records_of, run_groups
 from eval.tables import Row, means_over_tasks, summarise
 from eval.tasks import Group
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 RESULTS = "results"
 
@@ -63,19 +65,20 @@ def run_benchmark(
     *,
     dry_run: bool = False,
     backend: Backend | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> dict[str, Any]:
     """Measures what the journal in `out` lacks, writes the report there and returns its contents.
 
     Args:
         dry_run: make the first prompt of every group, print what would run, write nothing.
-        backend: used instead of the one that the settings name.
+        backend, tokenizer: used instead of those that the settings name.
 
     Raises:
         ConfigError: settings that do not fit the model.
         DataError: unusable data, a journal made under other settings, a backend that keeps failing.
     """
     shard, arms = settings.part(), settings.arms()
-    tokenizer = settings.load_tokenizer()
+    tokenizer = tokenizer or settings.load_tokenizer()
     encoder = Encoder(tokenizer, chat=settings.chat)
     groups = benchmark.groups(encoder)
     if dry_run:

@@ -9,14 +9,14 @@ from typing import Literal
 
 from elastic_jax.cli_args import parse_verb, required
 from elastic_jax.errors import ConfigError
-from eval.options import LISTS, BenchmarkSettings, split_commas
+from eval.options import LISTS, BenchmarkSettings, ViewName, split_commas
 
 
 @dataclass(frozen=True)
 class HeadsSettings(BenchmarkSettings):
     """Probes whose needles heads may look at."""
 
-    views: tuple[str, ...] = ("full",)
+    views: tuple[ViewName, ...] = ("full",)
     """Heads are ranked by what they do under full attention."""
     tasks: tuple[Literal["passkey", "kv", "fact"], ...] = ("passkey", "kv", "fact")
     """Kinds of needles."""

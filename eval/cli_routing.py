@@ -8,14 +8,14 @@ from pathlib import Path
 
 from elastic_jax.cli_args import parse_verb, required
 from elastic_jax.errors import ConfigError
-from eval.options import LISTS, BenchmarkSettings, split_commas
+from eval.options import LISTS, BenchmarkSettings, ViewName, split_commas
 
 
 @dataclass(frozen=True)
 class RoutingSettings(BenchmarkSettings):
     """Prompts to route."""
 
-    views: tuple[str, ...] = ("elastic",)
+    views: tuple[ViewName, ...] = ("elastic",)
     """Only routed attention tells anything here."""
     lengths: tuple[int, ...] = (1024, 2048)
     """Tokens of a prompt."""

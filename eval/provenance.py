@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import platform
 import subprocess
+import sys
+from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import jax
+from eval.samples import Prompt
 
 
 def command_line(verb: str, settings: Any) -> str:
@@ -36,6 +39,21 @@ def program() -> dict[str, str]:
     return {
         "elastic_jax": metadata.version("elastic-jax"),
         "commit": commit or "not in a git checkout",
-        "jax": jax.__version__,
-        "device": f"{jax.devices()[0].device_kind} ({platform.machine()})",
+        "jax": metadata.version("jax"),
+        "device": _device(),
     }
+
+
+def _device() -> str:
+    """What jax ran on; nothing where it was not needed, as with an endpoint."""
+    jax = sys.modules.get("jax")
+    return f"{jax.devices()[0].device_kind if jax else 'no device'} ({platform.machine()})"
+
+
+def prompts_digest(prompts: Iterable[Prompt]) -> str:
+    """Of prompts token by token: another tokenizer, or another way to make prompts, shows in it."""
+    digest = hashlib.sha256()
+    for prompt in prompts:
+        parts = (prompt.prompt_ids, prompt.continuation_ids, *prompt.option_ids)
+        digest.update(f"{prompt.sample.uid} {[list(map(int, part)) for part in parts]}\n".encode())
+    return digest.hexdigest()[:12]

@@ -13,7 +13,6 @@ from elastic_jax.model import ElasticForCausalLM
 from eval.arms import VIEWS, Arm
 from eval.backends.local import ModelBackend, with_router_settings
 from eval.cli_router import RouterReportSettings
-from eval.digests import prompts_digest
 from eval.figure import draw_report
 from eval.haystack import Haystack, code_texts, prose_texts
 from eval.journal import Journal
@@ -22,7 +21,7 @@ from eval.perplexity import perplexity_groups
 from eval.prefill_time import prefill_seconds
 from eval.probes import ProbeConfig
 from eval.progress import token_progress
-from eval.provenance import command_line, program
+from eval.provenance import command_line, program, prompts_digest
 from eval.report import summarise
 from eval.retrieval import retrieval_groups
 from eval.runner import first_prompts, pending_tokens, run_groups

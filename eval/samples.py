@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import numpy as np
+
 Kind = Literal["generate", "score", "choose", "reward", "route", "attend"]
 """What is asked of a model: text after the prompt; the log-probability of a given continuation; the likelier one of
 some options; the scalar reward of a conversation; what the routers make of the prompt; how much each head looks at
@@ -96,7 +98,7 @@ class Prompt:
     """What a backend is given; ids are those of its tokenizer."""
 
     sample: Sample
-    prompt_ids: Sequence[int]
+    prompt_ids: Sequence[int] | np.ndarray
     continuation_ids: Sequence[int] = ()
     """Continuation to score."""
     parts: int = 1

@@ -141,7 +141,7 @@ class _Batch:
     @classmethod
     def padded(
         cls,
-        texts: Sequence[tuple[Sequence[int], Sequence[int]]],
+        texts: Sequence[tuple[Sequence[int] | np.ndarray, Sequence[int]]],
         targets: Sequence[Sequence[int]],
         *,
         tokens: int,
@@ -149,9 +149,8 @@ class _Batch:
         width: int,
     ) -> _Batch:
         """Of (prompt, rest) token ids and target ids; rows beyond them hold one token each."""
-        batch = cls(
-            np.zeros((rows, tokens), np.int32), *np.ones((2, rows), np.int32), np.zeros((rows, width), np.int32)
-        )
+        one = np.ones(rows, np.int32)
+        batch = cls(np.zeros((rows, tokens), np.int32), one, one.copy(), np.zeros((rows, width), np.int32))
         for row, ((prompt, rest), wanted) in enumerate(zip(texts, targets, strict=True)):
             batch.ids[row, : len(prompt) + len(rest)] = [*prompt, *rest]
             batch.prompts[row], batch.lengths[row] = len(prompt), len(prompt) + len(rest)
@@ -168,10 +167,11 @@ def imposed_modes(arm: Arm, rows: int) -> np.ndarray | None:
 
 def routing_numbers(routing: Routing, lengths: np.ndarray, config: ModelConfig, row: int) -> dict[str, float]:
     """MSR and both ESR of one row."""
+    lengths_B = jnp.asarray(lengths)
     return {
         "msr": float(routing.msr()[row]),
-        "esr": float(routing.esr(lengths, config)[row]),
-        "esr_last_layer": float(routing.esr(lengths, config, last_layer=True)[row]),
+        "esr": float(routing.esr(lengths_B, config)[row]),
+        "esr_last_layer": float(routing.esr(lengths_B, config, last_layer=True)[row]),
     }
 
 

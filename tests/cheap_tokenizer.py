@@ -1,21 +1,23 @@
 """A tokenizer that costs nothing: words with their leading blank, and single other marks."""
 
 import re
+import zlib
 
 _TOKEN = re.compile(r" ?\w+| ?[^\w\s]|\s")
 
 
 class CheapTokenizer:
-    """Speaks as much of the interface of `transformers` tokenizers as prompts need; ids are given as words come."""
+    """Speaks as much of the interface of `transformers` tokenizers as prompts need; ids never depend on the machine."""
 
     chat_template = "cheap"
     all_special_ids = ()
 
     def __init__(self):
-        self._ids: dict[str, int] = {}
-        self._words: list[str] = []
+        self._words: dict[int, str] = {}
 
     def __call__(self, text, **_):
+        if isinstance(text, list):
+            return {"input_ids": [self(item)["input_ids"] for item in text]}
         return {"input_ids": [self._id(word) for word in _TOKEN.findall(text)]}
 
     def decode(self, ids, **_):
@@ -25,7 +27,6 @@ class CheapTokenizer:
         return "".join(f"<{turn['role']}>{turn['content']}</{turn['role']}>" for turn in turns) + "<assistant>"
 
     def _id(self, word):
-        if word not in self._ids:
-            self._ids[word] = len(self._words)
-            self._words.append(word)
-        return self._ids[word]
+        number = zlib.crc32(word.encode()) >> 2
+        assert self._words.setdefault(number, word) == word
+        return number

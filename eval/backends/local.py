@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from elastic_jax.generation import bucket, generate
@@ -102,18 +103,21 @@ class ModelBackend:
             ids[row, : len(prompt.prompt_ids)] = prompt.prompt_ids
             lengths[row] = len(prompt.prompt_ids)
         imposed = imposed_modes(arm, rows)
-        options = dict(
-            lengths=lengths,
+        options: dict[str, Any] = dict(
+            lengths=jnp.asarray(lengths),
             max_new_tokens=new,
             cache=CacheConfig(bits=arm.cache_bits),
-            routing=imposed if imposed is not None else None if arm.view == "elastic" else arm.view,
             router_bias=arm.router_bias,
         )
+        if imposed is not None:
+            options["routing"] = jnp.asarray(imposed)
+        elif arm.view != "elastic":
+            options["routing"] = arm.view
         shape = (rows, tokens, new, arm.cache_bits, arm.view, imposed is None)
         if shape not in self._warm:  # the first call compiles, and times are reported
             self._warm.add(shape)
-            generate(self.model, ids, **options)
-        out = generate(self.model, ids, **options)
+            generate(self.model, jnp.asarray(ids), **options)
+        out = generate(self.model, jnp.asarray(ids), **options)
         written, counts = np.asarray(out.tokens), np.asarray(out.lengths)
         replies = []
         for row, prompt in enumerate(batch):

@@ -93,6 +93,7 @@ def _find(source: str | Path, name: str, folder: str) -> Path:
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
+    failed: Exception | None = None
     wanted = f"{folder}/{name}" if folder else name
     for file in dict.fromkeys((wanted, name)):
         try:

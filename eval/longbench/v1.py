@@ -188,13 +188,13 @@ def _sample(name: str, records: Records, number: int, extended: bool) -> Sample:
 def _task(name: str) -> Task:
     form = FORMS[name]
 
-    def template(sample: Sample, _: Showing) -> Rendered:
+    def template(sample: Sample, showing: Showing) -> Rendered:
         before, _, after = form.prompt.partition("{context}")
         text = after.replace("{input}", sample.fields["input"])
         parts = (Segment(before), Segment(sample.fields["context"], cuttable=True), Segment(text))
         return Rendered((Message("user", parts),), chat=form.chat)
 
-    def judge(sample: Sample, _: Showing, reply: Reply) -> Verdict:
+    def judge(sample: Sample, showing: Showing, reply: Reply) -> Verdict:
         said = first_line(reply.text) if form.one_line else reply.text
         classes: Any = sample.fields["classes"]
         metric = form.metric or (lambda text, gold: classification(text, gold, classes))

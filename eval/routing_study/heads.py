@@ -34,7 +34,8 @@ def needle_attention(
         ids[row, : len(prompt)] = [*prompt.prompt_ids, *prompt.continuation_ids]
         lengths[row], starts[row] = len(prompt), len(prompt.prompt_ids)
         answers[row], needles[row] = len(prompt.continuation_ids), prompt.sample.fields["needle"]
-    mass_LBK = _attend(model, ids, lengths, starts, answers, needles, width=-(-width // 8) * 8)
+    arrays = (jnp.asarray(array) for array in (ids, lengths, starts, answers, needles))
+    mass_LBK = _attend(model, *arrays, width=-(-width // 8) * 8)
     return [np.asarray(mass_LBK[:, row]) for row in range(len(prompts))]
 
 

@@ -32,11 +32,17 @@ def read_routing(
     for row, prompt in enumerate(prompts):
         ids[row, : len(prompt.prompt_ids)] = prompt.prompt_ids
         lengths[row] = len(prompt.prompt_ids)
-    modes = imposed_modes(arm, rows)
+    modes: np.ndarray | None = imposed_modes(arm, rows)
     if modes is None and arm.view != "elastic":
         config = model.config
         modes = np.full((config.num_layers, rows, config.num_kv_heads), HeadMode[arm.view.upper()], np.int32)
-    routing, before_LBH, after_LBH = _read(model, ids, lengths, jnp.float32(arm.router_bias), modes)
+    routing, before_LBH, after_LBH = _read(
+        model,
+        jnp.asarray(ids),
+        jnp.asarray(lengths),
+        jnp.float32(arm.router_bias),
+        None if modes is None else jnp.asarray(modes),
+    )
     full_LBK = np.asarray(routing.mode) == HeadMode.FULL
     told = []
     for row in range(len(prompts)):

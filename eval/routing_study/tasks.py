@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from eval.encoding import Encoder
@@ -20,19 +21,25 @@ def routing_groups(
     """`count` prompts at each length of each kind of probe and of each kind of running text."""
     config = ProbeConfig(seed=seed, sink_tokens=0, local_tokens=0)
 
-    def group(kind: str, length: int) -> Group:
+    def probe(kind: ProbeTask, length: int, index: int) -> Sequence[int]:
+        return make_probe(kind, length, index, haystacks["prose"], encoder.tokenizer, config).prompt_ids
+
+    def window(kind: str, length: int, index: int) -> Sequence[int]:
+        return haystacks[kind].window(random.Random(f"{seed}/{kind}/{length}/{index}"), length)
+
+    def group(kind: str, length: int, ids_of: Callable[[int], Sequence[int]]) -> Group:
         uids = [f"{kind}/{length}/{index}" for index in range(count)]
 
         def build(index: int) -> Sample:
-            if kind in haystacks:
-                ids = haystacks[kind].window(random.Random(f"{seed}/{kind}/{length}/{index}"), length)
-            else:
-                ids = make_probe(kind, length, index, haystacks["prose"], encoder.tokenizer, config).prompt_ids
-            return Sample(uids[index], {"prompt_ids": ids}, axes={"length": length})
+            return Sample(uids[index], {"prompt_ids": ids_of(index)}, axes={"length": length})
 
         return Group(Task(kind, "route", _ids, _sparsity, "msr"), uids, build, length)
 
-    return [group(kind, length) for length in lengths for kind in (*PROBE_TASKS, *haystacks)]
+    groups = []
+    for length in lengths:
+        groups += [group(kind, length, partial(probe, kind, length)) for kind in PROBE_TASKS]
+        groups += [group(kind, length, partial(window, kind, length)) for kind in haystacks]
+    return groups
 
 
 def record_groups(path: str | Path, count: int, *, tokens: int) -> list[Group]:

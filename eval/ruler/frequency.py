@@ -23,10 +23,10 @@ def make_common_words(size: int, rng: random.Random, *, short: bool) -> Draft:
     """
     often, seldom = (6, 1) if short else (30, 3)
     example_words, example_often, example_seldom = (20, 3, 1) if short else (40, 10, 3)
-    real = sorted({*ADJECTIVES, *NOUNS})
+    real: list[str] = sorted({*ADJECTIVES, *NOUNS})
     example = _problem(rng, rng.sample(real, example_words), example_often, example_seldom)
-    words = rng.sample(real, min(size, len(real)))
-    known = set(real)
+    words: list[str] = rng.sample(real, min(size, len(real)))
+    known: set[str] = set(real)
     while len(words) < size:
         word = made_up_word(rng)
         if word not in known:

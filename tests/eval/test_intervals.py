@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from eval.intervals import paired_difference, ratio_interval, wilson_interval
+from eval.intervals import mean_interval, paired_difference, ratio_interval, sign_test, wilson_interval
 
 
 @pytest.mark.parametrize(
@@ -38,3 +38,19 @@ def test_ratio_interval_holds_the_ratio_and_shrinks_with_n():
     assert high - low < wide[1] - wide[0]
     assert ratio_interval(kept, kept) == (1.0, 1.0)
     assert all(map(math.isnan, ratio_interval([1.0, 0.0], [0.0, 0.0])))
+
+
+def test_mean_interval_is_wilsons_for_shares_and_holds_the_mean_otherwise():
+    assert mean_interval([1, 0, 1, 1]) == wilson_interval(3, 4)
+    values = np.random.default_rng(0).random(60)
+    low, high = mean_interval(values)
+    assert low < values.mean() < high
+    error = values.std() / math.sqrt(60)
+    assert high - low == pytest.approx(2 * 1.96 * error, rel=0.1)
+    assert mean_interval([0.25]) == (0.25, 0.25)
+
+
+@pytest.mark.parametrize(("better", "worse", "p"), [(0, 0, 1), (3, 3, 1), (8, 0, 2 / 256), (1, 5, 14 / 64)])
+def test_sign_test_of_hand_counted_cases(better, worse, p):
+    assert sign_test(better, worse) == pytest.approx(p)
+    assert sign_test(worse, better) == pytest.approx(p)

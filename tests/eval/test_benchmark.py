@@ -1,0 +1,205 @@
+"""The verbs as a user gives them, on a tiny model; and the promises of a report with a scripted one."""
+
+import csv
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from cheap_tokenizer import CheapTokenizer
+
+from elastic_jax.cli import main as elastic_jax_cli
+from elastic_jax.errors import ConfigError, DataError
+from eval.backends.scripted import ScriptedBackend
+from eval.benchmark import run_benchmark
+from eval.cli_ruler import RulerSettings, ruler_benchmark
+from eval.options import split_commas
+from eval.samples import Reply
+
+ROOT = Path(__file__).parents[2]
+KILLED = """
+import os, signal, sys
+sys.path[:0] = ["tests", "tests/eval"]
+import test_benchmark as toy
+
+left = int(sys.argv[2])
+
+def answer(prompt):
+    global left
+    left -= 1
+    if left < 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return toy.sometimes_right(prompt)
+
+toy.run(toy.SEVERAL, toy.Path(sys.argv[1]), answer)
+"""
+
+
+def sometimes_right(prompt) -> Reply:
+    right = len(prompt.prompt_ids) % 3
+    numbers = {"msr": right / 4, "esr": 0.1, "esr_last_layer": 0.2}
+    return Reply(prompt.sample.references[0] if right else "nothing", numbers=numbers)
+
+
+def ruler(**changes) -> RulerSettings:
+    wanted = {"tasks": ("niah_single_1", "vt"), "lengths": (512,), "per_task": 3} | changes
+    return RulerSettings(model="toy", **wanted)
+
+
+SEVERAL = ruler(lengths=(512, 768), tasks=("niah_single_1", "vt", "cwe"), per_task=4)
+
+
+def run(settings, out, answer=lambda prompt: prompt.sample.references[0]):
+    backend = ScriptedBackend("toy", answer)
+    return run_benchmark(ruler_benchmark(settings), settings, out, backend=backend, tokenizer=CheapTokenizer())
+
+
+def report_files(out: Path) -> dict[str, bytes]:
+    return {name: (out / name).read_bytes() for name in ("results.json", "results.csv", "results.md", "results.png")}
+
+
+def test_a_run_that_is_killed_ends_in_the_same_report(tmp_path):
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    run(SEVERAL, whole, sometimes_right)
+    killed = subprocess.run([sys.executable, "-c", KILLED, str(broken), "19"], cwd=ROOT, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert not (broken / "results.json").exists()
+    lines = (broken / "journal.jsonl").read_bytes()
+    assert lines.count(b"\n") == 1 + 19
+    (broken / "journal.jsonl").write_bytes(lines + b'{"key": "cut sho')
+    run(SEVERAL, broken, sometimes_right)
+    assert report_files(broken) == report_files(whole)
+    journals = [sorted((out / "journal.jsonl").read_text().splitlines()) for out in (whole, broken)]
+    assert journals[0] == journals[1]
+
+
+def test_the_report_has_every_figure_with_n_interval_settings_and_commit(tmp_path):
+    report = run(ruler(), tmp_path)
+    rows = {(row["task"], row["arm"]): row for row in report["rows"]}
+    assert set(rows) == {(task, arm) for task in ("niah_single_1", "vt") for arm in ("full", "all-sparse", "elastic")}
+    assert rows["niah_single_1", "full"]["score"] == 1 and rows["vt", "full"]["score"] == pytest.approx(0.2)
+    assert [row["score"] for row in report["means"]] == [pytest.approx(0.6)] * 3
+    for row in [*report["rows"], *report["means"]]:
+        assert row["n"] in (3, 6) and row["interval"][0] <= row["score"] <= row["interval"][1]
+    with (tmp_path / "results.csv").open() as file:
+        lines = list(csv.DictReader(file))
+    assert len(lines) == 9 and float(lines[0]["score"]) == 1 and lines[0]["interval_low"]
+    markdown = (tmp_path / "results.md").read_text()
+    for words in ("| niah_single_1 | 512 | 3 | 100.0 (43.8–100.0) |", "commit", "--lengths 512", "- seed: `0`"):
+        assert words in markdown
+    assert (tmp_path / "results.png").read_bytes().startswith(b"\x89PNG")
+    assert not list(tmp_path.glob("*.part"))
+
+
+def test_a_changed_setting_is_refused_and_the_journal_left_alone(tmp_path):
+    run(ruler(), tmp_path)
+    before = (tmp_path / "journal.jsonl").read_bytes()
+    with pytest.raises(DataError, match="seed: the journal has 0, this run 1"):
+        run(ruler(seed=1), tmp_path)
+    with pytest.raises(DataError, match="first_prompts"):
+        run(ruler(lengths=(600,)), tmp_path)
+    assert (tmp_path / "journal.jsonl").read_bytes() == before
+
+
+def test_missing_samples_are_said_and_come_with_the_next_run(tmp_path):
+    fails = lambda prompt: Reply(error="down") if prompt.sample.uid.endswith("/1") else "nothing"  # noqa: E731
+    report = run(ruler(), tmp_path, fails)
+    assert (report["done"], report["wanted"]) == (12, 18)
+    assert "**Incomplete: 6 of 18 samples are missing.** 6 of them failed" in (tmp_path / "results.md").read_text()
+    report = run(ruler(), tmp_path)
+    assert report["done"] == 18 and "Incomplete" not in (tmp_path / "results.md").read_text()
+
+
+def test_shards_of_one_folder_make_one_report(tmp_path):
+    run(ruler(shard="0/2"), tmp_path)
+    report = run(ruler(shard="1/2"), tmp_path)
+    assert report["done"] == report["wanted"] == 18
+    assert report["rows"] == run(ruler(), tmp_path / "whole")["rows"]
+
+
+def test_ruler_with_every_arm_on_a_model(checkpoint, tmp_path, capsys):
+    arguments = ["eval", "ruler", "--model", checkpoint, "--dtype", "float32", "--tasks", "niah_single_1"]
+    arguments += [
+        "--lengths",
+        "448",
+        "--per-task",
+        "2",
+        "--cache-bits",
+        "2",
+        "--router-bias=-100,0",
+        "--pattern",
+        "fa-ssa",
+    ]
+    assert elastic_jax_cli([str(word) for word in [*arguments, "--out", tmp_path]]) == 0
+    report = json.loads((tmp_path / "results.json").read_text())
+    rows = {row["arm"]: row for row in report["rows"]}
+    assert list(rows) == [
+        "full",
+        "all-sparse",
+        "elastic, bias -100",
+        "elastic",
+        "elastic, bias -100 + 2-bit cache",
+        "elastic + 2-bit cache",
+    ]
+    assert rows["full"]["msr"] == 0 and rows["all-sparse"]["msr"] == rows["elastic, bias -100"]["msr"] == 1
+    assert 0 < rows["elastic"]["msr"] < 1 and 0 < rows["elastic"]["esr"] < rows["all-sparse"]["esr"]
+    assert rows["elastic + 2-bit cache"]["cache_bytes"] < rows["elastic"]["cache_bytes"]
+    assert all(row["prefill_s"] > 0 and row["decode_s"] > 0 for row in rows.values())
+    assert {"results.png", "sparsity.png"} <= {path.name for path in tmp_path.iterdir()}
+    record = json.loads((tmp_path / "journal.jsonl").read_text().splitlines()[1])["value"]
+    assert record["prompt_tokens"] + 128 <= 448 and record["new_tokens"] <= 128 and record["notes"]["needles"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["ruler", "--tasks", "niah"], "RULER has no task 'niah'"),
+        (["ruler", "--lengths", "0"], "lengths is [0]"),
+        (["ruler", "--lengths", "1024"], "the model has 512 positions"),
+        (["ruler", "--lengths", "100"], "the shortest prompt has"),
+        (["ruler", "--limit", "0"], "limit is 0"),
+        (["ruler", "--shard", "2"], "shard is '2'"),
+        (["ruler", "--cache-bits", "16"], "cache_bits has 16"),
+        (["ruler", "--chat"], "no chat template"),
+        (["ruler", "--haystack", "nowhere", "--tasks", "niah_single_2"], "no text at nowhere"),
+        (["ruler", "--endpoint", "here"], "endpoint is 'here'"),
+        (["ruler", "--forced-msr", "0.5"], "give --head-scores"),
+        (["ruler", "--forced-msr", "0.5", "--head-scores", "nowhere"], "nowhere is no heads.json"),
+        (["longbench"], "no data of the benchmark"),
+        (["longbench", "--data", "nowhere"], "no file or folder at nowhere"),
+        (["longbench", "--data", "x", "--version", "2", "--tasks", "qasper"], "leave --tasks out"),
+        (["longbench", "--data", "x", "--forced-choice"], "version 2"),
+        (["needles", "--depths", "0,200"], "depths is [0, 200]"),
+        (["perplexity", "--parts", "1"], "parts at least 2"),
+        (["routing", "--cache-bits", "2"], "leave --views"),
+        (["heads", "--views", "sparse"], "leave --views"),
+    ],
+)
+def test_what_makes_no_sense_is_refused_before_work_starts(checkpoint, tmp_path, capsys, words, message):
+    out = tmp_path / "out"
+    status = elastic_jax_cli(["eval", *words, "--model", str(checkpoint), "--out", str(out)])
+    assert status == 2 and message in capsys.readouterr().err.replace("\n", " ")
+    assert not (out / "results.json").exists()
+
+
+def test_a_dry_run_makes_prompts_and_writes_nothing(checkpoint, tmp_path, capsys):
+    words = ["eval", "ruler", "--tasks", "vt,cwe", "--lengths", "400", "--out", str(tmp_path / "out"), "--dry-run"]
+    assert elastic_jax_cli([*words, "--model", str(checkpoint)]) == 0
+    said = capsys.readouterr().out
+    assert "# cwe, about 400 tokens: 25 samples, the first has" in said and "tokens to read in all" in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_endpoint_takes_the_place_of_the_model():
+    settings = RulerSettings(endpoint="http://localhost:1/v1", endpoint_model="m", cache_bits=(2,))
+    assert [arm.name for arm in settings.arms()] == ["endpoint"]
+    with pytest.raises(ConfigError, match="--endpoint-model"):
+        RulerSettings(endpoint="http://localhost:1/v1").open_backend(None)
+
+
+def test_lists_take_commas_and_blanks():
+    words = ["--lengths", "1,2", "3", "--out", "a,b", "--tasks=x,y", "--router-bias", "-1,0"]
+    wanted = "--lengths 1 2 3 --out a,b --tasks x y --router-bias -1 0".split()
+    assert split_commas(words, "--lengths", "--tasks", "--router-bias") == wanted

@@ -1,0 +1,53 @@
+import json
+
+import pytest
+
+from elastic_jax.cli import main as elastic_jax_cli
+from elastic_jax.errors import DataError
+from eval.compare import compare_runs
+from eval.journal import Journal
+
+
+def write(folder, scores, arm="full", task="vt"):
+    with Journal(folder / "journal.jsonl", {"seed": 0}) as journal:
+        for uid, score in scores.items():
+            record = {"task": task, "uid": uid, "arm": arm, "showing": {"label": ""}, "main": "match"}
+            journal.append({f"{uid}||{arm}": record | {"scores": {"match": score}}})
+    return folder
+
+
+def test_runs_are_paired_by_sample(tmp_path):
+    a = write(tmp_path / "a", {f"vt/{i}": i % 2 for i in range(20)} | {"vt/only a": 0})
+    b = write(tmp_path / "b", {f"vt/{i}": 1 if i < 15 else i % 2 for i in range(20)})
+    report = compare_runs(a, b, None, None)
+    (row,) = report["rows"]
+    assert (row["n"], row["better"], row["worse"], report["unpaired"]) == (20, 8, 0, 1)
+    assert (row["score_a"], row["score_b"], row["difference"]) == (0.5, 0.9, pytest.approx(0.4))
+    assert row["interval"][0] > 0 and row["p"] == pytest.approx(2 / 2**8)
+    same = compare_runs(a, a, None, None)["rows"][0]
+    assert (same["difference"], same["interval"], same["p"]) == (0, [0, 0], 1)
+
+
+def test_arms_of_one_run_can_be_compared(tmp_path, capsys):
+    write(tmp_path / "a", {"vt/0": 1, "vt/1": 1})
+    with Journal(tmp_path / "a" / "journal.jsonl", {"seed": 0}) as journal:
+        for uid in ("vt/0", "vt/1"):
+            journal.append({f"{uid}||elastic": journal[f"{uid}||full"] | {"arm": "elastic", "scores": {"match": 0.5}}})
+    words = ["eval", "compare", "--a", str(tmp_path / "a"), "--b", str(tmp_path / "a"), "--arm-a", "full"]
+    assert elastic_jax_cli([*words, "--arm-b", "elastic", "--out", str(tmp_path / "out")]) == 0
+    assert "| vt | full → elastic | 2 | 100.0 | 50.0 | -50.0 (-50.0 to -50.0) | 0 / 2 |" in capsys.readouterr().out
+    assert (tmp_path / "out" / "comparison.md").is_file()
+    assert "vt,full,elastic,2,1.0,0.5" in (tmp_path / "out" / "comparison.csv").read_text()
+
+
+def test_what_cannot_be_compared_is_refused(tmp_path):
+    a, b = write(tmp_path / "a", {"vt/0": 1}), write(tmp_path / "b", {"fwe/0": 1}, task="fwe")
+    with pytest.raises(DataError, match="no arm and sample in common"):
+        compare_runs(a, b, None, None)
+    with pytest.raises(DataError, match="has no arm 'elastic'; it has full"):
+        compare_runs(a, b, "elastic", None)
+    with pytest.raises(DataError, match="holds no journal"):
+        compare_runs(a, tmp_path / "nowhere", None, None)
+    (tmp_path / "b" / "journal.jsonl").write_text(json.dumps([1]) + "\n")
+    with pytest.raises(DataError, match="line 1 is no journal record"):
+        compare_runs(a, b, None, None)

@@ -6,6 +6,7 @@ import json
 
 import numpy as np
 import pytest
+from cheap_tokenizer import CheapTokenizer
 from judge_runs import in_shown_order, judge, shown_answers
 from tiny import tiny_model
 from tiny_text import VOCAB, tiny_tokenizer
@@ -25,13 +26,17 @@ from eval.samples import Reply
 
 
 @pytest.fixture
-def settings(checkpoint) -> JudgeSettings:
-    return JudgeSettings(model=str(checkpoint), views=("full",), lengths=(1024,), records=1)
+def settings() -> JudgeSettings:
+    return JudgeSettings(model="toy", views=("full",), lengths=(512,), records=1)
 
 
 @pytest.fixture
-def memory_settings(checkpoint) -> MemoryRewardBenchSettings:
-    return MemoryRewardBenchSettings(model=str(checkpoint), views=("full",), lengths=(6144,), records=1)
+def memory_settings() -> MemoryRewardBenchSettings:
+    return MemoryRewardBenchSettings(model="toy", views=("full",), lengths=(3072,), records=1)
+
+
+def run_with(backend, benchmark, settings, out):
+    return run_benchmark(benchmark, settings, out, backend=backend, tokenizer=CheapTokenizer())
 
 
 def long_oracle(prompt):
@@ -48,7 +53,7 @@ def official(path):
 
 
 def test_long_rewardbench_writes_every_table(settings, tmp_path):
-    report = run_benchmark(long_rewardbench(settings), settings, tmp_path, backend=judge("oracle", long_oracle))
+    report = run_with(judge("oracle", long_oracle), long_rewardbench(settings), settings, tmp_path)
     assert report["done"] == report["wanted"] == 2 * (7 * 2 + 5 * 3)
     assert {row["score"] for row in report["rows"]} == {1.0}
     rows = dict(official(tmp_path / "official-full.csv")[1:])
@@ -62,7 +67,7 @@ def test_long_rewardbench_writes_every_table(settings, tmp_path):
 
 def test_memory_rewardbench_writes_every_table(memory_settings, tmp_path):
     settings = dataclasses.replace(memory_settings, mode="compat")
-    report = run_benchmark(memory_rewardbench(settings), settings, tmp_path, backend=judge("o", memory_oracle))
+    report = run_with(judge("o", memory_oracle), memory_rewardbench(settings), settings, tmp_path)
     assert report["done"] == report["wanted"] == len(SETTINGS)
     header, *rows = official(tmp_path / "official-full.csv")
     assert header == ["", *SETTINGS, *GROUPS, "Overall"]
@@ -84,11 +89,11 @@ def test_a_restarted_run_asks_for_what_is_missing_only_and_reports_the_same(sett
 
     backend = ScriptedBackend("flaky", answer)
     settings = dataclasses.replace(settings, limit=1)
-    first = run_benchmark(long_rewardbench(settings), settings, tmp_path / "stopped", backend=backend)
+    first = run_with(backend, long_rewardbench(settings), settings, tmp_path / "stopped")
     assert first["wanted"] - first["done"] == len(first["errors"]) == 2
     assert "Incomplete: 2 of 24" in (tmp_path / "stopped" / "results.md").read_text()
-    second = run_benchmark(long_rewardbench(settings), settings, tmp_path / "stopped", backend=backend)
-    whole = run_benchmark(long_rewardbench(settings), settings, tmp_path / "whole", backend=backend)
+    second = run_with(backend, long_rewardbench(settings), settings, tmp_path / "stopped")
+    whole = run_with(backend, long_rewardbench(settings), settings, tmp_path / "whole")
     assert len(asked) == 24 + 2 + 24
     assert second == whole
     files = [(tmp_path / run / "judge.json").read_text() for run in ("stopped", "whole")]
@@ -98,22 +103,22 @@ def test_a_restarted_run_asks_for_what_is_missing_only_and_reports_the_same(sett
 def test_another_mode_or_order_is_refused_in_the_same_folder(settings, tmp_path):
     backend = judge("A", in_shown_order)
     settings = dataclasses.replace(settings, limit=1)
-    run_benchmark(long_rewardbench(settings), settings, tmp_path, backend=backend)
+    run_with(backend, long_rewardbench(settings), settings, tmp_path)
     for changed in ({"mode": "compat"}, {"orders": "best-first"}):
         other = dataclasses.replace(settings, **changed)
         with pytest.raises(DataError, match="was made with other settings"):
-            run_benchmark(long_rewardbench(other), other, tmp_path, backend=backend)
+            run_with(backend, long_rewardbench(other), other, tmp_path)
 
 
 def test_over_long_prompts_are_shortened_or_counted(memory_settings, tmp_path):
-    """With a window of 5,000 tokens the texts of some are cut, and trajectories longer than that are not shown."""
-    small = ScriptedBackend("small", lambda prompt: "[[A]]", max_tokens=5000)
+    """With a window of 2,400 tokens the texts of some are cut, and trajectories longer than that are not shown."""
+    small = ScriptedBackend("small", lambda prompt: "[[A]]", max_tokens=2400)
     settings = dataclasses.replace(memory_settings, max_new_tokens=8)
-    run_benchmark(memory_rewardbench(settings), settings, tmp_path / "strict", backend=small)
+    run_with(small, memory_rewardbench(settings), settings, tmp_path / "strict")
     figures = json.loads((tmp_path / "strict" / "judge.json").read_text())["full"]["all"]
     assert figures["shortened"] > 0 and figures["replies"] == 20
     compat = dataclasses.replace(settings, mode="compat")
-    run_benchmark(memory_rewardbench(compat), compat, tmp_path / "compat", backend=small)
+    run_with(small, memory_rewardbench(compat), compat, tmp_path / "compat")
     figures = json.loads((tmp_path / "compat" / "judge.json").read_text())["full"]["all"]
     assert figures["shortened"] == 0 and figures["failed"]["too_long"] > 5
 
@@ -127,7 +132,7 @@ class LengthReward:
 
 def test_scalar_rewards_are_reported_as_rankings(settings, tmp_path):
     backend = RewardBackend(LengthReward(), identity={"reward": "length"}, max_tokens=None)
-    report = run_benchmark(long_rewardbench(settings, ask="reward"), settings, tmp_path, backend=backend)
+    report = run_with(backend, long_rewardbench(settings, ask="reward"), settings, tmp_path)
     assert report["done"] == report["wanted"] == 7 * 2 * 2 + 5 * (2 + 3 + 4)
     assert sum(row["n"] for row in report["rows"]) == 7 * 2 + 5 * 3
     figures = json.loads((tmp_path / "judge.json").read_text())["full"]
@@ -150,9 +155,9 @@ def test_real_records_come_from_a_folder(settings, tmp_path):
     (folder / "Math.jsonl").write_text(json.dumps(record) + "\n" + json.dumps(record | {"chosen": 3}) + "\n")
     real = dataclasses.replace(settings, data=str(folder))
     with pytest.raises(DataError, match="Math.jsonl, line 2: field 'chosen'"):
-        run_benchmark(long_rewardbench(real), real, tmp_path / "out", backend=judge("A", in_shown_order))
+        run_with(judge("A", in_shown_order), long_rewardbench(real), real, tmp_path / "out")
     (folder / "Math.jsonl").write_text(json.dumps(record) + "\n")
-    report = run_benchmark(long_rewardbench(real), real, tmp_path / "out", backend=judge("A", in_shown_order))
+    report = run_with(judge("A", in_shown_order), long_rewardbench(real), real, tmp_path / "out")
     assert [(row["task"], row["score"]) for row in report["rows"]] == [("Math", 0.5)]
 
 
@@ -180,10 +185,8 @@ def test_a_choice_is_between_the_letters_after_the_brackets(memory_settings, tmp
         return Reply(numbers={"option_0": -1.0, "option_1": -2.0})
 
     settings = dataclasses.replace(memory_settings, ask="choice", limit=1)
-    run_benchmark(memory_rewardbench(settings, settings.ask), settings, tmp_path, backend=ScriptedBackend("c", choose))
-    tokenizer = settings.load_tokenizer()
-    assert {tuple(map(tokenizer.decode, prompt.option_ids)) for prompt in shown} == {("A", "B")}
-    assert all(tokenizer.decode(prompt.prompt_ids[-12:]).endswith("[[") for prompt in shown)
+    run_with(ScriptedBackend("c", choose), memory_rewardbench(settings, settings.ask), settings, tmp_path)
+    assert all(len(prompt.option_ids) == 2 and prompt.answer_prefix == "[[" for prompt in shown)
     figures = json.loads((tmp_path / "judge.json").read_text())["full"]
     assert figures["swap"]["all"]["flip_first"] == len(SETTINGS) and figures["all"]["match"] == 0.5
 

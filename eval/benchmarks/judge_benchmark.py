@@ -39,7 +39,7 @@ class JudgeRun:
         self._files: Files = {}
 
     def benchmark(self, verb: str, title: str, *, limit: int | None, method: str) -> Benchmark:
-        """`limit`: at most so many records of each file, format and length."""
+        """`limit`: at most so many records of each task and length."""
 
         def groups(encoder: Encoder) -> list[Group]:
             self._files = self._make_files(encoder)

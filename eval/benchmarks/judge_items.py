@@ -20,6 +20,8 @@ class JudgeItem:
 
     uid: str
     """Stable name of the record: a digest of its content."""
+    task: str
+    """The task under which the report counts it."""
     question: str
     """Everything that the judge reads before the answers, the long context included."""
     answers: tuple[str, ...]

@@ -53,18 +53,18 @@ def official_cut(ids: Sequence[int]) -> Sequence[int]:
 def judge_groups(
     files: Mapping[str, Sequence[JudgeItem]], plan: JudgePlan, encoder: Encoder | None, limit: int | None = None
 ) -> list[Group]:
-    """Groups of equal file, format and length; `limit` takes the first records of each, in visiting order.
+    """Groups of equal task and length; `limit` takes the first records of each, in visiting order.
 
     Official orders are drawn before the limit applies, so that a limited run shows what the whole one would.
     """
     groups = []
-    for name, items in files.items():
+    for items in files.values():
         drawn = official_orders([len(item.answers) for item in items])
         alike: dict[tuple[str, str], list[tuple[JudgeItem, Order]]] = {}
         for index, order in drawn:
-            kind = f"{name} ranking" if items[index].ranking else name
-            alike.setdefault((kind, items[index].axes["length"]), []).append((items[index], order))
-        for (kind, _), everyone in alike.items():
+            item = items[index]
+            alike.setdefault((item.task, item.axes["length"]), []).append((item, order))
+        for (task, _), everyone in alike.items():
             members = everyone[:limit]
             samples = [
                 Sample(item.uid, {"item": item, "official_order": order}, (), item.axes, _new_tokens(plan))
@@ -75,7 +75,7 @@ def judge_groups(
             )
             groups.append(
                 loaded_group(
-                    judge_task(kind, plan, encoder),
+                    judge_task(task, plan, encoder),
                     samples,
                     tokens=int(mean_characters / 4),
                     views=lambda sample: showings(sample, plan),

@@ -57,6 +57,7 @@ def _item(task: str, record: JsonRecord) -> JudgeItem:
     }
     return JudgeItem(
         uid=f"{task}/{content_digest(json.dumps(conversation), *answers)}",
+        task=f"{task} ranking" if tasktype == RANKING else task,
         question="\n\n".join(message["content"] for message in conversation),
         answers=tuple(answers),
         axes=axes,

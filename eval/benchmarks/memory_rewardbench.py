@@ -131,6 +131,7 @@ def _item(group: str, record: JsonRecord) -> JudgeItem:
     }
     return JudgeItem(
         uid=f"{setting.name}/{content_digest(question, chosen, rejected)}",
+        task=setting.name,
         question=question,
         answers=(chosen, rejected),
         axes=axes,

@@ -184,7 +184,7 @@ def test_a_choice_is_between_the_letters_after_the_brackets(memory_settings, tmp
         shown.append(prompt)
         return Reply(numbers={"option_0": -1.0, "option_1": -2.0})
 
-    settings = dataclasses.replace(memory_settings, ask="choice", limit=1)
+    settings = dataclasses.replace(memory_settings, ask="choice")
     run_with(ScriptedBackend("c", choose), memory_rewardbench(settings, settings.ask), settings, tmp_path)
     assert all(len(prompt.option_ids) == 2 and prompt.answer_prefix == "[[" for prompt in shown)
     figures = json.loads((tmp_path / "judge.json").read_text())["full"]

@@ -11,7 +11,7 @@ from eval.benchmarks.judge_results import Judged
 
 def item(uid, size=2, ranking=False, **axes):
     answers = ("a longer answer", "short", "c", "d")[:size]
-    return JudgeItem(uid, "q", answers, {"setting": "S", "length": "8k", **axes}, (), ranking)
+    return JudgeItem(uid, "S", "q", answers, {"setting": "S", "length": "8k", **axes}, (), ranking)
 
 
 def pair(uid, order, ranks, status="ok", shortened=False, **axes):

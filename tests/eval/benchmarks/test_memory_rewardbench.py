@@ -247,7 +247,7 @@ CRITERIA = {
 @pytest.mark.parametrize("model", CRITERIA)
 def test_breakdown_by_criterion_of_the_corrected_counts(model):
     judged = [
-        Judged(JudgeItem(str(number), "", ("a", "b"), axes, ()), (0, 1), (0, 1) if right else (1, 0), "ok", False)
+        Judged(JudgeItem(str(number), "S", "", ("a", "b"), axes, ()), (0, 1), (0, 1) if right else (1, 0), "ok", False)
         for number, (axes, right) in enumerate(results_of(HITS[model]))
     ]
     figures = judge_figures({"strict5": judged}, ("criterion",), "setting")

@@ -10,12 +10,10 @@ from typing import Any
 import numpy as np
 
 from elastic_jax.errors import DataError
-from eval.intervals import sign_test
+from eval.intervals import bootstrap_mean, sign_test
 from eval.journal import read_records
 from eval.markdown import table
 from eval.runner import Record
-
-_DRAWS = 4000
 
 
 def compare_runs(a: str | Path, b: str | Path, arm_a: str | None, arm_b: str | None) -> dict[str, Any]:
@@ -64,8 +62,6 @@ def _row(task: str, arm_a: str, arm_b: str, pairs: Sequence[tuple[Record, Record
         np.array([record["scores"].get(record["main"], 0.0) for record in side]) for side in zip(*pairs, strict=True)
     )
     difference = b - a
-    rng = np.random.default_rng(0)
-    means = difference[rng.integers(len(difference), size=(_DRAWS, len(difference)))].mean(axis=1)
     better, worse = int((difference > 0).sum()), int((difference < 0).sum())
     return {
         "task": task,
@@ -75,7 +71,7 @@ def _row(task: str, arm_a: str, arm_b: str, pairs: Sequence[tuple[Record, Record
         "score_a": float(a.mean()),
         "score_b": float(b.mean()),
         "difference": float(difference.mean()),
-        "interval": [float(bound) for bound in np.quantile(means, [0.025, 0.975])],
+        "interval": list(bootstrap_mean(difference)),
         "better": better,
         "worse": worse,
         "p": sign_test(better, worse),

@@ -64,8 +64,8 @@ class Softmax(NamedTuple):
         return self.acc_RH / jnp.maximum(self.sum_R, 1e-30)[:, None]
 
     def lse(self, scale: float) -> jax.Array:
-        """Log of the sum of exp(scale * score); 0 for rows that saw nothing."""
-        return jnp.where(self.sum_R > 1e-30, self.top_R * scale + jnp.log(jnp.maximum(self.sum_R, 1e-30)), 0.0)
+        """Log of the sum of exp(scale * score); -inf for rows that saw nothing."""
+        return jnp.where(self.sum_R > 1e-30, self.top_R * scale + jnp.log(jnp.maximum(self.sum_R, 1e-30)), -jnp.inf)
 
 
 class Visits(NamedTuple):

@@ -37,8 +37,12 @@ def backward(
     visits: Visits,
     spec: AttentionSpec,
     tiling: Tiling,
+    d_lse_BKQR: jax.Array | None = None,
 ) -> Folded:
-    """Gradients of q, k and v for the attention over `visits`; weights are recomputed from the log-sum-exp."""
+    """Gradients of q, k and v for the attention over `visits`; weights are recomputed from the log-sum-exp.
+
+    A cotangent of the log-sum-exp joins the row sums of dO * O, since its slope in a score is the weight.
+    """
     B, K, Q, R, H = operands.q_BKQRH.shape
     k_PSH, v_PSH = (x.reshape(B * K, -1, H) for x in operands[1:])
     S = k_PSH.shape[1]
@@ -46,6 +50,8 @@ def backward(
     rows = tiling.query * R
     log2_e = float(np.log2(np.e))
     inner_BKQR = jnp.sum(d_out_BKQRH.astype(jnp.float32) * out_BKQRH.astype(jnp.float32), -1)
+    if d_lse_BKQR is not None:
+        inner_BKQR -= jnp.where(jnp.isneginf(lse_BKQR), 0.0, d_lse_BKQR)
 
     def products(row_side, k_SH, k_HS, v_SH, mask_SR):
         """Contributions of one tile to dq (transposed), dk and dv."""

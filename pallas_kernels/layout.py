@@ -108,8 +108,8 @@ def unfold_keys(x_BKSH: jax.Array, geometry: Geometry) -> jax.Array:
     return x_BKSH.transpose(0, 2, 1, 3)[:, : geometry.keys]
 
 
-def clear_padding(x: jax.Array, valid_BS: jax.Array | None) -> jax.Array:
-    """Zeroes the tokens of `x` (`[B, S or T, ...]`, the last positions) that do not exist, whatever they hold."""
+def clear_padding(x: jax.Array, valid_BS: jax.Array | None, value: float = 0.0) -> jax.Array:
+    """Sets the tokens of `x` (`[B, S or T, ., .]`, the last positions) that do not exist, whatever they hold."""
     if valid_BS is None:
         return x
-    return jnp.where(valid_BS[:, -x.shape[1] :, None, None], x, jnp.zeros((), x.dtype))
+    return jnp.where(valid_BS[:, -x.shape[1] :, None, None], x, jnp.asarray(value, x.dtype))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.hybrid_attention.reference import hybrid_attention_reference
+from pallas_kernels.hybrid_attention.reference import attention_and_lse
 from pallas_kernels.layout import Geometry, by_block, describe_rows
 from pallas_kernels.schedule import AttentionSpec
 
@@ -25,7 +25,7 @@ def dual_attention_reference(
 
     def every_head(mode: int) -> jax.Array:
         modes = jnp.full((q_BTNH.shape[0], k_BSKH.shape[2]), mode)
-        return hybrid_attention_reference(
+        return attention_and_lse(
             q_BTNH,
             k_BSKH,
             v_BSKH,
@@ -35,7 +35,7 @@ def dual_attention_reference(
             full_block_mask=full_block_mask,
             segment_ids=segment_ids,
             lengths=lengths,
-        )
+        )[0]
 
     return every_head(0), every_head(1)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 
 from pallas_kernels.checks import attention_spec, check_block_masks, check_choice, check_qkv, check_rows
@@ -16,6 +18,8 @@ IMPLEMENTATIONS = {
     "triton": deferred("pallas_kernels.hybrid_attention.triton", "hybrid_attention_triton"),
     "mosaic_gpu": deferred("pallas_kernels.hybrid_attention.mosaic_gpu", "hybrid_attention_mosaic_gpu"),
 }
+
+RETURN_LSE = ("reference", "xla")
 
 hopper_refusal = deferred("pallas_kernels.hybrid_attention.mosaic_gpu", "why_not")
 
@@ -35,8 +39,9 @@ def hybrid_attention(
     lengths: jax.Array | None = None,
     window: int | None = None,
     scale: float | None = None,
+    return_lse: bool = False,
     impl: str = "auto",
-) -> jax.Array:
+) -> Any:
     """Causal attention in which every (row, KV head) is full or sparse, in one launch (Elastic Attention, section 3).
 
     Queries are the last T of the S key positions. All query heads of a KV head share its mode. Differentiable in q, k
@@ -56,12 +61,15 @@ def hybrid_attention(
         lengths: int `[B]`, valid leading tokens of each row. Padding may hold anything; its outputs are 0.
         window: every head sees only the last `window` tokens, on top of its mode.
         scale: factor of the scores; 1 / sqrt(H) by default.
+        return_lse: also return the log-sum-exp of each query, differentiable too: parts of the keys attended apart are
+            put together again by it.
         impl: "auto" takes the best for the platform; or "reference", "xla", "tpu" (blocks of a multiple of 128
             tokens), "triton" (NVIDIA GPUs from compute capability 8.0, blocks of a multiple of 16 tokens) or
             "mosaic_gpu" (9.0, 16-bit operands, no masks).
 
     Returns:
-        `[B, T, N, H]` in the type of q.
+        `[B, T, N, H]` in the type of q; with `return_lse` a pair of that and float32 `[B, T, N]`, the natural logarithm
+        of the sum of exp(scaled score) over the keys that the query sees, -inf (and output 0) where it sees none.
 
     Raises:
         ValueError: a shape, a segment start or an option that does not fit.
@@ -80,8 +88,15 @@ def hybrid_attention(
     masks = block_mask is not None or full_block_mask is not None
 
     def serves(name: str) -> bool:
+        if return_lse and name not in RETURN_LSE:
+            return False
         return name != "mosaic_gpu" or hopper_refusal(q_BTNH, spec, masks) is None
 
+    if return_lse and impl in IMPLEMENTATIONS and impl not in RETURN_LSE:
+        raise NotImplementedError(
+            f"hybrid_attention with return_lse has no {impl!r} implementation yet. "
+            f"Use one of: {', '.join(('auto', *RETURN_LSE))}."
+        )
     return choose("hybrid_attention", impl, IMPLEMENTATIONS, serves)(
         q_BTNH,
         k_BSKH,
@@ -92,4 +107,5 @@ def hybrid_attention(
         full_block_mask=full_block_mask,
         segment_ids=segment_ids,
         lengths=lengths,
+        **({"return_lse": True} if return_lse else {}),
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -53,7 +55,7 @@ def allowed_pairs(
     return chosen & visible[:, None, None]
 
 
-def hybrid_attention_reference(
+def attention_and_lse(
     q_BTNH: jax.Array,
     k_BSKH: jax.Array,
     v_BSKH: jax.Array,
@@ -64,8 +66,11 @@ def hybrid_attention_reference(
     full_block_mask: jax.Array | None = None,
     segment_ids: jax.Array | None = None,
     lengths: jax.Array | None = None,
-) -> jax.Array:
-    """softmax(q k^T * scale, over the allowed pairs) v; 0 where a query may see nothing."""
+) -> tuple[jax.Array, jax.Array]:
+    """softmax(q k^T * scale, over the allowed pairs) v, and the log-sum-exp `[B, T, N]` of those scores.
+
+    0 and -inf where a query may see nothing.
+    """
     B, T, N, H = q_BTNH.shape
     S, K = k_BSKH.shape[1:3]
     rows = describe_rows(B, Geometry(spec.block_size, T, S), lengths, segment_ids)
@@ -84,8 +89,26 @@ def hybrid_attention_reference(
     q = q.reshape(B, T, K, N // K, H)
     scores = jnp.einsum("btkgh,bskh->bkgts", q, k, precision="highest") * spec.scale
     scores = jnp.where(allowed, scores, -jnp.inf)
-    top = jnp.max(scores, axis=-1, keepdims=True, initial=-1e30)
-    weights = jnp.exp(scores - jax.lax.stop_gradient(top))
-    weights = weights / jnp.maximum(weights.sum(-1, keepdims=True), 1e-30)
-    out = jnp.einsum("bkgts,bskh->btkgh", weights, v, precision="highest")
-    return clear_padding(out.reshape(B, T, N, H), rows.valid_BS).astype(q_BTNH.dtype)
+    top = jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True, initial=-1e30))
+    weights = jnp.exp(scores - top)
+    total = weights.sum(-1, keepdims=True)
+    safe_total = jnp.maximum(total, 1e-30)
+    out = jnp.einsum("bkgts,bskh->btkgh", weights / safe_total, v, precision="highest")
+    out = clear_padding(out.reshape(B, T, N, H), rows.valid_BS).astype(q_BTNH.dtype)
+    lse_BKGT = jnp.where(total > 0, top + jnp.log(safe_total), -jnp.inf)[..., 0]
+    return out, lse_BKGT.reshape(B, N, T).swapaxes(1, 2)
+
+
+def hybrid_attention_reference(
+    q_BTNH: jax.Array,
+    k_BSKH: jax.Array,
+    v_BSKH: jax.Array,
+    mode: jax.Array,
+    spec: AttentionSpec,
+    *,
+    return_lse: bool = False,
+    **options: Any,
+) -> jax.Array | tuple[jax.Array, jax.Array]:
+    """See `hybrid_attention`; `options` are the masks, segments and lengths of `attention_and_lse`."""
+    out, lse = attention_and_lse(q_BTNH, k_BSKH, v_BSKH, mode, spec, **options)
+    return (out, lse) if return_lse else out

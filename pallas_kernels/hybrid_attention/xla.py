@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 import jax
+import jax.numpy as jnp
 
 from pallas_kernels.blockwise import Extend, Folded, Softmax, Tiling, Visits, attend, fold, plan_visits
 from pallas_kernels.blockwise_backward import backward
@@ -13,8 +14,10 @@ from pallas_kernels.schedule import AttentionSpec, Schedule
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def scheduled_attention(operands: Folded, visits: Visits, spec: AttentionSpec, tiling: Tiling) -> jax.Array:
-    """Attention of every query block to the key blocks that it visits, `[B, K, Q, R, H]`."""
+def scheduled_attention(
+    operands: Folded, visits: Visits, spec: AttentionSpec, tiling: Tiling
+) -> tuple[jax.Array, jax.Array]:
+    """Attention of every query block to the key blocks that it visits, `[B, K, Q, R, H]`, and its log-sum-exp."""
     return _forward(operands, visits, spec, tiling)[0]
 
 
@@ -23,12 +26,13 @@ def _forward(operands: Folded, visits: Visits, spec: AttentionSpec, tiling: Tili
         return state.output().astype(operands.q_BKQRH.dtype), state.lse(spec.scale)
 
     out, lse = attend(operands, visits, spec, tiling, collect)
-    return out, (operands, visits, out, lse)
+    return (out, lse), (operands, visits, out, lse)
 
 
-def _backward(spec: AttentionSpec, tiling: Tiling, saved, d_out: jax.Array):
+def _backward(spec: AttentionSpec, tiling: Tiling, saved, cotangents: tuple[jax.Array, jax.Array]):
     operands, visits, out, lse = saved
-    return backward(operands, out, lse, d_out, visits, spec, tiling), None
+    d_out, d_lse = cotangents
+    return backward(operands, out, lse, d_out, visits, spec, tiling, d_lse), None
 
 
 scheduled_attention.defvjp(_forward, _backward)
@@ -45,9 +49,14 @@ def hybrid_attention_xla(
     full_block_mask: jax.Array | None = None,
     segment_ids: jax.Array | None = None,
     lengths: jax.Array | None = None,
-) -> jax.Array:
+    return_lse: bool = False,
+) -> jax.Array | tuple[jax.Array, jax.Array]:
     """See `hybrid_attention`."""
     operands, rows, geometry, tiling = fold(q_BTNH, k_BSKH, v_BSKH, spec, lengths, segment_ids)
     visits = plan_visits(mode != 0, rows, spec, geometry, block_mask=block_mask, full_block_mask=full_block_mask)
-    out = unfold_queries(scheduled_attention(operands, visits, spec, tiling), geometry)
-    return clear_padding(out, rows.valid_BS)
+    out, lse = scheduled_attention(operands, visits, spec, tiling)
+    out = clear_padding(unfold_queries(out, geometry), rows.valid_BS)
+    if not return_lse:
+        return out
+    lse = unfold_queries(lse[..., None], geometry)
+    return out, clear_padding(lse, rows.valid_BS, -jnp.inf)[..., 0]

@@ -44,11 +44,11 @@ def sometimes_right(prompt) -> Reply:
 
 
 def ruler(**changes) -> RulerSettings:
-    wanted = {"tasks": ("niah_single_1", "vt"), "lengths": (512,), "per_task": 3} | changes
+    wanted = {"tasks": ("niah_single_1", "vt"), "lengths": (768,), "per_task": 3} | changes
     return RulerSettings(model="toy", **wanted)
 
 
-SEVERAL = ruler(lengths=(512, 768), tasks=("niah_single_1", "vt", "cwe"), per_task=4)
+SEVERAL = ruler(lengths=(768, 1024), tasks=("niah_single_1", "vt", "cwe"), per_task=4)
 
 
 def run(settings, out, answer=lambda prompt: prompt.sample.references[0]):
@@ -87,7 +87,7 @@ def test_the_report_has_every_figure_with_n_interval_settings_and_commit(tmp_pat
         lines = list(csv.DictReader(file))
     assert len(lines) == 9 and float(lines[0]["score"]) == 1 and lines[0]["interval_low"]
     markdown = (tmp_path / "results.md").read_text()
-    for words in ("| niah_single_1 | 512 | 3 | 100.0 (43.8–100.0) |", "commit", "--lengths 512", "- seed: `0`"):
+    for words in ("| niah_single_1 | 768 | 3 | 100.0 (43.8–100.0) |", "commit", "--lengths 768", "- seed: `0`"):
         assert words in markdown
     assert (tmp_path / "results.png").read_bytes().startswith(b"\x89PNG")
     assert not list(tmp_path.glob("*.part"))
@@ -99,7 +99,7 @@ def test_a_changed_setting_is_refused_and_the_journal_left_alone(tmp_path):
     with pytest.raises(DataError, match="seed: the journal has 0, this run 1"):
         run(ruler(seed=1), tmp_path)
     with pytest.raises(DataError, match="first_prompts"):
-        run(ruler(lengths=(600,)), tmp_path)
+        run(ruler(lengths=(800,)), tmp_path)
     assert (tmp_path / "journal.jsonl").read_bytes() == before
 
 
@@ -119,37 +119,38 @@ def test_shards_of_one_folder_make_one_report(tmp_path):
     assert report["rows"] == run(ruler(), tmp_path / "whole")["rows"]
 
 
-def test_ruler_with_every_arm_on_a_model(checkpoint, tmp_path, capsys):
-    arguments = ["eval", "ruler", "--model", checkpoint, "--dtype", "float32", "--tasks", "niah_single_1"]
-    arguments += [
-        "--lengths",
-        "448",
+def test_the_command_of_the_docs_on_a_model(checkpoint, tmp_path):
+    words = [
+        "eval",
+        "ruler",
+        "--model",
+        checkpoint,
+        "--dtype",
+        "float32",
+        "--tasks",
+        "niah_single_1",
         "--per-task",
-        "2",
-        "--cache-bits",
-        "2",
-        "--router-bias=-100,0",
-        "--pattern",
-        "fa-ssa",
+        "1",
     ]
-    assert elastic_jax_cli([str(word) for word in [*arguments, "--out", tmp_path]]) == 0
+    words += ["--lengths", "448", "--pattern", "fa-ssa", "--views=full,elastic", "--cache-bits", "2", "--out", tmp_path]
+    assert elastic_jax_cli([str(word) for word in words]) == 0
     report = json.loads((tmp_path / "results.json").read_text())
     rows = {row["arm"]: row for row in report["rows"]}
-    assert list(rows) == [
-        "full",
-        "all-sparse",
-        "elastic, bias -100",
-        "elastic",
-        "elastic, bias -100 + 2-bit cache",
-        "elastic + 2-bit cache",
-    ]
-    assert rows["full"]["msr"] == 0 and rows["all-sparse"]["msr"] == rows["elastic, bias -100"]["msr"] == 1
-    assert 0 < rows["elastic"]["msr"] < 1 and 0 < rows["elastic"]["esr"] < rows["all-sparse"]["esr"]
-    assert rows["elastic + 2-bit cache"]["cache_bytes"] < rows["elastic"]["cache_bytes"]
+    assert list(rows) == ["full", "elastic", "elastic + 2-bit cache"]
+    full, elastic, small = rows.values()
+    assert (full["msr"], full["esr"]) == (0, 0) and 0 < elastic["msr"] < 1 and 0 < elastic["esr"] < 1
+    assert small["msr"] == elastic["msr"] and small["cache_bytes"] < elastic["cache_bytes"]
     assert all(row["prefill_s"] > 0 and row["decode_s"] > 0 for row in rows.values())
-    assert {"results.png", "sparsity.png"} <= {path.name for path in tmp_path.iterdir()}
     record = json.loads((tmp_path / "journal.jsonl").read_text().splitlines()[1])["value"]
     assert record["prompt_tokens"] + 128 <= 448 and record["new_tokens"] <= 128 and record["notes"]["needles"]
+
+
+def test_a_sweep_of_the_router_bias_draws_quality_against_sparsity(tmp_path):
+    run(ruler(router_bias=(-1.0, 0.0), cache_bits=(4,), views=("elastic",)), tmp_path, sometimes_right)
+    names = [row["arm"] for row in json.loads((tmp_path / "results.json").read_text())["means"]]
+    bases = ["elastic, bias -1", "elastic"]
+    assert names == [*bases, *(f"{name} + 4-bit cache" for name in bases)]
+    assert (tmp_path / "sparsity.png").read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,14 @@ import math
 import numpy as np
 import pytest
 
-from eval.intervals import mean_interval, paired_difference, ratio_interval, sign_test, wilson_interval
+from eval.intervals import (
+    bootstrap_mean,
+    mean_interval,
+    paired_difference,
+    ratio_interval,
+    sign_test,
+    wilson_interval,
+)
 
 
 @pytest.mark.parametrize(
@@ -54,3 +61,8 @@ def test_mean_interval_is_wilsons_for_shares_and_holds_the_mean_otherwise():
 def test_sign_test_of_hand_counted_cases(better, worse, p):
     assert sign_test(better, worse) == pytest.approx(p)
     assert sign_test(worse, better) == pytest.approx(p)
+
+
+def test_many_values_have_the_interval_that_a_bootstrap_would_give():
+    values = np.random.default_rng(0).random(2001)
+    assert bootstrap_mean(values) == pytest.approx(bootstrap_mean(values[:2000]), abs=0.003)

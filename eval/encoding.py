@@ -84,7 +84,7 @@ def make_prompt(
     sample: Sample,
     showing: Showing,
 ) -> Prompt | None:
-    """The prompt of one showing, at most `limit` tokens with its answer; None if it is longer and stays so, cut or not."""
+    """The prompt of one showing, at most `limit` tokens with its answer; None if it is longer, cut or not."""
     new = sample.max_new_tokens
     if isinstance(content, Tokens):
         made = Prompt(

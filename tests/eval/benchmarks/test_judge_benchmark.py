@@ -24,6 +24,16 @@ from eval.cli_memory_rewardbench import MemoryRewardBenchSettings, memory_reward
 from eval.judge_options import JudgeSettings
 from eval.samples import Reply
 
+RECORD = {
+    "prompt_template": [{"role": "user", "content": "Who?"}],
+    "source": "x",
+    "tasktype": "PairWise",
+    "subtype": "same",
+    "chosen": "Ana",
+    "rejected": "Bo",
+    "ctx_length_for_length": "4k",
+}
+
 
 @pytest.fixture
 def settings() -> JudgeSettings:
@@ -143,20 +153,11 @@ def test_scalar_rewards_are_reported_as_rankings(settings, tmp_path):
 def test_real_records_come_from_a_folder(settings, tmp_path):
     folder = tmp_path / "data"
     folder.mkdir()
-    record = {
-        "prompt_template": [{"role": "user", "content": "Who?"}],
-        "source": "x",
-        "tasktype": "PairWise",
-        "subtype": "same",
-        "chosen": "Ana",
-        "rejected": "Bo",
-        "ctx_length_for_length": "4k",
-    }
-    (folder / "Math.jsonl").write_text(json.dumps(record) + "\n" + json.dumps(record | {"chosen": 3}) + "\n")
+    (folder / "Math.jsonl").write_text(json.dumps(RECORD) + "\n" + json.dumps(RECORD | {"chosen": 3}) + "\n")
     real = dataclasses.replace(settings, data=str(folder))
     with pytest.raises(DataError, match="Math.jsonl, line 2: field 'chosen'"):
         run_with(judge("A", in_shown_order), long_rewardbench(real), real, tmp_path / "out")
-    (folder / "Math.jsonl").write_text(json.dumps(record) + "\n")
+    (folder / "Math.jsonl").write_text(json.dumps(RECORD) + "\n")
     report = run_with(judge("A", in_shown_order), long_rewardbench(real), real, tmp_path / "out")
     assert [(row["task"], row["score"]) for row in report["rows"]] == [("Math", 0.5)]
 
@@ -193,18 +194,13 @@ def test_a_choice_is_between_the_letters_after_the_brackets(memory_settings, tmp
 
 def test_a_model_of_this_library_judges(tmp_path):
     """A tiny random model: no claim on quality, every record is accounted for."""
-    save_pretrained(tiny_model(vocab_size=VOCAB, max_position_embeddings=2048), tmp_path / "model", format="elastic")
+    save_pretrained(tiny_model(vocab_size=VOCAB, max_position_embeddings=1024), tmp_path / "model", format="elastic")
     tiny_tokenizer().save_pretrained(tmp_path / "model")
+    (tmp_path / "Math.jsonl").write_text(json.dumps(RECORD) + "\n")
     settings = JudgeSettings(
-        model=str(tmp_path / "model"),
-        views=("full",),
-        lengths=(700,),
-        records=1,
-        limit=1,
-        max_new_tokens=4,
-        dtype="float32",
+        model=str(tmp_path / "model"), dtype="float32", views=("full",), data=str(tmp_path), max_new_tokens=4
     )
     report = run_benchmark(long_rewardbench(settings), settings, tmp_path / "out")
-    assert report["done"] == report["wanted"] == 2 * (7 + 5)
+    assert report["done"] == report["wanted"] == 2
     figures = json.loads((tmp_path / "out" / "judge.json").read_text())["full"]["all"]
-    assert set(figures["failed"]) <= {"stopped", "unparsed", "empty"} and sum(figures["failed"].values()) == 24
+    assert set(figures["failed"]) <= {"stopped", "unparsed", "empty"} and sum(figures["failed"].values()) == 2

@@ -145,6 +145,27 @@ def test_the_command_of_the_docs_on_a_model(checkpoint, tmp_path):
     assert record["prompt_tokens"] + 128 <= 448 and record["new_tokens"] <= 128 and record["notes"]["needles"]
 
 
+@pytest.mark.parametrize(
+    ("verb", "words", "files", "says"),
+    [
+        (
+            "needles",
+            "--lengths 320 --depths 0,100 --per-cell 1 --tasks kv --views full",
+            ["depth_0.png"],
+            "| kv | 320 | 100 |",
+        ),
+        ("perplexity", "--lengths 256 --parts 4 --windows 1 --views full", ["positions.png"], "| 4 of 4 |"),
+        ("routing", "--lengths 320 --per-task 1", ["routing.png"], "after the task MLP"),
+        ("heads", "--lengths 320 --per-task 1 --tasks kv", ["heads.png", "heads.json"], "layer 0, KV head"),
+    ],
+)
+def test_every_other_verb_on_a_model(checkpoint, tmp_path, verb, words, files, says):
+    settings = ["--model", str(checkpoint), "--dtype", "float32", "--batch-tokens", "512", "--out", str(tmp_path)]
+    assert elastic_jax_cli(["eval", verb, *words.split(), *settings]) == 0
+    assert says in (tmp_path / "results.md").read_text()
+    assert all((tmp_path / name).is_file() for name in ["results.csv", "results.json", "results.png", *files])
+
+
 def test_a_sweep_of_the_router_bias_draws_quality_against_sparsity(tmp_path):
     run(ruler(router_bias=(-1.0, 0.0), cache_bits=(4,), views=("elastic",)), tmp_path, sometimes_right)
     names = [row["arm"] for row in json.loads((tmp_path / "results.json").read_text())["means"]]
@@ -164,7 +185,7 @@ def test_a_sweep_of_the_router_bias_draws_quality_against_sparsity(tmp_path):
         (["ruler", "--shard", "2"], "shard is '2'"),
         (["ruler", "--cache-bits", "16"], "cache_bits has 16"),
         (["ruler", "--chat"], "no chat template"),
-        (["ruler", "--haystack", "nowhere", "--tasks", "niah_single_2"], "no text at nowhere"),
+        (["ruler", "--haystack", "nowhere", "--tasks", "niah_single_2", "--lengths", "448"], "no text at nowhere"),
         (["ruler", "--endpoint", "here"], "endpoint is 'here'"),
         (["ruler", "--forced-msr", "0.5"], "give --head-scores"),
         (["ruler", "--forced-msr", "0.5", "--head-scores", "nowhere"], "nowhere is no heads.json"),

@@ -52,6 +52,10 @@ class Benchmark:
     """How it is measured, for the report: Markdown."""
     notes: Callable[[Sequence[Record], Path], str] | None = None
     """A further section of the report, from the records: Markdown; it may write files into the folder."""
+    join: Callable[[Sequence[Record]], Sequence[Record]] | None = None
+    """Makes the records to report out of those of the journal, where one result takes several replies."""
+    refuse_too_long: bool = True
+    """Prompts that cannot fit are an error in the settings; otherwise they are counted."""
 
 
 def run_benchmark(
@@ -82,7 +86,8 @@ def run_benchmark(
         return {}
     if backend is None:
         backend = settings.open_backend(tokenizer)
-    _check_lengths(groups, backend)
+    if benchmark.refuse_too_long:
+        _check_lengths(groups, backend)
     identity = {
         **backend.identity(),
         **benchmark.identity,
@@ -129,8 +134,11 @@ def write_report(
     outcome: Outcome,
 ) -> dict[str, Any]:
     """Writes `results.json`, `.csv`, `.md` and `.png` into `out` and returns the contents of the first."""
-    rows = summarise(records, benchmark.axes)
     wanted = len(arms) * sum(len(group.showings(index)) for group in groups for index in range(group.count))
+    done = len(records)
+    if benchmark.join is not None:
+        records = benchmark.join(records)
+    rows = summarise(records, benchmark.axes)
     report = {
         "title": benchmark.title,
         "command": command_line(benchmark.verb, settings),
@@ -140,15 +148,15 @@ def write_report(
         "arms": [arm.name for arm in arms],
         "rows": rows,
         "means": means_over_tasks(rows, benchmark.axes),
-        "done": len(records),
+        "done": done,
         "wanted": wanted,
         "errors": outcome.errors,
     }
     further = benchmark.notes(records, out) if benchmark.notes is not None and records else ""
     pictures = draw_benchmark(report, records, out) if records else []
-    _write(out / f"{RESULTS}.json", json.dumps(report, indent=1) + "\n")
-    _write(out / f"{RESULTS}.csv", rows_csv([*rows, *report["means"]]))
-    _write(out / f"{RESULTS}.md", render_benchmark(report, benchmark.method, further, pictures))
+    write_whole(out / f"{RESULTS}.json", json.dumps(report, indent=1) + "\n")
+    write_whole(out / f"{RESULTS}.csv", rows_csv([*rows, *report["means"]]))
+    write_whole(out / f"{RESULTS}.md", render_benchmark(report, benchmark.method, further, pictures))
     return report
 
 
@@ -166,7 +174,7 @@ def rows_csv(rows: Sequence[Row]) -> str:
     return text.getvalue()
 
 
-def _write(path: Path, text: str) -> None:
+def write_whole(path: Path, text: str) -> None:
     """Replaces a file as a whole."""
     unfinished = path.with_name(path.name + ".part")
     unfinished.write_text(text, encoding="utf-8")

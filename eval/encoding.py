@@ -36,18 +36,18 @@ class Encoder:
         if self.chat and rendered.chat:
             turns = [{"role": message.role, "content": message.text} for message in rendered.messages]
             text = self.tokenizer.apply_chat_template(
-                turns, add_generation_prompt=True, tokenize=False, enable_thinking=False
+                turns, add_generation_prompt=turns[-1]["role"] != "assistant", tokenize=False, enable_thinking=False
             )
             return self.ids(f"{text}{rendered.answer_prefix}")
         text = "\n\n".join(message.text for message in rendered.messages)
         gap = " " if rendered.answer_prefix and not text[-1:].isspace() else ""
         return self.tokenizer(f"{text}{gap}{rendered.answer_prefix}", verbose=False)["input_ids"]
 
-    def cut(self, key: str, content: Rendered, policy: LengthPolicy, limit: int) -> tuple[Rendered, list[int]]:
-        """Takes tokens out of the middle, by the policy, until the whole has at most `limit`.
+    def cut(self, key: str, content: Rendered, policy: LengthPolicy, limit: int) -> tuple[Rendered, list[int]] | None:
+        """Takes tokens out of the middle, by the policy, until the whole has at most `limit`; None if it cannot.
 
         Raises:
-            DataError: nothing that the policy may cut makes it short enough.
+            DataError: the policy may not cut anything.
         """
         place = max(index for index, message in enumerate(content.messages) if message.role == "user")
         message = content.messages[place]
@@ -73,10 +73,7 @@ class Encoder:
             if len(ids) <= limit:
                 return made, ids
             keep -= len(ids) - limit
-        raise DataError(
-            f"sample {key} does not fit into {limit} tokens even with its text cut; want a larger limit, or fewer "
-            "new tokens."
-        )
+        return None
 
 
 def make_prompt(
@@ -87,11 +84,7 @@ def make_prompt(
     sample: Sample,
     showing: Showing,
 ) -> Prompt | None:
-    """The prompt of one showing, at most `limit` tokens with its answer; None if it is longer and is to be skipped.
-
-    Raises:
-        DataError: it is longer, and nothing that the policy may cut makes it short enough.
-    """
+    """The prompt of one showing, at most `limit` tokens with its answer; None if it is longer, cut or not."""
     new = sample.max_new_tokens
     if isinstance(content, Tokens):
         made = Prompt(
@@ -111,7 +104,10 @@ def make_prompt(
         if policy == "skip":
             return None
         before = len(ids)
-        content, ids = encoder.cut(sample.uid, content, policy, limit - reserve)
+        shortened = encoder.cut(sample.uid, content, policy, limit - reserve)
+        if shortened is None:
+            return None
+        content, ids = shortened
         cut = before - len(ids)
     return Prompt(
         sample,

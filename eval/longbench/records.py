@@ -23,8 +23,12 @@ class Records(Sequence):
     def __len__(self) -> int:
         return len(self._records)
 
+    def where(self, number: int) -> str:
+        """File and line of a record."""
+        return f"{self.path}, line {self._lines[number]}"
+
     def error(self, number: int, message: str) -> DataError:
-        return DataError(f"{self.path}, line {self._lines[number]}: {message}.")
+        return DataError(f"{self.where(number)}: {message}.")
 
 
 def read_records(source: str | Path, name: str, *, folder: str = "") -> Records:

@@ -51,8 +51,7 @@ def test_a_long_prompt_is_cut_to_just_the_limit(policy, chat):
 def test_only_the_part_that_may_be_cut_is_cut():
     tight = make(limit=45, policy="context")
     assert tight.messages[1].segments[0].text == "Read: " and tight.messages[1].segments[2].text == " Q?"
-    with pytest.raises(DataError, match="sample s does not fit into 6 tokens"):
-        make(limit=16)
+    assert make(limit=16) is None
     whole = Rendered((Message.of("user", "w " * 300),))
     with pytest.raises(DataError, match="no part that may be cut"):
         make(whole)

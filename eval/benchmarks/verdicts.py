@@ -1,0 +1,89 @@
+"""Reads the verdict out of a judge's reply: the rank (0 = best) it gives to the answer at each position.
+
+Every parser returns None when it finds no verdict. The `official_*` ones reproduce the published evaluators, slips
+included; the others are what a careful reader would do.
+"""
+
+from __future__ import annotations
+
+import re
+
+type Ranks = tuple[int, ...]
+
+A_BETTER, B_BETTER = (0, 1), (1, 0)
+
+_TAG = re.compile(r"\[\[([AB])\]\]")
+_RANKING = re.compile(r"\[[\w\s]+(?:>[\w\s]+)+\]")
+_STRICT_RANKING = re.compile(r"\[\[\s*((?:Assistant\s+)?[A-Z](?:\s*>\s*(?:Assistant\s+)?[A-Z])+)\s*\]\]")
+_WHO = "(?:agent|assistant|answer|trajectory|one)"
+_NAMED = rf"\b(?:better|best|winner|verdict|choice|preferred|chosen)\b(?:\W+{_WHO})?\W*(?::|\bis\b)\W*(?:{_WHO}\s+)?"
+_LABEL = re.compile(rf"(?i:{_NAMED})([AB])\b")
+_MANY_ARROWS = 10
+
+
+def strip_reasoning(reply: str) -> str:
+    """The reply without its thinking: whatever precedes the last `</think>`, and a `<think>` that never ends."""
+    return reply.rpartition("</think>")[2].partition("<think>")[0]
+
+
+def official_pair(reply: str) -> Ranks | None:
+    """Long-RewardBench: `[[A]]` anywhere means A, even if `[[B]]` follows; else `[[B]]` anywhere means B."""
+    if "[[A]]" in reply:
+        return A_BETTER
+    return B_BETTER if "[[B]]" in reply else None
+
+
+def official_ranking(reply: str) -> Ranks | None:
+    """Long-RewardBench: the first bracketed `X>Y>...`, of any length; ten `>` or more count as no verdict."""
+    if reply.count(">") >= _MANY_ARROWS:
+        return None
+    found = _RANKING.search(reply)
+    if found is None:
+        return None
+    pieces = [re.sub("assistant|Assistant|:| ", "", piece) for piece in found.group().strip("[]").split(">")]
+    return _positions("".join(pieces)) if all(len(piece) == 1 for piece in pieces) else None
+
+
+def strict5(reply: str) -> Ranks | None:
+    """MemoryRewardBench's official rule: the first five characters of the reply are the tag."""
+    return official_pair("\n".join(reply.split("\n")[:5])[:5])
+
+
+def first_tag(reply: str) -> Ranks | None:
+    """The first `[[A]]` or `[[B]]` after the thinking."""
+    found = _TAG.search(strip_reasoning(reply))
+    return None if found is None else _of_letter(found.group(1))
+
+
+def last_tag(reply: str) -> Ranks | None:
+    """The last `[[A]]` or `[[B]]` after the thinking."""
+    found = _TAG.findall(strip_reasoning(reply))
+    return _of_letter(found[-1]) if found else None
+
+
+def last_label(reply: str) -> Ranks | None:
+    """The last tag, or else the last A or B that a word names: `the winner is B`, `"choice": "A"`."""
+    tagged = last_tag(reply)
+    if tagged is not None:
+        return tagged
+    found = _LABEL.findall(strip_reasoning(reply))
+    return _of_letter(found[-1]) if found else None
+
+
+def last_ranking(reply: str, size: int) -> Ranks | None:
+    """The last `[[X>Y>...]]` after the thinking, if it ranks each of the `size` answers once."""
+    found = _STRICT_RANKING.findall(strip_reasoning(reply))
+    if not found:
+        return None
+    letters = re.sub(r"Assistant|\s|>", "", found[-1])
+    return _positions(letters) if len(letters) == size else None
+
+
+def _of_letter(letter: str) -> Ranks:
+    return A_BETTER if letter == "A" else B_BETTER
+
+
+def _positions(letters: str) -> Ranks | None:
+    """Where A, B, ... stand in the ranking; None if one of them is missing."""
+    places = [letters.find(chr(ord("A") + answer)) for answer in range(len(letters))]
+    return None if -1 in places else tuple(places)

@@ -1,0 +1,80 @@
+"""`elastic-jax eval long-rewardbench`: a judge's verdicts and rankings on long questions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from elastic_jax.cli_args import parse_verb, required
+from eval.judge_options import TWIN, JudgeSettings
+from eval.options import LISTS, split_commas
+
+if TYPE_CHECKING:
+    from eval.benchmark import Benchmark
+    from eval.benchmarks.judging import Ask
+
+VERB = "eval long-rewardbench"
+
+
+def main(argv: Sequence[str]) -> int:
+    """Long-RewardBench: which of two answers to a long question is better, and how two to four of them rank."""
+    asked = parse_verb(JudgeSettings, split_commas(argv, *LISTS), verb=VERB, summary=str(main.__doc__))
+    settings = asked.settings
+    out = Path(required(settings.out, "--out FOLDER", "folder for the report"))
+
+    from eval.benchmark import run_benchmark
+
+    run_benchmark(long_rewardbench(settings), settings, out, dry_run=asked.dry_run)
+    if not asked.dry_run:
+        print(f"Report: {out / 'results.md'}")
+    return 0
+
+
+def long_rewardbench(settings: JudgeSettings, ask: Ask = "verdict") -> Benchmark:
+    """The benchmark that the settings describe; with `ask="reward"`, for a `RewardBackend`.
+
+    Raises:
+        DataError: (when run) a folder without the benchmark's files, or a malformed record.
+    """
+    from eval.benchmarks import long_twin
+    from eval.benchmarks.judge_benchmark import Files, JudgeReport, JudgeRun
+    from eval.benchmarks.judge_plans import long_plan
+    from eval.benchmarks.judge_report import rows_csv
+    from eval.benchmarks.judge_results import official_results
+    from eval.benchmarks.long_rewardbench import official_table, read_folder
+    from eval.encoding import Encoder
+
+    def files(encoder: Encoder) -> Files:
+        if settings.data != TWIN:
+            return read_folder(Path(settings.data))
+        return long_twin.make_items(
+            settings.records, settings.lengths, settings.seed, lambda text: len(encoder.ids(text))
+        )
+
+    plan = long_plan(
+        settings.mode,
+        ask=ask,
+        orders=settings.orders,
+        max_new_tokens=settings.max_new_tokens,
+        seed=settings.seed,
+    )
+    report = JudgeReport(
+        axes=("task", "tasktype", "subtype", "length"),
+        swap_axis="task",
+        official_csv=lambda judged: rows_csv(official_table(official_results(judged))),
+    )
+    run = JudgeRun(files, plan, report, token_ids=settings.endpoint is None)
+    title = f"Long-RewardBench, {settings.mode}" + (", made-up records" if settings.data == TWIN else "")
+    return run.benchmark(VERB, title, limit=settings.limit, method=_METHOD)
+
+
+_METHOD = (
+    "Records, orders, parsers and tables follow Long-RewardBench (arXiv 2510.06915); the judge's instructions are in "
+    "our own words and decoding is greedy, so figures are close to, not the same as, published ones. `official-*.csv` "
+    "has the rows of the published evaluator. Mode compat: the official order, the first verdict found, rankings of "
+    "any length, prompts of 131,072 tokens and more cut in the middle, longer than the model's window not shown. Mode "
+    "strict: an order drawn from the record and its reverse, the last verdict, whole rankings only, and the long text "
+    "shortened in the middle until the prompt fits. Scalar rewards: answers ranked by reward, of equal ones the first "
+    "shown."
+)

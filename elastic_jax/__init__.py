@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from elastic_jax.generation import Generation, generate
     from elastic_jax.kv_cache import CacheConfig
     from elastic_jax.model import ElasticForCausalLM, Output
+    from elastic_jax.reward import ElasticRewardModel
     from elastic_jax.router import AttentionRouter
     from elastic_jax.routing import HeadMode, Routing
     from elastic_jax.sampling import Sampling
@@ -24,6 +25,7 @@ _HOME = {
     "AttentionRouter": "router",
     "CacheConfig": "kv_cache",
     "ElasticForCausalLM": "model",
+    "ElasticRewardModel": "reward",
     "Engine": "engine",
     "EngineConfig": "engine",
     "Generation": "generation",

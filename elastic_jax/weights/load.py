@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ import ml_dtypes
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from elastic_jax.config import Pattern
+from elastic_jax.config import ModelConfig, Pattern
 from elastic_jax.errors import CheckpointError, ConfigError
 from elastic_jax.extras import Extras
 from elastic_jax.model import ElasticForCausalLM, from_params, param_shapes
@@ -60,6 +60,35 @@ def from_pretrained(
         CheckpointError: a source that cannot be read, or tensors that do not fit; all of them are listed.
         ConfigError: a configuration that this library cannot reproduce, by field.
     """
+    loaded = load_params(source, param_shapes, dtype=dtype, mesh=mesh, router=router, pattern=pattern)
+    model = from_params(loaded.config, loaded.params, source=str(loaded.path))
+    model.extras = loaded.extras
+    return model
+
+
+class Loaded(NamedTuple):
+    """A checkpoint in memory: parameters by dotted path, and what else it holds."""
+
+    path: Path
+    config: ModelConfig
+    params: dict[str, Any]
+    extras: Extras
+
+
+def load_params(
+    source: str | Path,
+    shapes: Callable[[ModelConfig], Mapping[str, jax.ShapeDtypeStruct]],
+    *,
+    ignore: frozenset[str] = frozenset(),
+    dtype: Dtype,
+    mesh: Mesh | None,
+    router: str | Path | None,
+    pattern: Pattern | None,
+) -> Loaded:
+    """Reads the parameters that `shapes` names for the configuration of a checkpoint; see `from_pretrained`.
+
+    Tensors of the names in `ignore` may be there and are not read.
+    """
     if dtype not in (*_DTYPES, "auto"):
         raise ConfigError(f"unknown dtype {dtype!r}; want one of {', '.join(_DTYPES)}, auto.")
     path = locate(source)
@@ -72,10 +101,10 @@ def from_pretrained(
     if pattern is not None:
         config = dataclasses.replace(config, router=dataclasses.replace(config.router, pattern=pattern))
 
-    table = list(entries({path: spec.shape for path, spec in param_shapes(config).items()}))
+    table = list(entries({path: spec.shape for path, spec in shapes(config).items()}))
     backbone = [entry for entry in table if not entry.path.startswith(ROUTER_PREFIX)]
     routers = [entry for entry in table if entry.path.startswith(ROUTER_PREFIX)]
-    _check(checkpoint, backbone, routers, router_source)
+    _check(checkpoint, backbone, routers, router_source, ignore)
 
     stored = _narrowest(checkpoint.source, backbone) if dtype == "auto" else _DTYPES[dtype]
     placement = None if mesh is None else NamedSharding(mesh, PartitionSpec())
@@ -86,9 +115,8 @@ def from_pretrained(
     else:
         held = dataclasses.replace(checkpoint, source=router_source)
         params |= {entry.path: _place(_read(held, entry, _DTYPES["float32"]), placement) for entry in routers}
-    model = from_params(config, params, source=str(path))
-    model.extras = Extras({name: checkpoint.source.read(name) for name in checkpoint.source.tensors if is_extra(name)})
-    return model
+    extras = Extras({name: checkpoint.source.read(name) for name in checkpoint.source.tensors if is_extra(name)})
+    return Loaded(path, config, params, extras)
 
 
 def _open(path: Path) -> Checkpoint:
@@ -100,11 +128,15 @@ def _open(path: Path) -> Checkpoint:
 
 
 def _check(
-    checkpoint: Checkpoint, backbone: list[Entry], routers: list[Entry], router_source: TensorSource | None
+    checkpoint: Checkpoint,
+    backbone: list[Entry],
+    routers: list[Entry],
+    router_source: TensorSource | None,
+    ignore: frozenset[str],
 ) -> None:
     found = checkpoint.source.tensors
-    ignored = ignored_names(found) | {name for name in found if is_extra(name)}
-    if checkpoint.config.tie_word_embeddings and _HEAD in found:
+    ignored = ignored_names(found) | {name for name in found if is_extra(name)} | ignore
+    if checkpoint.config.tie_word_embeddings and _HEAD in found and _HEAD not in ignore:
         if not np.array_equal(checkpoint.source.read(_HEAD), checkpoint.source.read(_EMBEDDING)):
             raise CheckpointError(
                 f"{checkpoint.where}: config.json ties the head to the embedding, but {_HEAD} differs from "

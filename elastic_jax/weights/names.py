@@ -20,6 +20,7 @@ _TOP = {
     "embed.embedding": "model.embed_tokens.weight",
     "norm.scale": "model.norm.weight",
     "lm_head.kernel": "lm_head.weight",
+    "score.kernel": "score.weight",
 }
 _MODULES = {
     "layers.input_norm": _LAYER + "input_layernorm",

@@ -12,6 +12,7 @@ import numpy as np
 from elastic_jax.errors import ConfigError
 from elastic_jax.hf_config import config_to_elastic
 from elastic_jax.model import ElasticForCausalLM, to_params
+from elastic_jax.reward import SCORE, ElasticRewardModel
 from elastic_jax.weights.atomic import atomic_directory
 from elastic_jax.weights.elastic import default_extras, log_temperatures
 from elastic_jax.weights.hf import CONFIG
@@ -66,6 +67,32 @@ def save_pretrained(
         write_json(partial / CONFIG, raw)
         _write_shards(partial, pieces, max_shard_bytes)
         write_side_files(model.source, config, partial)
+
+
+def save_reward_model(
+    model: ElasticRewardModel,
+    directory: str | Path,
+    *,
+    overwrite: bool = False,
+    max_shard_bytes: int = 4_000_000_000,
+) -> None:
+    """Writes decoder and score head as `transformers` reads a sequence classifier of one label; routers stay behind.
+
+    Save those with `save_pretrained(model.decoder, ..., format="router")`. See `save_pretrained` for the rest.
+    """
+    params = to_params(model.decoder) | {SCORE: model.score_head[...]}
+    raw = model.config.to_hf()
+    raw |= {
+        "architectures": [raw["architectures"][0].replace("ForCausalLM", "ForSequenceClassification")],
+        "id2label": {"0": "LABEL_0"},
+        "label2id": {"LABEL_0": 0},
+        "dtype": str(params["embed.embedding"].dtype),
+        "torch_dtype": str(params["embed.embedding"].dtype),
+    }
+    with atomic_directory(directory, overwrite=overwrite) as partial:
+        write_json(partial / CONFIG, raw)
+        _write_shards(partial, list(_pieces(params, routers=False, backbone=True)), max_shard_bytes)
+        write_side_files(model.decoder.source, model.config, partial)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,175 @@
+"""Reward models: the decoder with a scalar head that reads the last token of a conversation."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+
+from elastic_jax.config import ModelConfig, Pattern
+from elastic_jax.errors import CheckpointError, ShapeError
+from elastic_jax.generation import bucket
+from elastic_jax.layout import Layout, make_layout
+from elastic_jax.model import ElasticForCausalLM, Gates, from_params, param_shapes
+
+SCORE = "score.kernel"
+_SCORE_TENSOR = "score.weight"
+_LM_HEAD = frozenset({"lm_head.weight"})
+
+
+class ElasticRewardModel(nnx.Module):
+    """A decoder that gives a sequence one number (LongRM, arXiv 2510.06915).
+
+    `decoder` has no vocabulary head; `score` is a vector `[D, 1]`. Routed attention works as in `ElasticForCausalLM`.
+    """
+
+    def __init__(self, decoder: ElasticForCausalLM, score_D1: jax.Array, config: ModelConfig):
+        self.decoder = decoder
+        self.score_head = nnx.Param(score_D1)
+        self.config = config
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: str | Path,
+        *,
+        dtype: Any = "bfloat16",
+        mesh: Mesh | None = None,
+        router: str | Path | None = None,
+        pattern: Pattern | None = None,
+        new_head_seed: int | None = None,
+    ) -> ElasticRewardModel:
+        """Reads a Hugging Face sequence classifier of one label.
+
+        Args:
+            source, dtype, mesh, router, pattern: as for `elastic_jax.from_pretrained`.
+            new_head_seed: start from a language model instead: its vocabulary head is left out and the score head
+                drawn, N(0, 1 / (D + 1)) in standard deviation.
+
+        Raises:
+            CheckpointError: no score head where one is wanted, one that is already there where a new one is asked
+                for, or one of more than one label.
+            ConfigError: as for `elastic_jax.from_pretrained`.
+        """
+        from elastic_jax.weights.load import load_params
+
+        new_head = new_head_seed is not None
+
+        def shapes(config: ModelConfig) -> dict[str, jax.ShapeDtypeStruct]:
+            wanted = param_shapes(_headless(config))
+            head = {SCORE: jax.ShapeDtypeStruct((config.hidden_size, 1), jnp.bfloat16)}
+            return wanted if new_head else wanted | head
+
+        try:
+            loaded = load_params(
+                source, shapes, ignore=_LM_HEAD, dtype=dtype, mesh=mesh, router=router, pattern=pattern
+            )
+        except CheckpointError as error:
+            raise CheckpointError(f"{error}{_hint(str(error))}") from error
+        params, config = loaded.params, loaded.config
+        if new_head:
+            key, width = jax.random.key(new_head_seed), config.hidden_size
+            drawn = jax.random.normal(key, (width, 1)) / (width + 1)
+            params[SCORE] = drawn.astype(params["embed.embedding"].dtype)
+        score = params.pop(SCORE)
+        model = cls(from_params(_headless(config), params, source=str(loaded.path)), score, config)
+        model.decoder.extras = loaded.extras
+        return model
+
+    def __call__(
+        self,
+        input_ids_BT: jax.Array,
+        *,
+        lengths: jax.Array | None = None,
+        segment_ids: jax.Array | None = None,
+        routing: Gates = None,
+        router_bias: float | jax.Array = 0.0,
+        num_segments: int | None = None,
+        remat: bool = False,
+    ) -> jax.Array:
+        """Float32 score of each row `[B]`, or of each packed sequence `[B, M]` (0 where a row has fewer).
+
+        The arguments are those of `ElasticForCausalLM`. What follows a sequence never changes its score.
+        """
+        hidden_BTD = self.decoder.hidden(
+            input_ids_BT,
+            lengths=lengths,
+            segment_ids=segment_ids,
+            gates=routing,
+            router_bias=router_bias,
+            num_segments=num_segments,
+            remat=remat,
+        ).hidden_BTD
+        layout = make_layout(
+            input_ids_BT.shape,
+            lengths=lengths,
+            segment_ids=segment_ids,
+            num_segments=num_segments,
+            block_size=self.config.router.block_size,
+        )
+        scores_BM = score_hidden(hidden_BTD, self.score_head[...], layout)
+        return scores_BM if layout.packed else scores_BM[:, 0]
+
+    def score(self, input_ids: jax.Array, lengths: jax.Array | None = None) -> jax.Array:
+        """Float32 scores `[B]` of right-padded rows `[B, T]`; padding never changes a score.
+
+        Raises:
+            ShapeError: rows of another form, a row without tokens, or more tokens than the model has positions.
+        """
+        ids = np.asarray(input_ids)
+        if ids.ndim != 2 or 0 in ids.shape:
+            raise ShapeError(f"input_ids has shape {ids.shape}; want [batch, tokens], neither empty.")
+        B, T = ids.shape
+        counts = np.full(B, T, np.int32) if lengths is None else np.asarray(lengths, np.int32)
+        if counts.shape != (B,) or counts.min() < 1 or counts.max() > T:
+            raise ShapeError(f"lengths {counts.tolist()}: want one number from 1 to {T} for each of {B} rows.")
+        if T > self.config.max_position_embeddings:
+            raise ShapeError(
+                f"{T} tokens; the model has {self.config.max_position_embeddings} positions. Shorten them."
+            )
+        padded = jnp.asarray(np.pad(ids, ((0, 0), (0, bucket(T) - T))))
+        return _score(self, padded, jnp.asarray(counts))
+
+    def save_pretrained(self, directory: str | Path, *, overwrite: bool = False) -> None:
+        """Writes a checkpoint that `transformers` opens as a sequence classifier; see `save_reward_model`."""
+        from elastic_jax.weights.save import save_reward_model
+
+        save_reward_model(self, directory, overwrite=overwrite)
+
+
+def score_hidden(hidden_BTD: jax.Array, score_D1: jax.Array, layout: Layout) -> jax.Array:
+    """Scores `[B, M]`, float32, from the last token of each sequence; 0 for sequences that are not there."""
+    last_BM = jnp.where(
+        layout.sequence_BT[:, None, :] == jnp.arange(layout.lengths_BM.shape[1])[:, None],
+        jnp.arange(hidden_BTD.shape[1]),
+        -1,
+    ).max(-1)
+    last_BMD = jnp.take_along_axis(hidden_BTD, jnp.maximum(last_BM, 0)[..., None], axis=1)
+    scores_BM = jnp.dot(last_BMD, score_D1[:, 0], preferred_element_type=jnp.float32)
+    return jnp.where(last_BM >= 0, scores_BM, 0.0)
+
+
+@nnx.jit
+def _score(model: ElasticRewardModel, input_ids_BT: jax.Array, lengths_B: jax.Array) -> jax.Array:
+    return model(input_ids_BT, lengths=lengths_B)
+
+
+def _headless(config: ModelConfig) -> ModelConfig:
+    """The configuration of the same decoder without a vocabulary head of its own."""
+    return dataclasses.replace(config, tie_word_embeddings=True)
+
+
+def _hint(problem: str) -> str:
+    if f"missing    {_SCORE_TENSOR}" in problem:
+        return "\nTo train a reward model from a language model, ask for a new head: new_head_seed=0."
+    if f"unexpected {_SCORE_TENSOR}" in problem:
+        return "\nThe checkpoint has a score head: leave new_head_seed out to use it."
+    if f"mis-shaped {_SCORE_TENSOR}" in problem:
+        return "\nOnly reward models of one label (num_labels = 1) are supported."
+    return ""

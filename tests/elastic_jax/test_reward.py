@@ -1,0 +1,106 @@
+"""The score head: where it reads, what does not change it, and its checkpoints."""
+
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from checkpoints import WEIGHTS, copy_golden, edit_weights, same_bits
+from safetensors.numpy import load_file
+from tiny import CONFIG, random_ids, tiny_model
+
+from elastic_jax.config import ModelConfig
+from elastic_jax.errors import CheckpointError, ShapeError
+from elastic_jax.layout import make_layout
+from elastic_jax.model import to_params
+from elastic_jax.reward import ElasticRewardModel, score_hidden
+from elastic_jax.weights.safetensors_dir import read_json
+
+
+@pytest.fixture(scope="module")
+def model() -> ElasticRewardModel:
+    head = np.random.default_rng(3).standard_normal((CONFIG.hidden_size, 1), np.float32)
+    return ElasticRewardModel(tiny_model(tie_word_embeddings=True), jnp.asarray(head), CONFIG)
+
+
+def test_the_head_reads_the_last_token_of_each_packed_sequence() -> None:
+    rows = jnp.array([[[1.0, 0, 2], [0.5, -1, 1], [9, 9, 9], [9, 9, 9], [2, 1, 0], [9, 9, 9], [9, 9, 9], [9, 9, 9]]])
+    segments = jnp.array([[1, 1, 0, 0, 2, 0, 0, 0]])
+    layout = make_layout((1, 8), segment_ids=segments, num_segments=3, block_size=4)
+    np.testing.assert_allclose(score_hidden(rows, jnp.array([[0.2], [-0.1], [0.4]]), layout), [[0.6, 0.3, 0.0]], 1e-6)
+
+
+def test_padding_never_changes_a_score(model: ElasticRewardModel) -> None:
+    ids = random_ids((2, 70))
+    padded = jnp.concatenate([ids, random_ids((2, 50), seed=1)], axis=1)
+    np.testing.assert_array_equal(model.score(ids), model.score(padded, jnp.array([70, 70])))
+    short = model.score(padded, jnp.array([70, 33]))
+    np.testing.assert_allclose(short[1], model.score(ids[1:, :33])[0], rtol=1e-5)
+    assert abs(short[1] - model.score(ids)[1]) > 1e-3
+
+
+def test_packed_sequences_score_as_alone(model: ElasticRewardModel) -> None:
+    first, second = random_ids((1, 20)), random_ids((1, 33), seed=1)
+    ids = jnp.zeros((1, 96), jnp.int32).at[:, :20].set(first).at[:, 32:65].set(second)
+    segments = jnp.zeros((1, 96), jnp.int32).at[:, :20].set(1).at[:, 32:65].set(2)
+    together = model(ids, segment_ids=segments, num_segments=3)
+    np.testing.assert_allclose(together[0, :2], [model.score(first)[0], model.score(second)[0]], rtol=1e-5, atol=1e-6)
+    assert together[0, 2] == 0
+
+
+@pytest.mark.parametrize(
+    ("ids", "lengths", "message"),
+    [
+        (np.zeros(5, np.int32), None, "want \\[batch, tokens\\]"),
+        (np.zeros((2, 5), np.int32), [0, 3], "from 1 to 5"),
+        (np.zeros((2, 5), np.int32), [5, 6], "from 1 to 5"),
+        (np.zeros((1, 513), np.int32), None, "512 positions"),
+    ],
+)
+def test_rows_that_cannot_be_scored_are_refused(model, ids, lengths, message) -> None:
+    with pytest.raises(ShapeError, match=message):
+        model.score(ids, lengths)
+
+
+def with_head(name: str, directory: Path, labels: int = 1) -> Path:
+    """A golden checkpoint with a score head in place of its vocabulary head."""
+    source = copy_golden(name, directory)
+    width = ModelConfig.from_hf(read_json(source / "config.json")).hidden_size
+
+    def change(tensors: dict[str, np.ndarray]) -> None:
+        tensors.pop("lm_head.weight", None)
+        like = tensors["model.norm.weight"].dtype
+        tensors["score.weight"] = np.random.default_rng(0).standard_normal((labels, width)).astype(like)
+
+    edit_weights(source, change)
+    return source
+
+
+@pytest.mark.parametrize("name", ["qwen3_untied", "llama_tied"])
+def test_a_classifier_is_written_back_bit_for_bit(name: str, tmp_path: Path) -> None:
+    source = with_head(name, tmp_path)
+    model = ElasticRewardModel.from_pretrained(source, dtype="auto")
+    model.save_pretrained(tmp_path / "out")
+    assert same_bits(load_file(source / WEIGHTS), load_file(tmp_path / "out" / WEIGHTS))
+    written = read_json(tmp_path / "out" / "config.json")
+    assert written["architectures"][0].endswith("ForSequenceClassification")
+    assert list(written["id2label"]) == ["0"]
+    ids = random_ids((1, 40))
+    again = ElasticRewardModel.from_pretrained(tmp_path / "out", dtype="auto")
+    np.testing.assert_array_equal(again.score(ids), model.score(ids))
+
+
+def test_a_language_model_gets_a_new_head_only_when_asked(tmp_path: Path) -> None:
+    source = copy_golden("qwen3_untied", tmp_path)
+    with pytest.raises(CheckpointError, match="missing    score.weight.*\n.*\n.*new_head_seed"):
+        ElasticRewardModel.from_pretrained(source)
+    first, second = (ElasticRewardModel.from_pretrained(source, new_head_seed=seed) for seed in (0, 1))
+    assert not np.array_equal(first.score_head[...], second.score_head[...])
+    assert "lm_head.kernel" not in to_params(first.decoder)
+    with pytest.raises(CheckpointError, match="has a score head"):
+        ElasticRewardModel.from_pretrained(with_head("llama_tied", tmp_path), new_head_seed=0)
+
+
+def test_a_head_of_several_labels_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="one label"):
+        ElasticRewardModel.from_pretrained(with_head("llama_tied", tmp_path, labels=2))

@@ -45,5 +45,5 @@ def test_links_lead_somewhere(page: str):
 def test_verbs_in_the_table_are_the_verbs():
     from elastic_jax.cli import find_verbs
 
-    table = set(re.findall(r"^\| `([a-z ]+)` \|", README, re.MULTILINE))
+    table = set(re.findall(r"^\| `([a-z -]+)` \|", README, re.MULTILINE))
     assert table == {name.replace(".", " ") for name in find_verbs()}

@@ -2,7 +2,7 @@
 
 Reads one JSON line from standard input: `model` (Hugging Face directory), `dtype`, `rows`, `tokens`, `steps` and
 `threads`; answers with one line that maps each kind of cache to its bytes, or to the reason why it is not there. Then
-each further line names a kind and is answered with the mean seconds of `steps` decode steps of all rows.
+each further line names a kind, in JSON too, and is answered with the mean seconds of `steps` decode steps of all rows.
 """
 
 import json
@@ -61,7 +61,7 @@ def main() -> None:
         for line in sys.stdin:
             start = time.perf_counter()
             for _ in range(job["steps"]):
-                model(token, past_key_values=caches[line.strip()], use_cache=True)
+                model(token, past_key_values=caches[json.loads(line)], use_cache=True)
             print((time.perf_counter() - start) / job["steps"], flush=True)
 
 

@@ -97,6 +97,7 @@ class ElasticRewardModel(nnx.Module):
 
         The arguments are those of `ElasticForCausalLM`. What follows a sequence never changes its score.
         """
+        B, T = input_ids_BT.shape
         hidden_BTD = self.decoder.hidden(
             input_ids_BT,
             lengths=lengths,
@@ -107,7 +108,7 @@ class ElasticRewardModel(nnx.Module):
             remat=remat,
         ).hidden_BTD
         layout = make_layout(
-            input_ids_BT.shape,
+            (B, T),
             lengths=lengths,
             segment_ids=segment_ids,
             num_segments=num_segments,

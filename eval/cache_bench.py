@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import tempfile
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -20,16 +21,17 @@ from elastic_jax.model import ElasticForCausalLM
 from elastic_jax.weights import save_pretrained
 from eval.cache_markdown import draw_quality, render_cache_report
 from eval.cache_quality import batches, cache_kinds, probe_groups, read_prompts, run_quality
-from eval.cache_speed import CacheSpeed, Plan, blank_cache, cache_bytes, largest_batch, stepper, take_turns
+from eval.cache_speed import CacheSpeed, Plan, blank_cache, cache_bytes, largest_batch, stepper
 from eval.cache_summary import UNQUANTISED, summarise_quality
 from eval.cli_cache import BenchCacheSettings
-from eval.digests import backbone_digest, router_digest, samples_digest
+from eval.digests import backbone_digest, router_digest, tokens_digest
 from eval.haystack import Haystack, code_texts, prose_texts
 from eval.journal import Journal
 from eval.perplexity import perplexity_groups
 from eval.probes import ProbeConfig
 from eval.progress import token_progress
-from eval.runner import Group
+from eval.tasks import Group
+from eval.timing import take_turns
 from eval.torch_caches import torch_caches
 
 
@@ -114,9 +116,16 @@ def _equal_batch(model: ElasticForCausalLM, mode_LK: np.ndarray, settings: Bench
             missing = torch.missing
             sizes |= torch.bytes_by_kind
             programs |= {kind: lambda kind=kind: torch.seconds(kind) for kind in torch.bytes_by_kind}
-        seconds = take_turns(programs, settings.rounds)
+        seconds = _fastest(programs, settings.rounds)
     rows = [asdict(CacheSpeed(kind, str(dtype), settings.batch, sizes[kind], s)) for kind, s in seconds.items()]
     return {"rows": rows, "missing": missing, "msr": float(mode_LK.mean())}
+
+
+def _fastest(programs: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, float]:
+    """Least seconds of each program; the first call, which compiles, does not count."""
+    for program in programs.values():
+        program()
+    return {name: min(times) for name, times in take_turns(programs, rounds).items()}
 
 
 def _within_budget(model: ElasticForCausalLM, mode_LK: np.ndarray, settings: BenchCacheSettings) -> dict[str, Any]:
@@ -134,7 +143,7 @@ def _within_budget(model: ElasticForCausalLM, mode_LK: np.ndarray, settings: Ben
         size = cache_bytes(cache)
         program = stepper(model, cache, settings.steps)
         del cache
-        seconds = take_turns({kind: program}, settings.rounds)[kind]
+        seconds = _fastest({kind: program}, settings.rounds)[kind]
         rows.append(asdict(CacheSpeed(kind, str(dtype), plan.rows, size, seconds)))
     return {"rows": rows, "budget": budget}
 
@@ -152,7 +161,7 @@ def _quality(model: ElasticForCausalLM, settings: BenchCacheSettings, out: Path)
     loss, retrieval, texts = _groups(model, settings)
     kinds = cache_kinds(settings.bits, settings.key_transforms)
     identity = {
-        "first_samples": samples_digest([group.build(0) for group in [*loss, *retrieval]]),
+        "first_samples": tokens_digest([group.build(0) for group in [*loss, *retrieval]]),
         "tokens": settings.quality_tokens,
         "scored_tokens": settings.scored_tokens,
         "backbone": backbone_digest(model),

@@ -9,9 +9,8 @@ of text, which the exact prefill predicts.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,24 +22,19 @@ from elastic_jax.kv_cache import CacheConfig
 from elastic_jax.kv_cache.config import KeyTransform
 from elastic_jax.model import ElasticForCausalLM
 from elastic_jax.routing import Routing
+from eval.arms import View
 from eval.haystack import Haystack
 from eval.journal import Journal
 from eval.probes import PROBE_TASKS, ProbeConfig, ProbeTask, make_probe
-from eval.runner import Group
-from eval.scoring import Sample, View
+from eval.samples import Sample
+from eval.tasks import Group
+from eval.token_tasks import likelihood_task
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 ANSWER_STEP = 8
 """Continuations are padded to a multiple of this many tokens, so that few programs are compiled."""
-
-
-@dataclass(frozen=True)
-class FedSample(Sample):
-    """A sample of which the first tokens of the continuation are fed through the cache without being scored."""
-
-    unscored: int = 0
 
 
 class Prefilled(NamedTuple):
@@ -62,6 +56,11 @@ def cache_kinds(bits: Sequence[int], transforms: Sequence[KeyTransform]) -> dict
     return kinds
 
 
+def fed_fields(prompt_ids: Sequence[int], continuation_ids: Sequence[int], *, unscored: int = 0) -> dict[str, Any]:
+    """Fields of a sample of which the first `unscored` tokens of the continuation are fed without being scored."""
+    return {"prompt_ids": prompt_ids, "continuation_ids": continuation_ids, "unscored": unscored}
+
+
 def probe_groups(
     length: int, count: int, haystack: Haystack, tokenizer: PreTrainedTokenizerBase, config: ProbeConfig
 ) -> list[Group]:
@@ -69,19 +68,21 @@ def probe_groups(
     needle has to be read from the cache for every token of the answer."""
 
     def group(task: ProbeTask) -> Group:
+        uids = [f"{task}/{length}/{index}" for index in range(count)]
+
         def build(index: int) -> Sample:
             probe = make_probe(task, length, index, haystack, tokenizer, config)
             text, question = probe.prompt_ids[: probe.question_start], probe.prompt_ids[probe.question_start :]
-            return FedSample(f"{task}/{length}/{index}", text, (*question, *probe.answer_ids), len(question))
+            return Sample(uids[index], fed_fields(text, (*question, *probe.answer_ids), unscored=len(question)))
 
-        return Group(task, length, 0, count, build)
+        return Group(likelihood_task(task, main_score="exact"), uids, build, length)
 
     return [group(task) for task in PROBE_TASKS]
 
 
 def quality_key(group: Group, index: int, kind: str) -> str:
     """Name of one score in the journal."""
-    return f"{group.task}/{group.length}/{index}/{kind}"
+    return f"{group.uids[index]}/{kind}"
 
 
 def batches(
@@ -113,10 +114,10 @@ def run_quality(
     for group, numbers, todo in batches(groups, kinds, journal, rows):
         samples = [group.build(n) for n in numbers]
         lengths = np.ones(rows, np.int32)
-        lengths[: len(samples)] = [len(sample.prompt_ids) for sample in samples]
-        ids = np.zeros((rows, group.length), np.int32)
+        lengths[: len(samples)] = [len(sample.fields["prompt_ids"]) for sample in samples]
+        ids = np.zeros((rows, group.tokens), np.int32)
         for row, sample in enumerate(samples):
-            ids[row, : lengths[row]] = sample.prompt_ids
+            ids[row, : lengths[row]] = sample.fields["prompt_ids"]
         prompt = read_prompts(model, ids, lengths, view=view)
         for kind in todo:
             records = score_continuations(model, prompt, lengths, kinds[kind], samples)
@@ -138,12 +139,12 @@ def score_continuations(
     model: ElasticForCausalLM, prompt: Prefilled, lengths_B: np.ndarray, config: CacheConfig, samples: Sequence[Sample]
 ) -> list[dict[str, float]]:
     """One record for each sample, see `run_quality`; row b of the prompts belongs to sample b, further rows to none."""
-    counts = np.array([len(sample.continuation_ids) for sample in samples])
-    skipped = np.array([sample.unscored if isinstance(sample, FedSample) else 0 for sample in samples])
+    counts = np.array([len(sample.fields["continuation_ids"]) for sample in samples])
+    skipped = np.array([sample.fields.get("unscored", 0) for sample in samples])
     width = -(-int(counts.max()) // ANSWER_STEP) * ANSWER_STEP
     targets = np.zeros((len(lengths_B), width), np.int32)
     for row, sample in enumerate(samples):
-        targets[row, : counts[row]] = sample.continuation_ids
+        targets[row, : counts[row]] = sample.fields["continuation_ids"]
     state = make_cache(config, model.config, prompt.kv, lengths_B, prompt.routing.mode, width)
     log_prob, hit, frozen = (
         np.asarray(x)[: len(samples)] for x in _feed(model, state, prompt.logits_BV, jnp.asarray(targets))

@@ -7,7 +7,7 @@ places of a group, so that the packing of groups falls evenly on the steps, as i
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -133,11 +133,3 @@ def _decode_steps(
         return cache, logits_BV.argmax(-1).astype(jnp.int32)
 
     return jax.lax.fori_loop(0, steps, step, (cache, token_B))
-
-
-def take_turns(programs: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, float]:
-    """Least seconds of each program; the first call, which compiles, does not count."""
-    for program in programs.values():
-        program()
-    times = [{name: program() for name, program in programs.items()} for _ in range(rounds)]
-    return {name: min(turn[name] for turn in times) for name in programs}

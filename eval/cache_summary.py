@@ -12,7 +12,7 @@ from elastic_jax.kv_cache import CacheConfig
 from eval.cache_quality import quality_key
 from eval.intervals import paired_difference, wilson_interval
 from eval.journal import Journal
-from eval.runner import Group
+from eval.tasks import Group
 
 EXACT = "16"
 """Label of the cache without quantisation in the journal."""
@@ -30,7 +30,7 @@ def summarise_quality(
     number of bits and key transform, which share of the rise outlier tokens take away: of the rise with that transform
     (`own`), and of the plain rise (`plain`); None where the rise is within two standard errors of nothing.
     """
-    losses = {group.task: {kind: -_column([group], kind, journal, "log_prob") for kind in kinds} for group in loss}
+    losses = {group.task.name: {kind: -_column([group], kind, journal, "log_prob") for kind in kinds} for group in loss}
     loss_rows = []
     for task, by_kind in losses.items():
         for kind, values in by_kind.items():
@@ -48,7 +48,9 @@ def summarise_quality(
                 "n": len(exact),
                 "correct": correct,
                 "interval": wilson_interval(correct, len(exact)),
-                "by_task": {group.task: int(_column([group], kind, journal, "exact").sum()) for group in retrieval},
+                "by_task": {
+                    group.task.name: int(_column([group], kind, journal, "exact").sum()) for group in retrieval
+                },
                 "answer_log_prob": float(_column(retrieval, kind, journal, "log_prob").mean()),
             }
         )

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 
 from elastic_jax.model import ElasticForCausalLM, to_params
+from eval.samples import Sample
 
 _ROUTER = "layers.router."
 _SAMPLED = 4096
@@ -23,6 +25,15 @@ def backbone_digest(model: ElasticForCausalLM) -> str:
     """Of the other weights, by `_SAMPLED` evenly spaced values of each: a large model is not read as a whole."""
     backbone = {path: p for path, p in to_params(model).items() if not path.startswith(_ROUTER)}
     return _digest({path: p.reshape(-1)[:: max(1, p.size // _SAMPLED)] for path, p in backbone.items()}, "")
+
+
+def tokens_digest(samples: Iterable[Sample]) -> str:
+    """Of samples given as token ids: another tokenizer, or another way to make prompts, shows in it."""
+    digest = hashlib.sha256()
+    for sample in samples:
+        prompt, continuation = (list(sample.fields[name]) for name in ("prompt_ids", "continuation_ids"))
+        digest.update(f"{sample.uid} {prompt} {continuation}\n".encode())
+    return digest.hexdigest()[:12]
 
 
 def _digest(arrays: dict[str, Any], note: str) -> str:

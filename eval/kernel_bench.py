@@ -17,7 +17,7 @@ from elastic_jax.errors import ConfigError
 from eval.attention_work import MODELS, HeadShape, hybrid_flops, routed_flops, selection_flops, spread_heads
 from eval.dense_attention import dense_kernels
 from eval.timing import seconds, take_turns
-from eval.torch_process import Ask, torch_job, torch_process
+from eval.torch_process import Ask, torch_attention, torch_job
 from pallas_kernels import hybrid_attention, routed_attention, select_blocks
 
 if TYPE_CHECKING:
@@ -110,7 +110,7 @@ def measure_kernels(settings: BenchKernelSettings) -> KernelReport:
     shape = MODELS[model]
     plans = {tokens: [*our_plans(settings), *rival_plans(settings, platform, shape, tokens)] for tokens in lengths}
     with ExitStack() as stack:
-        ask = None if settings.torch_python is None else stack.enter_context(torch_process(settings.torch_python))
+        ask = None if settings.torch_python is None else stack.enter_context(torch_attention(settings.torch_python))
         with _progress(sum(map(len, plans.values())), "Compiling") as advance:
             compiled = {tokens: _compile(plans[tokens], shape, tokens, dtype, report, advance) for tokens in lengths}
         _check_memory(compiled, report)

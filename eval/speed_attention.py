@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from eval.attention_work import HeadShape, kept_share
 from eval.timing import seconds, take_turns
-from eval.torch_process import torch_job, torch_process
+from eval.torch_process import torch_attention, torch_job
 from pallas_kernels import hybrid_attention, routed_attention
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def full_against_torch(settings: BenchAttentionSettings) -> AttentionSpeed:
     full = jax.jit(hybrid_attention)
     shape = HeadShape(settings.query_heads, settings.kv_heads, settings.head_dim)
     job = torch_job(shape, settings.tokens, settings.dtype)
-    with torch_process(str(settings.torch_python)) as ask:
+    with torch_attention(str(settings.torch_python)) as ask:
         programs = {"ours": lambda: seconds(full, q, k, v, modes), "torch": lambda: ask(job)}
         best = _fastest(programs, rounds=settings.rounds)
     return AttentionSpeed("full attention / torch", settings.tokens, best["ours"], best["torch"])

@@ -1,4 +1,4 @@
-"""Dense attention of torch, timed in a process of its own, so that torch is never imported here."""
+"""Programs that need torch, run in a process of another Python, so that torch is never imported here."""
 
 from __future__ import annotations
 
@@ -8,27 +8,27 @@ import subprocess
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from elastic_jax.errors import ConfigError
 from eval.attention_work import HeadShape
 
-_SCRIPT = Path(__file__).parents[1] / "benchmarks" / "torch_attention.py"
+_SCRIPTS = Path(__file__).parents[1] / "benchmarks"
 
 type Ask = Callable[[Mapping[str, Any]], float]
 """Seconds of one call of a job (see `torch_job`); the first time the job is asked for it is warmed up before."""
 
 
 @contextmanager
-def torch_process(python: str) -> Iterator[Ask]:
-    """Starts `python` with torch and yields the function that times jobs there.
+def torch_process(python: str, script: Literal["torch_attention.py", "torch_cache.py"]) -> Iterator[Callable]:
+    """Starts a script of `benchmarks/` under `python`; the function sends it a line of JSON and returns its answer.
 
     Raises:
-        ConfigError: it cannot be started; and, from the function, where torch fails.
+        ConfigError: it cannot be started; and, from the function, where it fails or answers with an `error`.
     """
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     try:
-        process = subprocess.Popen([python, str(_SCRIPT)], text=True, **pipes)
+        process = subprocess.Popen([python, str(_SCRIPTS / script)], text=True, **pipes)
     except OSError as error:
         raise ConfigError(f"{python} cannot be started: {error}. Give --torch-python a Python with torch.") from error
     assert process.stdin and process.stdout and process.stderr
@@ -36,9 +36,9 @@ def torch_process(python: str) -> Iterator[Ask]:
 
     said: list[str] = []
 
-    def ask(job: Mapping[str, Any]) -> float:
+    def ask(message: Any) -> Any:
         try:
-            requests.write(json.dumps(job) + "\n")
+            requests.write(json.dumps(message) + "\n")
             requests.flush()
             answer = answers.readline()
         except BrokenPipeError:
@@ -46,11 +46,14 @@ def torch_process(python: str) -> Iterator[Ask]:
         if not answer:
             said.extend(errors.read().strip().splitlines())
             reason = said[-1] if said else "no message"
-            raise ConfigError(f"torch failed: {reason}. Give --torch-python a Python with torch, or leave it out.")
+            raise ConfigError(
+                f"torch failed under {python}: {reason}. Give --torch-python a Python that has torch and transformers, "
+                "or leave it out."
+            )
         answered = json.loads(answer)
-        if "error" in answered:
+        if isinstance(answered, dict) and "error" in answered:
             raise ConfigError(f"torch failed: {answered['error']}")
-        return answered["seconds"]
+        return answered
 
     with process:
         try:
@@ -59,6 +62,18 @@ def torch_process(python: str) -> Iterator[Ask]:
             process.kill()
             with suppress(BrokenPipeError):  # a request that a dead process never read
                 requests.close()
+
+
+@contextmanager
+def torch_attention(python: str) -> Iterator[Ask]:
+    """The function that times attention jobs of torch; see `torch_process`."""
+    with torch_process(python, "torch_attention.py") as ask:
+        yield lambda job: ask(job)["seconds"]
+
+
+def threads() -> int:
+    """CPU threads for torch: the cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def torch_job(
@@ -80,5 +95,5 @@ def torch_job(
         "dtype": dtype,
         "training": training,
         "calls": calls,
-        "threads": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "threads": threads(),
     }

@@ -28,5 +28,6 @@ class CheapTokenizer:
 
     def _id(self, word):
         number = zlib.crc32(word.encode()) >> 2
-        assert self._words.setdefault(number, word) == word
+        while self._words.setdefault(number, word) != word:
+            number += 1
         return number

@@ -14,15 +14,18 @@ from elastic_jax.cli import main as elastic_jax_cli
 from elastic_jax.errors import ConfigError
 from elastic_jax.generation import make_cache
 from elastic_jax.kv_cache import CacheConfig
+from eval.arms import Arm
 from eval.cache_bench import run_cache_bench
-from eval.cache_quality import FedSample, cache_kinds, probe_groups, read_prompts, score_continuations
+from eval.cache_quality import cache_kinds, fed_fields, probe_groups, read_prompts, score_continuations
 from eval.cache_speed import Plan, blank_cache, cache_bytes, cache_shapes, largest_batch
 from eval.cache_summary import summarise_quality
 from eval.cli_cache import BenchCacheSettings
 from eval.journal import Journal
 from eval.probes import ProbeConfig, make_probe
-from eval.runner import Group
-from eval.scoring import Sample, Scorer
+from eval.samples import Prompt, Sample
+from eval.scoring import Scorer
+from eval.tasks import Group
+from eval.token_tasks import likelihood_task
 
 FAKE_TORCH = """#!/bin/sh
 read job
@@ -85,8 +88,10 @@ def test_feeding_through_the_cache_scores_like_one_forward_pass():
     """16 bits exactly, 8 bits nearly; rows of different length, and a row of the batch without sample."""
     model = tiny_model()
     ids = random_ids((2, 400)).tolist()
-    samples = [Sample("a", ids[0][:330], ids[0][330:337]), Sample("b", ids[1][:300], ids[1][300:303])]
-    wanted = Scorer(model).score(samples, "full", tokens=400, rows=2, width=8)
+    texts = [(ids[0][:330], ids[0][330:337]), (ids[1][:300], ids[1][300:303])]
+    samples = [Sample(f"{row}", fed_fields(*text)) for row, text in enumerate(texts)]
+    shown = [Prompt(sample, *text) for sample, text in zip(samples, texts, strict=True)]
+    wanted = Scorer(model).score(shown, Arm("full"), tokens=400, rows=2, width=8)
     lengths = np.array([330, 300, 1])
     prompts = np.zeros((3, 400), np.int32)
     prompts[0, :330], prompts[1, :300] = ids[0][:330], ids[1][:300]
@@ -102,11 +107,12 @@ def test_feeding_through_the_cache_scores_like_one_forward_pass():
 def test_a_question_goes_through_the_cache_before_its_answer_is_scored():
     """What is fed unscored changes nothing but where the exact prefill ends."""
     model, ids = tiny_model(), random_ids((1, 320)).tolist()[0]
-    whole, fed = Sample("a", ids[:310], ids[310:316]), FedSample("b", ids[:300], ids[300:316], 10)
+    whole, fed = fed_fields(ids[:310], ids[310:316]), fed_fields(ids[:300], ids[300:316], unscored=10)
     records = []
-    for sample in (whole, fed):
-        lengths = np.array([len(sample.prompt_ids)])
-        padded = jnp.zeros((1, 320), jnp.int32).at[0, : lengths[0]].set(jnp.array(sample.prompt_ids))
+    for sample in (Sample("a", whole), Sample("b", fed)):
+        prompt_ids = sample.fields["prompt_ids"]
+        lengths = np.array([len(prompt_ids)])
+        padded = jnp.zeros((1, 320), jnp.int32).at[0, : lengths[0]].set(jnp.array(prompt_ids))
         prompt = read_prompts(model, padded, jnp.asarray(lengths), view="full")
         records += score_continuations(model, prompt, lengths, CacheConfig(), [sample])
     np.testing.assert_allclose(records[0]["log_prob"], records[1]["log_prob"], atol=1e-4)
@@ -114,14 +120,15 @@ def test_a_question_goes_through_the_cache_before_its_answer_is_scored():
 
     group = probe_groups(400, 1, tiny_haystack(), tiny_tokenizer(), ProbeConfig(32, 64))[0]
     probe = make_probe("passkey", 400, 0, tiny_haystack(), tiny_tokenizer(), ProbeConfig(32, 64))
-    sample = group.build(0)
-    assert (*sample.prompt_ids, *sample.continuation_ids) == (*probe.prompt_ids, *probe.answer_ids)
-    assert sample.continuation_ids[sample.unscored :] == probe.answer_ids
-    assert probe.needle_end <= len(sample.prompt_ids) == probe.question_start
+    fields = group.build(0).fields
+    assert (*fields["prompt_ids"], *fields["continuation_ids"]) == (*probe.prompt_ids, *probe.answer_ids)
+    assert fields["continuation_ids"][fields["unscored"] :] == probe.answer_ids
+    assert probe.needle_end <= len(fields["prompt_ids"]) == probe.question_start
 
 
 def test_the_share_of_the_gap_that_outliers_close(tmp_path):
-    loss = Group("prose", 10, 4, 2, lambda n: Sample("", [], []))
+    uids = ["prose/10/0", "prose/10/1"]
+    loss = Group(likelihood_task("prose", main_score="log_prob"), uids, lambda n: Sample(uids[n], {}), 10)
     kinds = cache_kinds((16, 2), ("none", "hadamard"))
     assert list(kinds) == ["16", "2/none/3", "2/none/0", "2/hadamard/3", "2/hadamard/0"]
     nll = {"16": 2.0, "2/none/0": 2.4, "2/none/3": 2.1, "2/hadamard/0": 2.2, "2/hadamard/3": 2.05}

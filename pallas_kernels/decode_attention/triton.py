@@ -86,7 +86,7 @@ def decode_attention_triton(
             "top_ptr": statistic,
             "total_ptr": statistic,
         },
-        warps=2 if max(head_pad, 4 * row_pad) <= 128 else 4,
+        warps=warps_of(head_pad, row_pad),
         stages=3,
         constants={
             "HEAD": H,
@@ -109,6 +109,13 @@ def decode_attention_triton(
     )
     out = merge_parts(written["acc_ptr"], written["top_ptr"], written["total_ptr"])
     return unfold_rows(out, T).astype(q_BTNH.dtype)
+
+
+def warps_of(head_pad: int, row_pad: int) -> int:
+    """Warps enough to hold the accumulators and unpacked codes of a tile in registers, by their machine code."""
+    if row_pad > SMALLEST_TILE:
+        return 8
+    return 2 if head_pad <= 64 else 4
 
 
 def merge_parts(acc_BKPRH: jax.Array, top_BKPR: jax.Array, total_BKPR: jax.Array) -> jax.Array:

@@ -68,14 +68,15 @@ def probe_groups(
     needle has to be read from the cache for every token of the answer."""
 
     def group(task: ProbeTask) -> Group:
-        uids = [f"{task}/{length}/{index}" for index in range(count)]
+        def uid(index: int) -> str:
+            return f"{task}/{length}/{index}"
 
         def build(index: int) -> Sample:
             probe = make_probe(task, length, index, haystack, tokenizer, config)
             text, question = probe.prompt_ids[: probe.question_start], probe.prompt_ids[probe.question_start :]
-            return Sample(uids[index], fed_fields(text, (*question, *probe.answer_ids), unscored=len(question)))
+            return Sample(uid(index), fed_fields(text, (*question, *probe.answer_ids), unscored=len(question)))
 
-        return Group(likelihood_task(task, main_score="exact"), uids, build, length)
+        return Group(likelihood_task(task, main_score="exact"), [uid(index) for index in range(count)], build, length)
 
     return [group(task) for task in PROBE_TASKS]
 

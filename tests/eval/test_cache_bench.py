@@ -118,6 +118,8 @@ def test_a_question_goes_through_the_cache_before_its_answer_is_scored():
     np.testing.assert_allclose(records[0]["log_prob"], records[1]["log_prob"], atol=1e-4)
     assert records[0]["tokens"] == records[1]["tokens"] == 6
 
+    none = probe_groups(400, 0, tiny_haystack(), tiny_tokenizer(), ProbeConfig(32, 64))[0]
+    assert none.count == 0 and none.build(0).uid == "passkey/400/0", "a run without probes knows its first one"
     group = probe_groups(400, 1, tiny_haystack(), tiny_tokenizer(), ProbeConfig(32, 64))[0]
     probe = make_probe("passkey", 400, 0, tiny_haystack(), tiny_tokenizer(), ProbeConfig(32, 64))
     fields = group.build(0).fields

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import random
 import tempfile
-from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -31,7 +30,7 @@ from eval.perplexity import perplexity_groups
 from eval.probes import ProbeConfig
 from eval.progress import token_progress
 from eval.tasks import Group
-from eval.timing import take_turns
+from eval.timing import fastest
 from eval.torch_caches import torch_caches
 
 
@@ -116,16 +115,9 @@ def _equal_batch(model: ElasticForCausalLM, mode_LK: np.ndarray, settings: Bench
             missing = torch.missing
             sizes |= torch.bytes_by_kind
             programs |= {kind: lambda kind=kind: torch.seconds(kind) for kind in torch.bytes_by_kind}
-        seconds = _fastest(programs, settings.rounds)
+        seconds = fastest(programs, settings.rounds)
     rows = [asdict(CacheSpeed(kind, str(dtype), settings.batch, sizes[kind], s)) for kind, s in seconds.items()]
     return {"rows": rows, "missing": missing, "msr": float(mode_LK.mean())}
-
-
-def _fastest(programs: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, float]:
-    """Least seconds of each program; the first call, which compiles, does not count."""
-    for program in programs.values():
-        program()
-    return {name: min(times) for name, times in take_turns(programs, rounds).items()}
 
 
 def _within_budget(model: ElasticForCausalLM, mode_LK: np.ndarray, settings: BenchCacheSettings) -> dict[str, Any]:
@@ -143,7 +135,7 @@ def _within_budget(model: ElasticForCausalLM, mode_LK: np.ndarray, settings: Ben
         size = cache_bytes(cache)
         program = stepper(model, cache, settings.steps)
         del cache
-        seconds = _fastest({kind: program}, settings.rounds)[kind]
+        seconds = fastest({kind: program}, settings.rounds)[kind]
         rows.append(asdict(CacheSpeed(kind, str(dtype), plan.rows, size, seconds)))
     return {"rows": rows, "budget": budget}
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -10,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from eval.attention_work import HeadShape, kept_share
-from eval.timing import seconds, take_turns
+from eval.timing import fastest, seconds
 from eval.torch_process import torch_attention, torch_job
 from pallas_kernels import hybrid_attention, routed_attention
 
@@ -47,7 +46,7 @@ def full_against_torch(settings: BenchAttentionSettings) -> AttentionSpeed:
     job = torch_job(shape, settings.tokens, settings.dtype)
     with torch_attention(str(settings.torch_python)) as ask:
         programs = {"ours": lambda: seconds(full, q, k, v, modes), "torch": lambda: ask(job)}
-        best = _fastest(programs, rounds=settings.rounds)
+        best = fastest(programs, rounds=settings.rounds)
     return AttentionSpeed("full attention / torch", settings.tokens, best["ours"], best["torch"])
 
 
@@ -57,7 +56,7 @@ def mixture_against_full(settings: BenchAttentionSettings) -> AttentionSpeed:
     q, k, v = _operands(settings, settings.sparse_tokens, 10 * groups, 10)
     attend = jax.jit(hybrid_attention)
     modes = {"full": jnp.zeros((1, 10), jnp.int8), "mixture": jnp.array([[0, 1, 1, 0, 1, 1, 0, 1, 1, 1]], jnp.int8)}
-    best = _fastest(
+    best = fastest(
         {name: lambda mode=mode: seconds(attend, q, k, v, mode) for name, mode in modes.items()},
         rounds=settings.rounds,
     )
@@ -76,18 +75,11 @@ def training_against_full(settings: BenchAttentionSettings) -> AttentionSpeed:
     full = jax.jit(jax.grad(lambda q, k, v: total(hybrid_attention(q, k, v, modes)), (0, 1, 2)))
     routed = jax.jit(jax.grad(lambda q, k, v, z: total(routed_attention(q, k, v, z)), (0, 1, 2, 3)))
     gates = jnp.ones((1, settings.kv_heads))
-    best = _fastest(
+    best = fastest(
         {"full": lambda: seconds(full, *operands), "routed": lambda: seconds(routed, *operands, gates)},
         rounds=settings.rounds,
     )
     return AttentionSpeed("routed / full, forward + backward", settings.tokens, best["routed"], best["full"])
-
-
-def _fastest(programs: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, float]:
-    """Fastest call of each program; the first, which compiles, does not count."""
-    for program in programs.values():
-        program()
-    return {name: min(times) for name, times in take_turns(programs, rounds).items()}
 
 
 def _operands(settings: BenchAttentionSettings, tokens: int, heads: int, kv_heads: int) -> list[jax.Array]:

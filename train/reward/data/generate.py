@@ -268,7 +268,7 @@ def _sentence(statement: str) -> str:
 
 
 def _one(entries: Sequence[str], rng: np.random.Generator) -> str:
-    return entries[rng.integers(len(entries))]
+    return entries[int(rng.integers(len(entries)))]
 
 
 @cache

@@ -157,3 +157,11 @@ def test_meshes_of_eight_devices(on_eight):
         "row_shard": [2],
         "half": [0, 1, 2, 3],
     }
+
+
+@pytest.mark.parametrize("check", ["load", "load_replicas", "load_unshared_heads"])
+def test_weights_are_read_into_their_shards(on_eight, check: str):
+    found = on_eight[check]
+    assert found["different"] == [] and found["misplaced"] == []
+    assert found["largest_read"] <= found["largest_block"], "more than a device's block of a layer was read at once"
+    assert found["all_read"] == found["stored"], "each block is read once, whatever the number of its devices"

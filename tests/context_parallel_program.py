@@ -1,4 +1,4 @@
-"""Attention and router training on meshes of eight simulated devices: `python tests/context_parallel_program.py NAME ...`.
+"""Attention and router training on eight simulated devices: `python tests/context_parallel_program.py NAME ...`.
 
 A program, because the number of devices must be set before jax starts. Prints as JSON, for each named check, how far it
 is from the same thing on one device.

@@ -33,7 +33,7 @@ from pallas_kernels.schedule import AttentionSpec
 
 SPEC = ("sink_blocks", "local_blocks", "block_size", "window", "scale")
 ARRAYS = ("lengths", "segment_ids", "block_mask", "full_block_mask")
-DEFAULTS = dict.fromkeys((*SPEC, *ARRAYS)) | {"sink_blocks": 1, "local_blocks": 16, "block_size": 128}
+DEFAULTS: dict[str, Any] = dict.fromkeys((*SPEC, *ARRAYS)) | {"sink_blocks": 1, "local_blocks": 16, "block_size": 128}
 """Options of the ops that matter here."""
 
 type Op = Callable[..., Any]

@@ -93,8 +93,8 @@ def _arrays(raw: Any, where: str) -> tuple[np.ndarray, np.ndarray, list[int], li
         raise DataError(f"{where}: numbers of a packed row have the wrong form ({error}).") from error
     if len(labels) != len(ids) or len(ends) != len(tasks) + 1 or not tasks:
         raise DataError(
-            f"{where}: {len(ids)} input_ids, {len(labels)} labels, {len(ends)} seq_lengths, {len(tasks)} task_ids; want "
-            "as many labels as input_ids and one more of seq_lengths than of task_ids."
+            f"{where}: {len(ids)} input_ids, {len(labels)} labels, {len(ends)} seq_lengths, {len(tasks)} task_ids; "
+            "want as many labels as input_ids and one more of seq_lengths than of task_ids."
         )
     if ends[0] != 0 or ends[-1] > len(ids) or any(b >= e for b, e in zip(ends[:-1], ends[1:], strict=True)):
         raise DataError(f"{where}: seq_lengths {ends!s:.80}: want rising numbers from 0 to {len(ids)} at most.")

@@ -15,6 +15,9 @@ from train.reward.data.records import JudgeRecord, PreferenceRecord
 from train.reward.data.tally import Tally
 from train.reward.data.tokens import cut_context, encode
 
+_MANY = 1000
+"""Records from which on tokenising takes long enough for a progress bar."""
+
 LONG_PROMPT = "the prompt is too long even without its context"
 
 
@@ -92,7 +95,10 @@ def answer_sample(prompt_ids: np.ndarray, answer_ids: np.ndarray) -> Sample:
 
 
 def _told[R](records: Sequence[R]) -> Iterator[tuple[int, R]]:
-    """The records with their numbers, while a bar shows how many are done."""
+    """The records with their numbers, while a bar shows how many are done, where they are many."""
+    if len(records) < _MANY:
+        yield from enumerate(records)
+        return
     with CountProgress("records tokenised", len(records)) as bar:
         for index, record in enumerate(records):
             yield index, record

@@ -130,7 +130,7 @@ def lengthen(
     size, used = _counter(tokenizer), made.tokens
     while limit - used >= _SMALLEST:
         piece = waiting.pop() if waiting else filler(limit - used - _GAP_TOKENS)
-        cost = size(piece + GAP)
+        cost = size(GAP + piece)
         if not piece.strip() or cost > limit - used:
             if not waiting:
                 break

@@ -16,14 +16,27 @@ def sample(perspective="faithfulness", *further):
     return ShortSample(perspective, "Where is the key?", "In the cellar.", chunks, "In the blue box, in the cellar.")
 
 
-def long_prompt(made, seed=0, target=600, reserve=50):
+class Undercounting:
+    """Finds a token fewer in a piece alone than the piece has in the whole."""
+
+    chat_template = chat_tokenizer().chat_template
+    apply_chat_template = chat_tokenizer().apply_chat_template
+
+    def __call__(self, *arguments, **options):
+        return chat_tokenizer()(*arguments, **options)
+
+    def encode(self, *arguments, **options):
+        return chat_tokenizer().encode(*arguments, **options)[1:]
+
+
+def long_prompt(made, seed=0, target=600, reserve=50, piece=60, tokenizer=None):
     rng, windows = np.random.default_rng(seed), Windows(chat_tokenizer())
     return lengthen(
         made,
-        lambda tokens: windows.random(PROSE, min(tokens, 60), rng).strip(),
+        lambda tokens: windows.random(PROSE, min(tokens, piece), rng).strip(),
         target_tokens=target,
         reserve=reserve,
-        tokenizer=chat_tokenizer(),
+        tokenizer=tokenizer or chat_tokenizer(),
         rng=rng,
     )
 
@@ -47,6 +60,12 @@ def test_length_is_exact_and_the_critical_text_can_be_recovered(perspective, tar
     assert made.places[0][1] <= made.places[1][0] and "The cat is asleep." in made.context
     assert "[Analysis]" in system.content and "[Score: n]" in system.content
     assert "anchors" not in system.content and "<reference>" not in user.content
+
+
+@pytest.mark.parametrize("tokenizer", [chat_tokenizer(), Undercounting()], ids=["", "undercounting"])
+def test_many_small_pieces_do_not_exceed_the_length_together(tokenizer):
+    made = long_prompt(sample(), target=2500, piece=17, tokenizer=tokenizer)
+    assert 2300 < made.tokens == tokens_of(made.prompt) <= 2450
 
 
 def test_tagged_passages_stay_together_between_tags_of_their_own():

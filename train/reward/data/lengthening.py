@@ -16,8 +16,9 @@ from train.reward.data.records import JudgeRecord, PreferenceRecord
 from train.reward.data.short_samples import JudgedSample
 from train.reward.data.synthesis import lengthen, short_prompt
 from train.reward.data.tally import Tally
-from train.reward.data.voting import VotingConfig, vote
+from train.reward.data.voting import INVALID, VotingConfig, parse_score, vote
 
+UNSCORED = "the judgement does not end with a score"
 TOO_LONG = "longer than the target without any filler"
 
 
@@ -71,6 +72,8 @@ class Lengthener:
             objection = voted.objection(self._voting)
             if objection is not None:
                 return None, objection
+        elif item.judgement is not None and parse_score(item.judgement) == INVALID:
+            return None, UNSCORED
         elif item.judgement is None:
             raise DataError(
                 f"{item.where}: no `judgement` and no `judgements`. Make prompts for them: --stage prompts."

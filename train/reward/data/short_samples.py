@@ -36,7 +36,7 @@ def read_short_samples(path: Path) -> list[JudgedSample]:
     """The samples of a JSON-lines, Parquet or Arrow file; see `read_rows`.
 
     Raises:
-        DataError: a malformed line, two lines of one id, or none at all.
+        DataError: a malformed line, two lines of one id, lines of both kinds, or none at all.
     """
     found: dict[str, JudgedSample] = {}
     for where, row in read_rows(path):
@@ -46,7 +46,12 @@ def read_short_samples(path: Path) -> list[JudgedSample]:
         found[made.uid] = made
     if not found:
         raise DataError(f"{path}: holds no samples. Want one JSON object per line.")
-    return list(found.values())
+    items = list(found.values())
+    if any(item.judgement for item in items) and any(item.judgements for item in items):
+        raise DataError(
+            f"{path}: some lines have `judgement`, others `judgements`. They make files of two kinds: part them."
+        )
+    return items
 
 
 def _parse(row: object, where: str) -> JudgedSample:

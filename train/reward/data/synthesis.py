@@ -129,12 +129,13 @@ def lengthen(
     waiting = [own[place] for place in rng.permutation(len(own))]
     size, used = _counter(tokenizer), made.tokens
     while limit - used >= _SMALLEST:
-        piece = waiting.pop() if waiting else filler(limit - used - _GAP_TOKENS)
+        of_sample = bool(waiting)
+        piece = waiting.pop() if of_sample else filler(limit - used - _GAP_TOKENS)
         cost = size(GAP + piece)
         if not piece.strip() or cost > limit - used:
-            if not waiting:
-                break
-            continue
+            if of_sample:
+                continue
+            break
         pieces.insert(int(rng.integers(len(pieces) + 1)), piece)
         used += cost
     made = built(pieces)

@@ -112,11 +112,17 @@ def test_prompts_for_the_strong_judge(run):
         (line(0, judgement=None), "Make prompts for them: --stage prompts"),
         (voted(0, 1, 2, 3), "priority does not name a, b, c"),
         (line(0, chunks=["word " * 2000]), "every sample was left out"),
+        (line(0, judgement="[Score: 8] or so"), "every sample was left out"),
     ],
 )
 def test_bad_samples_are_refused(run, row, complaint):
     with pytest.raises(DataError, match=complaint):
         run([row])
+
+
+def test_judgements_and_votes_are_not_mixed(run):
+    with pytest.raises(DataError, match="some lines have `judgement`, others `judgements`"):
+        run([line(0), voted(1, 8, 8, 3)])
 
 
 def test_two_samples_of_one_id_are_refused(run):

@@ -91,6 +91,11 @@ def test_the_place_is_random_and_follows_from_the_seed():
     assert any(one.places[1][0] - one.places[0][1] > 100 for one in made)
 
 
+def test_a_chunk_of_the_sample_that_does_not_fit_gives_way_to_filler():
+    made = long_prompt(sample("faithfulness", Chunk("never " * 900, critical=False)), target=1000)
+    assert 900 < made.tokens <= 950 and "never" not in made.context
+
+
 def test_what_is_longer_than_the_target_alone_is_not_made():
     assert long_prompt(sample("faithfulness", Chunk("word " * 900)), target=600) is None
     tight = tokens_of(long_prompt(ShortSample("safety", "Q", "A", (Chunk("x"),)), target=2000).prompt)

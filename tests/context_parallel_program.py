@@ -215,7 +215,7 @@ def make_checks() -> dict[str, Callable[[], dict[str, Any]]]:
             "", keys, **({"kv_heads": 2, "groups": 2, "head_dim": 8, "batch": 2, "block": 8, "local": 3} | changes)
         )
 
-    packed = case(160, sink=2, segments=((50, 100), (9, 1, 110)))
+    packed = case(128, sink=2, segments=((128,), (9, 1, 100)))
     far = case(128, sink=3, local=7, batch=1, lengths=(121,))
     odd = case(150, lengths=(150, 37))
     window = case(160, window=30, segments=((50, 100), (9, 1, 110)))

@@ -10,7 +10,7 @@ from elastic_jax import smollm2
 from elastic_jax.cli_args import parse_verb, required
 from train.config import RouterTrainConfig
 from train.data.records import TASKS
-from train.distributed import start
+from train.distributed import run_mesh, start
 
 
 def main(argv: Sequence[str]) -> int:
@@ -31,7 +31,7 @@ def main(argv: Sequence[str]) -> int:
     if asked.dry_run:
         print(_data_summary(samples))
         return 0
-    model = from_pretrained(source, dtype=config.dtype, router=config.init)
+    model = from_pretrained(source, dtype=config.dtype, mesh=run_mesh(config.mesh), router=config.init)
     try:
         train_router(config, model, samples, directory)
     except Interrupted as stopped:

@@ -14,7 +14,7 @@ import pytest
 import train_run
 from train_run import STEPS
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 ROWS = ("optim.rows=8", "optim.accumulate=1")
 SAME = ("loss", "lm_loss", "sparsity_loss", "grad_norm", "msr", "multiplier_below")
@@ -32,7 +32,7 @@ def start(directory: Path, *overrides: str, devices: int) -> subprocess.Popen:
 
 
 def finish(*processes: subprocess.Popen) -> list[tuple[int, str]]:
-    told = [process.communicate(timeout=500)[1] for process in processes]
+    told = [process.communicate(timeout=1200)[1] for process in processes]
     return [(process.returncode, text) for process, text in zip(processes, told, strict=True)]
 
 
@@ -59,7 +59,7 @@ def assert_same_curve(directory: Path, wanted: list[dict]) -> None:
 
 def test_eight_devices_then_four_then_one(tmp_path, alone):
     directory = tmp_path / "run"
-    for devices, mesh, stop in ((8, ("mesh.data=4", "mesh.fsdp=2"), 4), (4, ("mesh.fsdp=4",), 10)):
+    for devices, mesh, stop in ((8, ("mesh.data=4", "mesh.fsdp=2"), 4), (4, ("mesh.fsdp=2", "mesh.context=2"), 10)):
         process = start(directory, *mesh, devices=devices)
         stop_after(directory, stop, process)
         ((code, message),) = finish(process)

@@ -119,6 +119,44 @@ def shared_prefix_hidden(
     return SharedPrefix(hidden_WRD.reshape(B, V, R + 1, -1), Routing(mode, logits))
 
 
+def separate_rows_hidden(
+    model: ElasticForCausalLM,
+    prompts_BP: jax.Array,
+    prompt_lengths_B: jax.Array,
+    responses_BVR: jax.Array,
+    response_lengths_BV: jax.Array,
+    *,
+    routing: Routing | jax.Array | str | None = None,
+    router_bias: float | jax.Array = 0.0,
+    remat: bool = False,
+) -> SharedPrefix:
+    """The same as `shared_prefix_hidden` from rows that hold the prompt anew for each response: for every model.
+
+    The arguments are those of `shared_prefix_hidden`, without bounds on P.
+    """
+    config = model.config
+    (B, P), (V, R) = prompts_BP.shape, responses_BVR.shape[1:]
+    T = -(-(P + R) // config.router.block_size) * config.router.block_size
+    prompt_lengths_W = jnp.repeat(prompt_lengths_B, V)
+    at_WT = jnp.arange(T) - prompt_lengths_W[:, None]
+    prompts_WT = jnp.take(jnp.repeat(prompts_BP, V, axis=0), jnp.minimum(jnp.arange(T), P - 1), axis=1)
+    own_WT = jnp.take_along_axis(responses_BVR.reshape(B * V, R), jnp.clip(at_WT, 0, R - 1), axis=1)
+    if routing is not None:
+        routing = jnp.repeat(modes_from(routing, (config.num_layers, B, config.num_kv_heads)), V, axis=1)
+    out = model.hidden(
+        jnp.where(at_WT < 0, prompts_WT, own_WT),
+        lengths=prompt_lengths_W + response_lengths_BV.reshape(B * V),
+        prompt_lengths=prompt_lengths_W,
+        gates=routing,
+        router_bias=router_bias,
+        remat=remat,
+    )
+    wanted_WR = jnp.minimum(prompt_lengths_W[:, None] - 1 + jnp.arange(R + 1), T - 1)
+    hidden_WRD = jnp.take_along_axis(out.hidden_BTD, wanted_WR[..., None], axis=1)
+    routing_B = Routing(*(None if part is None else part[:, ::V] for part in dataclasses.astuple(out.routing)))
+    return SharedPrefix(hidden_WRD.reshape(B, V, R + 1, -1), routing_B)
+
+
 class _Rows(NamedTuple):
     """Rows of responses; W = B * V, and S = P + T keys of a row."""
 

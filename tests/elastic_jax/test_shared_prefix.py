@@ -1,6 +1,7 @@
 """Continuations over a shared prompt equal the same sequences run one by one, in values and gradients."""
 
 import dataclasses
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -11,79 +12,74 @@ from tiny import CONFIG, random_ids, tiny_model
 
 from elastic_jax.config import RopeConfig
 from elastic_jax.errors import ConfigError
-from elastic_jax.model import ElasticForCausalLM, from_params, to_params
-from elastic_jax.shared_prefix import shared_prefix_hidden
+from elastic_jax.model import from_params, to_params
+from elastic_jax.routing import HeadMode
+from elastic_jax.shared_prefix import separate_rows_hidden, shared_prefix_hidden
 
-PROMPTS = random_ids((3, 80))
-PROMPT_LENGTHS = jnp.array([80, 37, 1])
+PROMPTS = np.asarray(random_ids((3, 48)))
+PROMPT_LENGTHS = np.array([48, 37, 1])
 """A whole number of blocks, a part of one, and a single token."""
-RESPONSES = random_ids((3, 2, 9), seed=1)
-RESPONSE_LENGTHS = jnp.array([[9, 4], [1, 9], [7, 2]])
+RESPONSES = np.asarray(random_ids((3, 2, 9), seed=1))
+RESPONSE_LENGTHS = np.array([[9, 4], [1, 9], [7, 2]])
+MIXED = np.random.default_rng(5).integers(0, 2, (2, 3, 2)).astype(np.int8)
+FULL = np.full_like(MIXED, HeadMode.FULL)
+SPARSE = np.full_like(MIXED, HeadMode.SPARSE)
+PARAMS = to_params(tiny_model())
 
 
-def joined() -> tuple[jax.Array, np.ndarray]:
-    """Every prompt with every response as a row of its own, and the rows' lengths."""
-    rows, lengths = np.zeros((6, 96), np.int32), []
-    for index in range(6):
-        b, v = divmod(index, 2)
-        ids = [*PROMPTS[b, : PROMPT_LENGTHS[b]].tolist(), *RESPONSES[b, v, : RESPONSE_LENGTHS[b, v]].tolist()]
-        rows[index, : len(ids)] = ids
-        lengths.append(len(ids))
-    return jnp.asarray(rows), np.array(lengths)
+def shared(params, modes, *, run=shared_prefix_hidden, remat=False):
+    """Hidden states `[6, 10, D]` of every prompt's last token and the response after it; zeros behind it."""
+    batch = map(jnp.asarray, (PROMPTS, PROMPT_LENGTHS, RESPONSES, RESPONSE_LENGTHS))
+    out = run(from_params(CONFIG, params), *batch, routing=modes, remat=remat)
+    there = np.arange(10) <= RESPONSE_LENGTHS.reshape(6, 1)
+    return jnp.where(there[..., None], out.hidden.reshape(6, 10, -1), 0.0), out.routing
 
 
-def shared(model: ElasticForCausalLM, routing) -> list[jax.Array]:
-    """Hidden states of the prompt's last token and of the response, one array for each pair."""
-    out = shared_prefix_hidden(model, PROMPTS, PROMPT_LENGTHS, RESPONSES, RESPONSE_LENGTHS, routing=routing)
-    counts = RESPONSE_LENGTHS.reshape(-1).tolist()
-    return [hidden[: n + 1] for hidden, n in zip(out.hidden.reshape(6, 10, -1), counts, strict=True)]
-
-
-def alone(model: ElasticForCausalLM, routing) -> list[jax.Array]:
+def alone(params, modes):
     """The same from separate rows, whose routers see the prompt only."""
-    rows, lengths = joined()
-    prompts = jnp.repeat(PROMPT_LENGTHS, 2)
-    imposed = routing if routing is None or isinstance(routing, str) else jnp.repeat(routing, 2, axis=1)
-    out = model.hidden(rows, lengths=jnp.asarray(lengths), prompt_lengths=prompts, gates=imposed).hidden_BTD
-    return [out[i, int(prompts[i]) - 1 : int(lengths[i])] for i in range(6)]
+    rows, lengths = np.zeros((6, 64), np.int32), np.repeat(PROMPT_LENGTHS, 2) + RESPONSE_LENGTHS.reshape(6)
+    for index, (b, v) in enumerate(np.ndindex(3, 2)):
+        prompt, response = PROMPTS[b, : PROMPT_LENGTHS[b]], RESPONSES[b, v, : RESPONSE_LENGTHS[b, v]]
+        rows[index, : lengths[index]] = np.concatenate([prompt, response])
+    modes = None if modes is None else jnp.repeat(modes, 2, axis=1)
+    prompts = np.repeat(PROMPT_LENGTHS, 2)
+    rows, lengths = map(jnp.asarray, (rows, lengths))
+    model = from_params(CONFIG, params)
+    out = model.hidden(rows, lengths=lengths, prompt_lengths=prompts, gates=modes).hidden_BTD
+    wanted = np.minimum(prompts[:, None] - 1 + np.arange(10), 63)
+    there = np.arange(10) <= RESPONSE_LENGTHS.reshape(6, 1)
+    return jnp.where(there[..., None], jnp.take_along_axis(out, wanted[..., None], axis=1), 0.0)
 
 
-MIXED = jnp.asarray(np.random.default_rng(5).integers(0, 2, (2, 3, 2)), jnp.int8)
+@pytest.fixture(scope="module")
+def both():
+    return jax.jit(shared), jax.jit(alone)
 
 
-@pytest.mark.parametrize("routing", [None, "full", "sparse", MIXED], ids=["routers", "full", "sparse", "mixed"])
-def test_hidden_states_equal_separate_rows(routing) -> None:
-    model = tiny_model()
-    for got, want in zip(shared(model, routing), alone(model, routing), strict=True):
-        np.testing.assert_allclose(got, want, atol=2e-5)
+@pytest.mark.parametrize("modes", [None, FULL, SPARSE, MIXED], ids=["routers", "full", "sparse", "mixed"])
+def test_hidden_states_equal_separate_rows(both, modes) -> None:
+    got, want = (run(PARAMS, modes) for run in both)
+    np.testing.assert_allclose(got[0], want, atol=2e-5)
 
 
-def test_routing_equals_that_of_the_prompts() -> None:
-    model = tiny_model()
-    out = shared_prefix_hidden(model, PROMPTS, PROMPT_LENGTHS, RESPONSES, RESPONSE_LENGTHS)
-    prompt_only = model.hidden(PROMPTS, lengths=PROMPT_LENGTHS)
-    np.testing.assert_array_equal(out.routing.mode, prompt_only.routing.mode)
-    assert 0 < float(out.routing.mode.mean()) < 1
+def test_routing_equals_that_of_the_prompts(both) -> None:
+    routing = both[0](PARAMS, None)[1]
+    prompt_only = jax.jit(lambda model: model.hidden(jnp.asarray(PROMPTS), lengths=jnp.asarray(PROMPT_LENGTHS)).routing)(tiny_model())
+    np.testing.assert_array_equal(routing.mode, prompt_only.mode)
+    assert 0 < float(routing.mode.mean()) < 1
 
 
-@pytest.mark.parametrize("remat", [False, True])
-def test_gradients_equal_separate_rows(remat: bool) -> None:
-    model = tiny_model()
-    weight = jnp.asarray(np.random.default_rng(7).standard_normal(CONFIG.hidden_size), jnp.float32)
+def test_separate_rows_give_the_same(both) -> None:
+    got, routing = jax.jit(partial(shared, run=separate_rows_hidden))(PARAMS, None)
+    np.testing.assert_allclose(got, both[1](PARAMS, None), atol=2e-5)
+    np.testing.assert_array_equal(routing.mode, both[0](PARAMS, None)[1].mode)
 
-    def loss(params, run) -> jax.Array:
-        return sum(((hidden @ weight) ** 2).sum() for hidden in run(from_params(CONFIG, params)))
 
-    def with_remat(model: ElasticForCausalLM) -> list[jax.Array]:
-        out = shared_prefix_hidden(
-            model, PROMPTS, PROMPT_LENGTHS, RESPONSES, RESPONSE_LENGTHS, routing=MIXED, remat=remat
-        )
-        keep = jnp.arange(10) <= RESPONSE_LENGTHS[..., None]
-        return [jnp.where(keep[..., None], out.hidden, 0.0)]
-
-    params = to_params(model)
-    got = jax.jit(jax.grad(lambda p: loss(p, with_remat)))(params)
-    want = jax.jit(jax.grad(lambda p: loss(p, lambda m: alone(m, MIXED))))(params)
+def test_gradients_equal_separate_rows() -> None:
+    """Recomputed layers: without recomputation the program is one part of this one."""
+    weight = np.random.default_rng(7).standard_normal(CONFIG.hidden_size).astype(np.float32)
+    got = jax.jit(jax.grad(lambda p: ((shared(p, MIXED, remat=True)[0] @ weight) ** 2).sum()))(PARAMS)
+    want = jax.jit(jax.grad(lambda p: ((alone(p, MIXED) @ weight) ** 2).sum()))(PARAMS)
     for path, slope in want.items():
         scale = float(jnp.abs(slope).max()) + 1e-6
         np.testing.assert_allclose(got[path] / scale, slope / scale, atol=2e-5, err_msg=path)
@@ -92,10 +88,10 @@ def test_gradients_equal_separate_rows(remat: bool) -> None:
 def test_what_cannot_be_shared_is_refused() -> None:
     def run(prompts=PROMPTS, **changes) -> None:
         model = nnx.eval_shape(lambda: tiny_model(**changes))
-        shared_prefix_hidden(model, prompts, PROMPT_LENGTHS, RESPONSES, RESPONSE_LENGTHS)
+        shared_prefix_hidden(model, *map(jnp.asarray, (prompts, PROMPT_LENGTHS, RESPONSES, RESPONSE_LENGTHS)))
 
     with pytest.raises(ConfigError, match="multiple of 16"):
-        run(PROMPTS[:, :70])
+        run(PROMPTS[:, :40])
     with pytest.raises(ConfigError, match="fa-xa"):
         run(router=dataclasses.replace(CONFIG.router, pattern="fa-xa"))
     with pytest.raises(ConfigError, match="dynamic"):

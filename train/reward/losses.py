@@ -1,7 +1,8 @@
-"""Losses of judges and scalar reward models; means over a batch, float32 (LongRM, arXiv 2510.06915, section 3).
+"""Losses of judges and scalar reward models, one number per pair, float32 (LongRM, arXiv 2510.06915, section 3).
 
-Letters: P preference pairs, V rejected responses of each, T response tokens. A log-probability of a response is the
-mean over its tokens unless a function says otherwise, so that length alone is not rewarded.
+Letters: P preference pairs, V rejected responses of each. A log-probability of a response is the mean over its tokens
+unless a function says otherwise, so that length alone is not rewarded. A batch's loss is the mean over its pairs; the
+caller takes it, so that it may be gathered from parts of any size.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ def weighted_mean(values: jax.Array, weights: jax.Array) -> jax.Array:
 def simpo_loss(
     chosen_P: jax.Array,
     rejected_PV: jax.Array,
+    present_PV: jax.Array,
     *,
     beta: float = 2.5,
     gamma: float = 0.5,
@@ -37,6 +39,7 @@ def simpo_loss(
     Args:
         chosen_P: mean log-probability of each chosen response.
         rejected_PV: the same of the rejected ones.
+        present_PV: 1.0 where there is such a response, 0.0 where there is none.
         beta: factor of the difference.
         gamma: margin that beta * difference is asked to exceed.
         rejects: see `Rejects`.
@@ -44,17 +47,18 @@ def simpo_loss(
         label_smoothing: probability that a label is the wrong way round.
         nll_weight: weight of the chosen responses' negative log-likelihood.
     """
-    logits = beta * _differences(chosen_P, rejected_PV, rejects) - gamma
-    if form == "hinge":
-        loss = jnp.maximum(0.0, 1.0 - logits).mean()
-    else:
-        loss = _smoothed(logits, label_smoothing).mean()
-    return loss - nll_weight * chosen_P.mean()
+
+    def loss(difference: jax.Array) -> jax.Array:
+        logits = beta * difference - gamma
+        return jnp.maximum(0.0, 1.0 - logits) if form == "hinge" else _smoothed(logits, label_smoothing)
+
+    return _compared(loss, chosen_P, rejected_PV, present_PV, rejects) - nll_weight * chosen_P
 
 
 def bradley_terry_loss(
     chosen_P: jax.Array,
     rejected_PV: jax.Array,
+    present_PV: jax.Array,
     *,
     margin_P: jax.Array | float = 0.0,
     centring: float = 0.0,
@@ -65,21 +69,24 @@ def bradley_terry_loss(
     Args:
         chosen_P: score of each chosen response.
         rejected_PV: scores of the rejected ones.
+        present_PV: 1.0 where there is such a response, 0.0 where there is none.
         margin_P: how much better the chosen response has to be.
         centring: weight of (chosen + rejected)^2, which keeps scores around 0.
         rejects: see `Rejects`.
     """
-    margin = jnp.broadcast_to(jnp.asarray(margin_P), chosen_P.shape)[:, None]
-    loss = -log_sigmoid(_differences(chosen_P, rejected_PV, rejects) - margin).mean()
-    if not centring:
-        return loss
-    sums = chosen_P[:, None] + (rejected_PV.mean(-1, keepdims=True) if rejects == "mean" else rejected_PV)
-    return loss + centring * (sums**2).mean()
+    margin_P1 = jnp.broadcast_to(jnp.asarray(margin_P), chosen_P.shape)[:, None]
+
+    def loss(difference: jax.Array) -> jax.Array:
+        sums = 2 * chosen_P[:, None] - difference
+        return -log_sigmoid(difference - margin_P1) + centring * sums**2
+
+    return _compared(loss, chosen_P, rejected_PV, present_PV, rejects)
 
 
 def dpo_loss(
     chosen_P: jax.Array,
     rejected_PV: jax.Array,
+    present_PV: jax.Array,
     reference_chosen_P: jax.Array,
     reference_rejected_PV: jax.Array,
     *,
@@ -89,21 +96,24 @@ def dpo_loss(
     rejects: Rejects = "mean",
 ) -> jax.Array:
     """DPO (or IPO) over summed log-probabilities of the model and of a frozen reference."""
-    logits = _differences(chosen_P, rejected_PV, rejects)
-    logits -= _differences(reference_chosen_P, reference_rejected_PV, rejects)
-    if form == "ipo":
-        return ((logits - 0.5 / beta) ** 2).mean()
-    return _smoothed(beta * logits, label_smoothing).mean()
+
+    def loss(logits: jax.Array) -> jax.Array:
+        return (logits - 0.5 / beta) ** 2 if form == "ipo" else _smoothed(beta * logits, label_smoothing)
+
+    ratio_P, ratio_PV = chosen_P - reference_chosen_P, rejected_PV - reference_rejected_PV
+    return _compared(loss, ratio_P, ratio_PV, present_PV, rejects)
 
 
-def accuracy(chosen_P: jax.Array, rejected_PV: jax.Array) -> jax.Array:
-    """Share of pairs whose chosen response beats the mean of the rejected ones; a tie does not."""
-    return (chosen_P > rejected_PV.mean(-1)).mean(dtype=jnp.float32)
+def wins(chosen_P: jax.Array, rejected_PV: jax.Array, present_PV: jax.Array) -> jax.Array:
+    """1.0 where the chosen response beats the mean of the rejected ones; a tie is no win."""
+    return (chosen_P > weighted_mean(rejected_PV, present_PV)).astype(jnp.float32)
 
 
-def _differences(chosen_P: jax.Array, rejected_PV: jax.Array, rejects: Rejects) -> jax.Array:
-    """Chosen - rejected: `[P, 1]` or `[P, V]`."""
-    return chosen_P[:, None] - (rejected_PV.mean(-1, keepdims=True) if rejects == "mean" else rejected_PV)
+def _compared(loss, chosen_P: jax.Array, rejected_PV: jax.Array, present_PV: jax.Array, rejects: Rejects) -> jax.Array:
+    """`loss` of chosen - rejected, `[P]`: of the mean of the rejected ones, or the mean of the losses."""
+    if rejects == "mean":
+        return loss((chosen_P - weighted_mean(rejected_PV, present_PV))[:, None])[:, 0]
+    return weighted_mean(loss(chosen_P[:, None] - rejected_PV), present_PV)
 
 
 def _smoothed(logits: jax.Array, smoothing: float) -> jax.Array:

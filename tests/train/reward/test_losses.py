@@ -5,11 +5,24 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from train.reward.losses import accuracy, bradley_terry_loss, dpo_loss, simpo_loss, weighted_mean
+from train.reward import losses
+from train.reward.losses import weighted_mean, wins
 
 CHOSEN = jnp.array([-0.2, -0.7, -1.1, -0.4])
 FIRST = jnp.array([-0.9, -1.3, -0.8])
 SECOND = jnp.array([-2.0, -0.1, -0.6, -1.5, -1.8])
+
+
+def of_batch(loss):
+    """The mean over pairs, every rejected response being there."""
+    return lambda chosen, rejected, *more, **options: loss(
+        chosen, rejected, jnp.ones_like(rejected), *more, **options
+    ).mean()
+
+
+simpo_loss, bradley_terry_loss, dpo_loss, accuracy = map(
+    of_batch, (losses.simpo_loss, losses.bradley_terry_loss, losses.dpo_loss, wins)
+)
 
 
 def means(*tokens: jax.Array) -> jax.Array:
@@ -106,3 +119,12 @@ def test_a_response_without_weight_gives_zero_and_finite_slopes() -> None:
     assert value == 0 and np.isfinite(slope).all()
     weights = jnp.array([0.0, 1, 1, 0])
     assert np.isclose(weighted_mean(CHOSEN, weights), -0.9)
+
+
+@pytest.mark.parametrize("rejects", ["mean", "each"])
+@pytest.mark.parametrize("loss", [losses.simpo_loss, losses.bradley_terry_loss])
+def test_a_rejected_response_that_is_not_there_changes_nothing(loss, rejects) -> None:
+    wanted = loss(SCORES, ONE, jnp.ones((3, 1)), rejects=rejects)
+    padded = jnp.concatenate([ONE, jnp.full((3, 1), 50.0)], axis=1)
+    got = loss(SCORES, padded, jnp.array([[1.0, 0.0]] * 3), rejects=rejects)
+    np.testing.assert_allclose(got, wanted, rtol=1e-6)

@@ -65,10 +65,13 @@ class DataConfig:
     """Prompt form: plain continuation, chat template, or each for half of the records."""
     weighting: Literal["tokens", "samples"] = "samples"
     """Whether every token or every sample counts alike in the loss."""
-    row_length: int = 4096
-    """Tokens of a packed row."""
+    row_length: int = 8192
+    """Tokens of a packed row; twice the longest sample or more leaves little of it empty."""
     max_segments: int = 8
     """Most samples in one row."""
+    packing: Literal["best_fit", "first_fit"] = "best_fit"
+    """`best_fit` looks for the fullest rows over a whole epoch; `first_fit` fills 8 rows at a time, in the order of
+    the samples."""
 
     def __post_init__(self) -> None:
         if self.folder is not None and self.records is not None:

@@ -16,6 +16,7 @@ import numpy as np
 from elastic_jax.config import ModelConfig
 from elastic_jax.errors import CheckpointError
 from elastic_jax.weights.gguf_config import config_from_metadata
+from elastic_jax.weights.names import Part
 from elastic_jax.weights.source import Checkpoint, TensorInfo
 
 if TYPE_CHECKING:
@@ -116,16 +117,17 @@ class _GGUFTensors:
             for name, tensor in self._by_name.items()
         }
 
-    def read(self, name: str) -> np.ndarray:
+    def read(self, name: str, part: Part = ()) -> np.ndarray:
+        """The whole tensor is dequantised, for a block of it too."""
         from gguf import dequantize
 
         tensor = self._by_name[name]
         values = dequantize(tensor.data, tensor.tensor_type).reshape(self.tensors[name].shape)
         if self._config.family == "llama" and ".self_attn.q_proj." in name:
-            return _half_split(values, self._config.num_heads)
+            values = _half_split(values, self._config.num_heads)
         if self._config.family == "llama" and ".self_attn.k_proj." in name:
-            return _half_split(values, self._config.num_kv_heads)
-        return values
+            values = _half_split(values, self._config.num_kv_heads)
+        return values[part]
 
 
 def _hf_name(name: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -11,16 +12,17 @@ import jax
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding
 
 from elastic_jax.config import ModelConfig, Pattern
 from elastic_jax.errors import CheckpointError, ConfigError
 from elastic_jax.extras import Extras
 from elastic_jax.model import ElasticForCausalLM, from_params, param_shapes
+from elastic_jax.sharding import param_shardings
 from elastic_jax.weights.elastic import ignored_names, is_extra
 from elastic_jax.weights.hf import open_directory
 from elastic_jax.weights.locate import locate
-from elastic_jax.weights.names import ROUTER_PREFIX, ROUTER_PROBE, Entry, entries
+from elastic_jax.weights.names import ROUTER_PREFIX, ROUTER_PROBE, Entry, Part, entries
 from elastic_jax.weights.router_only import open_router
 from elastic_jax.weights.source import Checkpoint, TensorSource, check_tensors
 
@@ -32,6 +34,8 @@ _DTYPES = {
     "float16": np.dtype(np.float16),
 }
 _HEAD, _EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
+_COMPARED = 4096
+"""Rows of a matrix that are compared at a time."""
 _ROUTER_SEED = 0
 _ROUTER_STD = 0.02
 
@@ -51,7 +55,8 @@ def from_pretrained(
             `.gguf` file, or an official Elastic Attention checkpoint.
         dtype: of the backbone; "auto" keeps every stored value exactly (float32 for quantised GGUF). Routers are
             always float32.
-        mesh: devices to place the parameters on, replicated.
+        mesh: devices to divide the parameters over, as the rules of `elastic_jax.sharding` say. Each host reads the
+            blocks of its own devices, one at a time, and never holds more than one.
         router: a directory written by `save_pretrained(format="router")`; replaces routers of `source`. Without
             any, routers are initialised (N(0, 0.02), zero bias) from a fixed seed.
         pattern: attention of full heads - attention of sparse heads; default as the checkpoint says, else "fa-ssa".
@@ -107,14 +112,19 @@ def load_params(
     _check(checkpoint, backbone, routers, router_source, ignore)
 
     stored = _narrowest(checkpoint.source, backbone) if dtype == "auto" else _DTYPES[dtype]
-    placement = None if mesh is None else NamedSharding(mesh, PartitionSpec())
-    params = {entry.path: _place(_read(checkpoint, entry, stored), placement) for entry in backbone}
+    shardings = {} if mesh is None else param_shardings(shapes(config), mesh)
+
+    def take(held: Checkpoint, entry: Entry, dtype: np.dtype) -> jax.Array:
+        return _place(entry.shape, partial(_read, held, entry, dtype), shardings.get(entry.path))
+
+    params = {entry.path: take(checkpoint, entry, stored) for entry in backbone}
     if router_source is None:
-        fresh = np.random.default_rng(_ROUTER_SEED)
-        params |= {entry.path: _place(_fresh(entry, fresh), placement) for entry in routers}
+        rng = np.random.default_rng(_ROUTER_SEED)
+        fresh = {entry.path: _fresh(entry, rng) for entry in routers}
+        params |= {path: _place(array.shape, array.__getitem__, shardings.get(path)) for path, array in fresh.items()}
     else:
         held = dataclasses.replace(checkpoint, source=router_source)
-        params |= {entry.path: _place(_read(held, entry, _DTYPES["float32"]), placement) for entry in routers}
+        params |= {entry.path: take(held, entry, _DTYPES["float32"]) for entry in routers}
     extras = Extras({name: checkpoint.source.read(name) for name in checkpoint.source.tensors if is_extra(name)})
     return Loaded(path, config, params, extras)
 
@@ -137,7 +147,7 @@ def _check(
     found = checkpoint.source.tensors
     ignored = ignored_names(found) | {name for name in found if is_extra(name)} | ignore
     if checkpoint.config.tie_word_embeddings and _HEAD in found and _HEAD not in ignore:
-        if not np.array_equal(checkpoint.source.read(_HEAD), checkpoint.source.read(_EMBEDDING)):
+        if not _equal(checkpoint.source, _HEAD, _EMBEDDING):
             raise CheckpointError(
                 f"{checkpoint.where}: config.json ties the head to the embedding, but {_HEAD} differs from "
                 f"{_EMBEDDING}. Set tie_word_embeddings to false to use both."
@@ -152,19 +162,30 @@ def _check(
     check_tensors(checkpoint.where, found, backbone, ignored)
 
 
+def _equal(source: TensorSource, first: str, second: str) -> bool:
+    """Whether two matrices hold the same, compared some rows at a time."""
+    shape = source.tensors[first].shape
+    if source.tensors[second].shape != shape:
+        return False
+    parts = ((slice(row, min(row + _COMPARED, shape[0])), slice(0, shape[1])) for row in range(0, shape[0], _COMPARED))
+    return all(np.array_equal(source.read(first, part), source.read(second, part)) for part in parts)
+
+
 def _narrowest(source: TensorSource, table: Iterable[Entry]) -> np.dtype:
     """The narrowest dtype that holds every stored value exactly (bfloat16 with float16 needs float32)."""
     stored = {source.tensors[name].dtype for entry in table for name in entry.hf_names()}
     return stored.pop() if len(stored) == 1 else _DTYPES["float32"]
 
 
-def _read(checkpoint: Checkpoint, entry: Entry, dtype: np.dtype) -> np.ndarray:
-    """One parameter of ours, its layers stacked; at most one source tensor is held beside the result."""
-    out = np.empty(entry.shape, dtype)
-    layers = out if entry.stacked else out[None]
-    for layer, name in zip(layers, entry.hf_names(), strict=True):
+def _read(checkpoint: Checkpoint, entry: Entry, dtype: np.dtype, part: Part) -> np.ndarray:
+    """A block of one parameter of ours; at most one source tensor, or its part, is held beside the result."""
+    out = np.empty([cut.stop - cut.start for cut in part], dtype)
+    layers, inner = (out, part[1:]) if entry.stacked else (out[None], part)
+    names = entry.hf_names()[part[0]] if entry.stacked else entry.hf_names()
+    cut = () if inner == _whole(entry.layer_shape) else entry.hf_part(inner)
+    for layer, name in zip(layers, names, strict=True):
         with np.errstate(over="ignore"):
-            layer[...] = entry.to_ours(checkpoint.source.read(name)).astype(dtype)
+            layer[...] = entry.to_ours(checkpoint.source.read(name, cut), layer.shape).astype(dtype)
         if dtype == np.float16 and not np.isfinite(layer).all():
             raise CheckpointError(f"{checkpoint.where}: {name} does not fit into float16. Use bfloat16 or float32.")
     return out
@@ -176,5 +197,20 @@ def _fresh(entry: Entry, rng: np.random.Generator) -> np.ndarray:
     return (_ROUTER_STD * rng.standard_normal(entry.shape)).astype(np.float32)
 
 
-def _place(array: np.ndarray, placement: NamedSharding | None) -> Any:
-    return jnp.asarray(array) if placement is None else jax.device_put(array, placement)
+def _place(shape: tuple[int, ...], read: Callable[[Part], np.ndarray], sharding: NamedSharding | None) -> jax.Array:
+    """An array whose blocks `read` gives; each is read once, however many devices of this host hold it."""
+    if sharding is None:
+        return jnp.asarray(read(_whole(shape)))
+    holders: dict[tuple[tuple[int, int], ...], list[jax.Device]] = {}
+    for device, index in sharding.addressable_devices_indices_map(shape).items():
+        part = tuple(cut.indices(size)[:2] for cut, size in zip(index or (), shape, strict=True))
+        holders.setdefault(part, []).append(device)
+    placed = []
+    for part, devices in holders.items():
+        block = read(tuple(slice(*ends) for ends in part))
+        placed += [jax.device_put(block, device) for device in devices]
+    return jax.make_array_from_single_device_arrays(shape, sharding, placed)
+
+
+def _whole(shape: tuple[int, ...]) -> Part:
+    return tuple(slice(0, size) for size in shape)

@@ -36,6 +36,9 @@ _MODULES = {
 }
 _LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias"}
 
+Part = tuple[slice, ...]
+"""A block of an array: start and stop along every axis."""
+
 ROUTER_PREFIX = "layers.router."
 ROUTER_PROBE = _ROUTER.format(0) + "cls_feat_extractor.0.weight"
 """The tensor that tells whether a checkpoint has routers, and how wide they are."""
@@ -67,23 +70,46 @@ class Entry:
         return (math.prod(self.layer_shape) // self._fan_in, self._fan_in)
 
     @property
+    def _inputs(self) -> int:
+        """Leading axes of a layer's kernel that are its inputs."""
+        return 2 if self.path == "layers.attn.o_proj.kernel" else 1
+
+    @property
     def _fan_in(self) -> int:
-        inputs = 2 if self.path == "layers.attn.o_proj.kernel" else 1
-        return math.prod(self.layer_shape[:inputs])
+        return math.prod(self.layer_shape[: self._inputs])
 
     def hf_names(self) -> list[str]:
         """Hugging Face names: one per layer, in order, for a stacked parameter."""
         return [self.template.format(i) for i in range(self.shape[0])] if self.stacked else [self.template]
 
-    def to_ours(self, tensor: np.ndarray) -> np.ndarray:
-        """One Hugging Face tensor in our layout, `layer_shape`."""
-        return (tensor.T if self.kind == "kernel" else tensor).reshape(self.layer_shape)
+    def hf_part(self, part: Part) -> Part:
+        """Where a block of one layer of ours lies in its Hugging Face tensor.
+
+        Of axes that are flattened there (heads, head_dim), only the first may be cut.
+        """
+        if self.kind == "table":
+            return part
+        if self.kind == "vector":
+            return (_flat(part, self.layer_shape),)
+        n = self._inputs
+        return _flat(part[n:], self.layer_shape[n:]), _flat(part[:n], self.layer_shape[:n])
+
+    def to_ours(self, tensor: np.ndarray, shape: tuple[int, ...] | None = None) -> np.ndarray:
+        """One Hugging Face tensor in our layout, `layer_shape`; or its part, see `hf_part`, as a block of `shape`."""
+        return (tensor.T if self.kind == "kernel" else tensor).reshape(self.layer_shape if shape is None else shape)
 
     def to_hf(self, array: np.ndarray) -> np.ndarray:
         """One layer of ours as a contiguous Hugging Face tensor, `hf_shape`."""
         if self.kind == "kernel":
             array = array.reshape(self.hf_shape[::-1]).T
         return np.ascontiguousarray(array.reshape(self.hf_shape))
+
+
+def _flat(part: Part, shape: tuple[int, ...]) -> slice:
+    """The slice of the flattened axes that a part of them is."""
+    inner = math.prod(shape[1:])
+    assert all(cut == slice(0, size) for cut, size in zip(part[1:], shape[1:], strict=True)), part
+    return slice(part[0].start * inner, part[0].stop * inner)
 
 
 def entries(shapes: dict[str, tuple[int, ...]]) -> Iterator[Entry]:

@@ -14,6 +14,7 @@ import ml_dtypes
 import numpy as np
 
 from elastic_jax.errors import CheckpointError
+from elastic_jax.weights.names import Part
 from elastic_jax.weights.source import TensorInfo
 
 SINGLE = "model.safetensors"
@@ -57,8 +58,9 @@ class SafetensorsFiles:
             self.tensors[name] = TensorInfo(tuple(piece.get_shape()), DTYPES[dtype])
             self._handles[name] = handle
 
-    def read(self, name: str) -> np.ndarray:
-        return self._handles[name].get_tensor(name)
+    def read(self, name: str, part: Part = ()) -> np.ndarray:
+        handle = self._handles[name]
+        return handle.get_slice(name)[part] if part else handle.get_tensor(name)
 
 
 def open_weights(directory: Path) -> SafetensorsFiles:

@@ -1,4 +1,4 @@
-"""What every reader offers: tensors by Hugging Face name, one at a time, and the check of names and shapes."""
+"""What every reader offers: tensors by Hugging Face name, or blocks of them, and the check of names and shapes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from elastic_jax.config import ModelConfig
 from elastic_jax.errors import CheckpointError
-from elastic_jax.weights.names import Entry
+from elastic_jax.weights.names import Entry, Part
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,9 @@ class TensorSource(Protocol):
     @property
     def tensors(self) -> Mapping[str, TensorInfo]: ...
 
-    def read(self, name: str) -> np.ndarray: ...
+    def read(self, name: str, part: Part = ()) -> np.ndarray:
+        """A tensor, or the given block of it."""
+        ...
 
 
 @dataclass(frozen=True)

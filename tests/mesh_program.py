@@ -1,0 +1,79 @@
+"""What needs eight simulated devices, run as a program because their number must be set before jax starts.
+
+`python tests/mesh_program.py` prints one JSON object: the result of each check by its name.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Any
+
+
+def meshes() -> dict[str, Any]:
+    """Shapes that `make_mesh` gives, and that rows and tokens go where a batch sharding says."""
+    import jax
+    import numpy as np
+
+    from elastic_jax.sharding import MeshConfig, batch_sharding, make_mesh
+
+    mesh = make_mesh(MeshConfig(data=-1, fsdp=2, context=2))
+    batch = jax.device_put(np.arange(3 * 8 * 6).reshape(3, 8, 6), batch_sharding(mesh, leading=1))
+    per_row = jax.device_put(np.arange(8), batch_sharding(mesh, tokens=False))
+    half = make_mesh(MeshConfig(tensor=4), jax.devices()[:4])
+    return {
+        "shape": dict(mesh.shape),
+        "auto": all(kind.name == "Auto" for kind in mesh.axis_types),
+        "batch_shard": batch.addressable_shards[0].data.shape,
+        "row_shard": per_row.addressable_shards[0].data.shape,
+        "half": [device.id for device in half.devices.flat],
+    }
+
+
+def loads(name: str, **axes: int) -> dict[str, Any]:
+    """A golden checkpoint read onto eight devices, beside the same on one: differences, and what was read."""
+    import jax
+    import numpy as np
+    from checkpoints import GOLDEN
+
+    from elastic_jax.model import to_params
+    from elastic_jax.sharding import MeshConfig, make_mesh, param_shardings
+    from elastic_jax.weights import from_pretrained
+    from elastic_jax.weights.safetensors_dir import SafetensorsFiles
+
+    whole = to_params(from_pretrained(GOLDEN / name))
+    read, given = SafetensorsFiles.read, []
+
+    def noting(*arguments: Any) -> Any:
+        given.append(read(*arguments))
+        return given[-1]
+
+    SafetensorsFiles.read = noting
+    mesh = make_mesh(MeshConfig(**axes))
+    divided = to_params(from_pretrained(GOLDEN / name, mesh=mesh))
+    SafetensorsFiles.read = read
+    wanted = param_shardings(whole, mesh)
+    layers = {path: x.shape[0] if path.startswith("layers.") else 1 for path, x in divided.items()}
+    return {
+        "different": [path for path, x in divided.items() if not np.array_equal(jax.device_get(x), whole[path])],
+        "misplaced": [path for path, x in divided.items() if not x.sharding.is_equivalent_to(wanted[path], x.ndim)],
+        "largest_read": max(array.nbytes for array in given),
+        "largest_block": max(x.addressable_shards[0].data.nbytes // layers[path] for path, x in divided.items()),
+        "all_read": sum(array.nbytes for array in given),
+        "stored": sum(x.nbytes for path, x in whole.items() if not path.startswith("layers.router.")),
+    }
+
+
+def main() -> None:
+    os.environ |= {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    checks = {
+        "meshes": meshes(),
+        "load": loads("qwen3_untied", fsdp=2, tensor=2, context=2),
+        "load_replicas": loads("llama_bias", data=4, fsdp=2),
+        "load_unshared_heads": loads("qwen2", data=2, tensor=4),
+    }
+    print(json.dumps(checks))
+
+
+if __name__ == "__main__":
+    main()

@@ -74,7 +74,7 @@ def read_jsonl(path: Path) -> Iterable[tuple[str, Any]]:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: cannot be read as UTF-8 text ({error}).") from error
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(text.split("\n"), start=1):  # texts may hold other line separators
         if not line.strip():
             continue
         where = f"{path}:{number}"

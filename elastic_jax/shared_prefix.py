@@ -21,7 +21,7 @@ from flax import nnx
 from elastic_jax.attention import per_row
 from elastic_jax.config import ModelConfig
 from elastic_jax.errors import ConfigError
-from elastic_jax.layout import Layout, make_layout
+from elastic_jax.layout import make_layout
 from elastic_jax.model import ElasticForCausalLM
 from elastic_jax.rope import apply_rope, rope_table
 from elastic_jax.router import argmax_gates, pool_keys, pooling_weights
@@ -153,8 +153,8 @@ def separate_rows_hidden(
     )
     wanted_WR = jnp.minimum(prompt_lengths_W[:, None] - 1 + jnp.arange(R + 1), T - 1)
     hidden_WRD = jnp.take_along_axis(out.hidden_BTD, wanted_WR[..., None], axis=1)
-    routing_B = Routing(*(None if part is None else part[:, ::V] for part in dataclasses.astuple(out.routing)))
-    return SharedPrefix(hidden_WRD.reshape(B, V, R + 1, -1), routing_B)
+    routing_LB = jax.tree.map(lambda part: part[:, ::V], out.routing)
+    return SharedPrefix(hidden_WRD.reshape(B, V, R + 1, -1), routing_LB)
 
 
 class _Rows(NamedTuple):

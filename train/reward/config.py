@@ -85,6 +85,14 @@ class AdamConfig:
 
 
 @dataclass(frozen=True)
+class RewardRunConfig(RunConfig):
+    """Where the run is kept and how often it reports."""
+
+    export: tuple[Literal["hf"], ...] = ("hf",)
+    """Formats written to `DIRECTORY/FORMAT` at the end, adapters merged; `hf` opens in transformers."""
+
+
+@dataclass(frozen=True)
 class RecordsConfig:
     """Where records come from."""
 
@@ -198,7 +206,7 @@ class ModelSettings:
     """Recompute each layer in the backward pass: less memory, a third more time."""
     lora: LoraConfig = field(default_factory=LoraConfig)
     optim: AdamConfig = field(default_factory=AdamConfig)
-    run: RunConfig = field(default_factory=RunConfig)
+    run: RewardRunConfig = field(default_factory=RewardRunConfig)
 
     def __post_init__(self) -> None:
         if self.block_size is not None and self.routing == "routers":

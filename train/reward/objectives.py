@@ -1,7 +1,7 @@
 """What each kind of training sums over a micro-batch.
 
-Every metric is a sum over pairs or learnt tokens, to be divided by the number in the whole batch: so the gradient is the
-same however a batch is cut into micro-batches or spread over devices.
+Every metric is a sum over pairs or learnt tokens, to be divided by the number in the whole batch: so the gradient is
+the same however a batch is cut into micro-batches or spread over devices.
 """
 
 from __future__ import annotations

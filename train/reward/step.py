@@ -29,9 +29,7 @@ def first_state(params: Mapping[str, jax.Array], config: AdamConfig) -> TrainSta
     return TrainState(params, make_optimizer(config).init(dict(params)), jnp.zeros((), jnp.int32))
 
 
-def make_step(
-    objective: Objective, config: AdamConfig
-) -> Callable[[TrainState, Any, Any], tuple[TrainState, Metrics]]:
+def make_step(objective: Objective, config: AdamConfig) -> Callable[[TrainState, Any, Any], tuple[TrainState, Metrics]]:
     """Builds `step(state, frozen, batch) -> (state, metrics)`, jitted; the old state is consumed.
 
     `batch` has leading axes [accumulate, rows]. Loss and metrics are means over all of it.

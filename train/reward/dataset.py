@@ -126,7 +126,7 @@ def _first(batch: PairBatch, real: int) -> PairBatch:
 
 
 def _alone(samples: Sequence[Sample], optim: AdamConfig, *, max_segments: int, block_size: int) -> list[Rows]:
-    """One sample to a row, all rows of one length, `optim.rows` to a batch; the last one is filled up with empty rows."""
+    """One sample to a row, all rows of one length, `optim.rows` to a batch; the last is filled up with empty rows."""
     longest = max(len(sample.input_ids) for sample in samples)
     length = -(-longest // block_size) * block_size
     count = -(-len(samples) // optim.rows) * optim.rows

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from elastic_jax.errors import ConfigError
-from train.reward.data.generate import KINDS, ranked_answers, records
+from train.reward.data.generate import KINDS, judge_preferences, judge_records, ranked_answers, records
 
 
 def test_records_follow_from_the_seed_and_their_number_only():
@@ -62,3 +62,21 @@ def test_bad_sizes_are_refused():
         records(1, 0, rejects=9)
     with pytest.raises(ConfigError, match="buildings is 1; want 2"):
         records(1, 0, buildings=1)
+
+
+def test_judgements_name_the_better_answer():
+    pairs, judged = records(60, 2), judge_preferences(60, 2, rejects=2)
+    verdicts = collections.Counter()
+    for pair, record in zip(pairs, judged, strict=True):
+        system, user = record.prompt
+        assert "[[A]]" in system.content and record.context in user.content
+        first, second = (user.content.index(f"]\n{text}\n[") for text in (pair.chosen, pair.rejected[0]))
+        right = "A" if first < second else "B"
+        verdicts[right] += 1
+        assert record.chosen.endswith(f"[[{right}]]") and f"Assistant {right} answers the question" in record.chosen
+        swapped, without = record.rejected
+        assert swapped.endswith(f"[[{'BA'['AB'.index(right)]}]]") and "[[" not in without
+    assert min(verdicts.values()) > 15
+    assert [r.answer for r in judge_records(60, 2)] == [r.chosen for r in judged]
+    with pytest.raises(ConfigError, match="with 1 or 2"):
+        judge_preferences(1, 0, rejects=3)

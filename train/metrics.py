@@ -9,6 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
+from elastic_jax.json_text import parse_json
+
 METRICS_FILE = "metrics.jsonl"
 Values = Mapping[str, float | list[float]]
 
@@ -59,8 +61,8 @@ class MetricLog:
 def _step_of(line: str) -> float:
     """Step of a line; a line cut short by a kill belongs to no step that is kept."""
     try:
-        return json.loads(line)["step"]
-    except (json.JSONDecodeError, KeyError, TypeError):
+        return parse_json(line)["step"]
+    except (ValueError, KeyError, TypeError):
         return math.inf
 
 

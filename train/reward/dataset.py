@@ -13,7 +13,7 @@ from train.data.packing import Rows, Sample
 from train.data.pipeline import make_pipeline
 from train.dataset import digest
 from train.reward.config import AdamConfig, BradleyTerryTrainConfig, SftConfig, SimpoTrainConfig
-from train.reward.data.generate import records
+from train.reward.data.generate import judge_preferences, judge_records, records
 from train.reward.data.pairs import PairBatch, PairSample, pair_batches, pair_pipeline
 from train.reward.data.readers import read_judge_records, read_preferences
 from train.reward.data.samples import judge_samples, pair_samples
@@ -46,10 +46,11 @@ def load_pairs(config: SimpoTrainConfig | BradleyTerryTrainConfig, tokenizer: An
         DataError: a malformed file (named with its line), or one side without a usable record.
     """
     data = config.data
+    generate = judge_preferences if isinstance(config, SimpoTrainConfig) else records
 
     def side(path: str | None, count: int, split: Any) -> tuple[list[PairSample], str]:
         if path is None:
-            found = records(count, config.run.seed, split, rejects=data.rejects, buildings=data.generated_buildings)
+            found = generate(count, config.run.seed, split, rejects=data.rejects, buildings=data.generated_buildings)
             told = f"{count} generated"
         else:
             found, tally = read_preferences(Path(path))
@@ -64,13 +65,12 @@ def load_pairs(config: SimpoTrainConfig | BradleyTerryTrainConfig, tokenizer: An
 
 def load_judgements(config: SftConfig, tokenizer: Any) -> Data:
     """Tokenised judgements, read or generated as the settings say; raises as `load_pairs`."""
-    from train.reward.data.generate import judge_records
-
     data = config.data
 
     def side(path: str | None, count: int, split: Any) -> tuple[list[Sample], str]:
         if path is None:
-            found, told = judge_records(count, config.run.seed, split), f"{count} generated"
+            found = judge_records(count, config.run.seed, split, buildings=data.generated_buildings)
+            told = f"{count} generated"
         else:
             found, tally = read_judge_records(Path(path))
             told = f"{path}: {tally}"

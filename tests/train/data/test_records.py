@@ -9,7 +9,7 @@ GOOD = {"context": "c", "question": "q", "answer": "a", "metadata": {"task": "Co
 
 
 def test_records_survive_a_round_trip(tmp_path):
-    records = [Record("text\nmore", "why?", "so", CODE, is_prefix=False), Record("ü", "", "b", 0)]
+    records = [Record("text\nmore", "why?", "so", CODE, is_prefix=False), Record("ü\u2028\x85 and on", "", "b", 0)]
     write_records(tmp_path / "r.jsonl", records)
     assert read_records(tmp_path / "r.jsonl") == records
 

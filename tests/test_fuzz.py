@@ -36,7 +36,7 @@ from eval.longbench.v2 import longbench_v2_group
 from eval.ruler.questions import read_questions
 from train.config import RouterTrainConfig
 from train.data.foreign import read_evidence
-from train.data.records import read_records
+from train.data.sources import read_records
 
 QUICK = 25
 MANY = int(os.environ.get("FUZZ_CASES", "2000"))

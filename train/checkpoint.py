@@ -27,7 +27,7 @@ class Checkpoints:
         if best is not None:
             name = best.removeprefix("-")
             lowest = policies.BestN(
-                lambda figures: figures[name],
+                get_metric_fn=lambda figures: figures[name],
                 reverse=not best.startswith("-"),
                 n=1,
                 keep_checkpoints_without_metrics=False,
@@ -48,9 +48,11 @@ class Checkpoints:
     @property
     def best_step(self) -> int | None:
         """Steps done at the best complete checkpoint; None where none was evaluated."""
-        assert self._best is not None
+        if self._best is None:
+            return None
         name, sign = self._best.removeprefix("-"), -1 if self._best.startswith("-") else 1
-        found = [(sign * dict(c.metrics)[name], c.step) for c in self._checkpointer.checkpoints if c.metrics]
+        evaluated: Any = [checkpoint for checkpoint in self._checkpointer.checkpoints if checkpoint.metrics]
+        found = [(sign * checkpoint.metrics[name], checkpoint.step) for checkpoint in evaluated]
         return min(found)[1] if found else None
 
     def save(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -10,15 +11,17 @@ from jax.sharding import Mesh
 
 from elastic_jax.errors import ConfigError
 from elastic_jax.sharding import MeshConfig, make_mesh
-from train.run_config import DistributedConfig
+from train.run_config import DistributedConfig, RunConfig
 
 
-def start(config: DistributedConfig) -> None:
-    """Joins this process to the others; to be called before anything asks JAX for devices.
+def start(config: DistributedConfig, run: RunConfig) -> None:
+    """Joins this process to the others and opens the compile cache; call it before anything asks JAX for devices.
 
     Raises:
         ConfigError: no cluster was found, or the coordinator did not answer.
     """
+    if run.compile_cache is not None:
+        jax.config.update("jax_compilation_cache_dir", str(Path(run.compile_cache).expanduser().absolute()))
     if config.coordinator is None:
         return
     try:

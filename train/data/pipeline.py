@@ -41,8 +41,7 @@ def make_pipeline(
     if packing == "first_fit":
         stream = _first_fit(samples, row_length, block_size, max_segments, seed)
     else:
-        sizes = [-(-len(sample.input_ids) // block_size) for sample in samples]
-        plan = RowPlan(sizes, capacity=row_length // block_size, max_segments=max_segments, seed=seed)
+        plan = _plan(samples, row_length, block_size, max_segments, seed=seed)
 
         def row(index: int, number: int) -> Rows:
             chosen = [samples[sample] for sample in plan.samples(number, epoch=index // len(plan))]
@@ -53,6 +52,21 @@ def make_pipeline(
     return stream.batch(rows * accumulate).map(
         lambda batch: Rows(*(field.reshape(accumulate, rows, -1) for field in batch))
     )
+
+
+def whole_epoch(samples: Sequence[Sample], *, row_length: int, block_size: int, max_segments: int) -> Rows:
+    """Every sample once, as rows `[R, ...]`."""
+    plan = _plan(samples, row_length, block_size, max_segments, seed=0)
+    rows = [
+        _packed([samples[i] for i in plan.samples(row, epoch=0)], row_length, block_size, max_segments)
+        for row in range(len(plan))
+    ]
+    return Rows(*(np.stack(field) for field in zip(*rows, strict=True)))
+
+
+def _plan(samples: Sequence[Sample], row_length: int, block_size: int, max_segments: int, *, seed: int) -> RowPlan:
+    sizes = [-(-len(sample.input_ids) // block_size) for sample in samples]
+    return RowPlan(sizes, capacity=row_length // block_size, max_segments=max_segments, seed=seed)
 
 
 def _packed(samples: Sequence[Sample], row_length: int, block_size: int, max_segments: int) -> Rows:

@@ -3,7 +3,8 @@ import json
 import pytest
 
 from elastic_jax.errors import DataError
-from train.data.records import CODE, Record, read_records, write_records
+from train.data.records import CODE, Record, write_records
+from train.data.sources import read_records
 
 GOOD = {"context": "c", "question": "q", "answer": "a", "metadata": {"task": "Code"}}
 

@@ -69,12 +69,12 @@ def shared_prefix_hidden(
     """
     config = model.config
     _check(config, prompts_BP.shape[1])
+    (B, V), P = response_lengths_BV.shape, prompts_BP.shape[1]
     rows = _response_rows(prompts_BP, prompt_lengths_B, responses_BVR, response_lengths_BV, config.router.block_size)
-    layout = make_layout(prompts_BP.shape, lengths=prompt_lengths_B, block_size=config.router.block_size)
+    layout = make_layout((B, P), lengths=prompt_lengths_B, block_size=config.router.block_size)
     prompt_rope = _rope(config, layout.positions_BT)
     response_rope = _rope(config, rows.positions_WT)
     weights_BP = pooling_weights(layout, layout.lengths_BM, config.router)
-    B, V = response_lengths_BV.shape
     modes = None if routing is None else modes_from(routing, (config.num_layers, B, config.num_kv_heads))
     options: dict[str, Any] = dict(
         sink_blocks=config.router.sink_blocks,

@@ -5,11 +5,14 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from elastic_jax import smollm2
 from elastic_jax.cli_args import parse_verb, required
 from train.reward.config import BradleyTerryTrainConfig, SftConfig, SimpoTrainConfig
+
+if TYPE_CHECKING:
+    from jax.sharding import Mesh
 
 
 def sft(argv: Sequence[str]) -> int:
@@ -37,17 +40,20 @@ def _train(kind: str, cls: type, summary: str, argv: Sequence[str]) -> int:
     directory = Path(required(config.run.directory, "--run.directory DIRECTORY", "run directory"))
 
     from elastic_jax.tokenizer import load_tokenizer
+    from train.distributed import run_mesh, start
     from train.interrupt import Interrupted
     from train.reward.dataset import load_judgements, load_pairs
     from train.reward.run import train
 
+    start(config.distributed, config.run)
     load = load_judgements if kind == "sft" else load_pairs
     data = load(config, load_tokenizer(source))
     print(data.report, flush=True)
     if asked.dry_run:
         return 0
+    mesh = run_mesh(config.mesh)
     try:
-        train(config, _model(config, source), data, directory)
+        train(config, _model(config, source, mesh), data, directory, mesh=mesh)
     except Interrupted as stopped:
         print(f"elastic-jax train {kind}: {stopped}", file=sys.stderr)
         return stopped.exit_code
@@ -55,11 +61,11 @@ def _train(kind: str, cls: type, summary: str, argv: Sequence[str]) -> int:
     return 0
 
 
-def _model(config: Any, source: str | Path) -> Any:
+def _model(config: Any, source: str | Path, mesh: Mesh | None) -> Any:
     from elastic_jax.reward import ElasticRewardModel
     from elastic_jax.weights import from_pretrained
 
     if not isinstance(config, BradleyTerryTrainConfig):
-        return from_pretrained(source, dtype=config.dtype, router=config.router)
+        return from_pretrained(source, dtype=config.dtype, router=config.router, mesh=mesh)
     seed = config.run.seed if config.head == "new" else None
     return ElasticRewardModel.from_pretrained(source, dtype=config.dtype, router=config.router, new_head_seed=seed)

@@ -9,9 +9,11 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from elastic_jax.errors import ConfigError
-from train.config import RunConfig
-from train.reward.losses import Rejects
+from elastic_jax.sharding import MeshConfig
+from train.run_config import DistributedConfig, RunConfig
 
+Rejects = Literal["mean", "each"]
+"""`mean`: the rejected responses of a pair are averaged before they are compared; `each`: compared one by one."""
 Target = Literal[
     "attn.q_proj", "attn.k_proj", "attn.v_proj", "attn.o_proj", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"
 ]
@@ -206,6 +208,8 @@ class ModelSettings:
     """Recompute each layer in the backward pass: less memory, a third more time."""
     lora: LoraConfig = field(default_factory=LoraConfig)
     optim: AdamConfig = field(default_factory=AdamConfig)
+    mesh: MeshConfig = field(default_factory=MeshConfig)
+    distributed: DistributedConfig = field(default_factory=DistributedConfig)
     run: RewardRunConfig = field(default_factory=RewardRunConfig)
 
     def __post_init__(self) -> None:

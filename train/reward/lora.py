@@ -31,7 +31,7 @@ _DOWN, _UP = "lora_down", "lora_up"
 
 
 class LoraLinear(nnx.Module):
-    """`base(x) + scale * up(down(x))`, the adapters applied in the dtype of x."""
+    """`base(x) + scale * up(down(x))`; what the adapters add is summed in float32 and rounded to the dtype of x."""
 
     def __init__(self, base: Linear, down: jax.Array, up: jax.Array, scale: float):
         self.base = base
@@ -39,8 +39,9 @@ class LoraLinear(nnx.Module):
         self.scale = scale
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        low = jnp.tensordot(x, self.down[...].astype(x.dtype), axes=self.base.input_rank)
-        return self.base(x) + self.scale * jnp.tensordot(low, self.up[...].astype(x.dtype), axes=1)
+        down = self.down[...].astype(x.dtype)
+        low = jnp.tensordot(x, down, axes=self.base.input_rank, preferred_element_type=jnp.float32)
+        return self.base(x) + (self.scale * jnp.tensordot(low, self.up[...], axes=1)).astype(x.dtype)
 
 
 def fresh_lora(

@@ -13,8 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax.nn import log_sigmoid
 
-Rejects = Literal["mean", "each"]
-"""`mean`: the rejected responses of a pair are averaged before they are compared; `each`: compared one by one."""
+from train.reward.config import Rejects
 
 
 def weighted_mean(values: jax.Array, weights: jax.Array) -> jax.Array:

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import jax
+from jax.sharding import Mesh
+
 from elastic_jax.errors import ConfigError
 from elastic_jax.model import ElasticForCausalLM, from_params
 from elastic_jax.reward import SCORE, ElasticRewardModel
-from train.loop import Job, fit, has_checkpoint
+from elastic_jax.sharding import param_shardings
+from train.distributed import is_main, placed, wait_for_all
+from train.loop import Job, best_state, fit, has_checkpoint
 from train.metrics import Values
 from train.reward.config import BradleyTerryTrainConfig, PairSettings, SftConfig, SimpoTrainConfig
 from train.reward.dataset import Batches, Data, judge_stream, pair_stream
 from train.reward.objectives import Objective, bradley_terry_objective, sft_objective, simpo_objective
+from train.reward.placement import batch_shardings, check_mesh, gathered, placed_state
 from train.reward.step import first_state, make_measure, make_step
 from train.reward.weights import Assembly, Params, split_params
 
@@ -23,39 +30,65 @@ AnyConfig = SftConfig | SimpoTrainConfig | BradleyTerryTrainConfig
 AnyModel = ElasticForCausalLM | ElasticRewardModel
 
 
-def train(config: AnyConfig, model: AnyModel, data: Data, directory: Path) -> dict[str, dict[str, float]]:
+def train(
+    config: AnyConfig, model: AnyModel, data: Data, directory: Path, *, mesh: Mesh | None = None
+) -> dict[str, dict[str, float]]:
     """Trains in `directory` by `train.loop.fit`, whose errors it raises, and exports the model.
 
-    Returns the held-out metrics `before` and `after`, which are also in the directory.
+    With `run.eval_every`, the model of least held-out loss is exported, else the last one. Returns the held-out metrics
+    `before` and `after`, which are also in the directory.
+
+    Args:
+        mesh: of the devices, on which the model is; None for the default device.
 
     Raises:
-        ConfigError: lengths that do not fit the model.
+        ConfigError: lengths that do not fit the model, or rows that do not fit the mesh.
     """
+    if mesh is not None:
+        check_mesh(config, mesh)
     assembly, params, frozen = split_params(model, config.lora, block_size=config.block_size, seed=config.run.seed)
     _check_lengths(config, assembly)
     objective, batches = _parts(config, assembly, data)
-    optim = config.optim if config.optim.steps else replace(config.optim, steps=batches.per_epoch)
-    config = replace(config, optim=optim)
-    state = first_state(params, optim)
-    measure = make_measure(objective, batches.held_out)
-    results = _stored(directory)
-    if not has_checkpoint(directory) or "before" not in results:
-        results = {"before": measure(state, frozen)}
-        print(f"held out, before: {_listed(results['before'])}", flush=True)
+    if not config.optim.steps:
+        config = replace(config, optim=replace(config.optim, steps=batches.per_epoch))
+    state, held_out, shardings = first_state(params, config.optim), batches.held_out, None
+    if mesh is not None:
+        state = placed_state(params, config.optim, mesh)
+        frozen = placed(frozen, param_shardings(frozen, mesh))
+        shardings = batch_shardings(held_out[0], mesh, leading=1)
+        one = batch_shardings(held_out[0], mesh, leading=0)
+        held_out = [placed(batch, one) for batch in held_out]
+    measure = make_measure(objective, held_out)
     job = Job(
         config=config,
         state=state,
-        step=make_step(objective, optim),
+        step=make_step(objective, config.optim),
         frozen=frozen,
         batches=batches.stream,
         fingerprint=batches.fingerprint,
+        evaluate=measure,
+        best="loss",
         describe=describe,
+        mesh=mesh,
+        batch_shardings=shardings,
     )
+    results = _stored(directory)
+    if not has_checkpoint(directory) or "before" not in results:
+        with nullcontext() if mesh is None else jax.set_mesh(mesh):
+            results = {"before": measure(state, frozen)}
+        _tell(f"held out, before: {_listed(results['before'])}")
     state = fit(job, directory)
-    results["after"] = measure(state, frozen)
-    print(f"held out, after:  {_listed(results['after'])}", flush=True)
     _store(directory, results)
-    export(config, model, assembly, state.params, frozen, directory)
+    if config.run.eval_every:
+        state = best_state(job, directory)[0]
+    with nullcontext() if mesh is None else jax.set_mesh(mesh):
+        results["after"] = measure(state, frozen)
+    _tell(f"held out, after:  {_listed(results['after'])}")
+    _store(directory, results)
+    whole = gathered(state.params, mesh), gathered(frozen, mesh)
+    if is_main():
+        export(config, model, assembly, *whole, directory)
+    wait_for_all("export")
     return results
 
 
@@ -105,12 +138,19 @@ def _check_lengths(config: AnyConfig, assembly: Assembly) -> None:
         raise ConfigError(f"{name} asks for sequences of {longest} tokens; the model has {positions} positions.")
 
 
+def _tell(line: str) -> None:
+    if is_main():
+        print(line, flush=True)
+
+
 def _stored(directory: Path) -> dict[str, Any]:
     file = directory / HELD_OUT_FILE
     return json.loads(file.read_text()) if file.is_file() else {}
 
 
 def _store(directory: Path, results: dict[str, Any]) -> None:
+    if not is_main():
+        return
     draft = directory / f"{HELD_OUT_FILE}.tmp"
     draft.write_text(json.dumps(results, indent=1) + "\n")
     draft.replace(directory / HELD_OUT_FILE)

@@ -63,9 +63,7 @@ def data_of(kind: str) -> Data:
 def model_of(kind: str):
     if kind != "bt":
         return tiny_model()
-    return ElasticRewardModel(
-        tiny_model(tie_word_embeddings=True), jnp.zeros((CONFIG.hidden_size, 1)), replace(CONFIG)
-    )
+    return ElasticRewardModel(tiny_model(tie_word_embeddings=True), jnp.zeros((CONFIG.hidden_size, 1)), replace(CONFIG))
 
 
 def weights(directory: Path) -> dict[str, np.ndarray]:

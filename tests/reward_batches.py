@@ -20,16 +20,16 @@ def pair_batch(count: int = 4, seed: int = 0) -> PairBatch:
     return PairBatch(ids[:, :P], prompts, ids[:, P:].reshape(count, 1 + V, R), lengths, margin)
 
 
-def judge_rows(count: int = 4, seed: int = 0) -> Rows:
-    """`count` rows of 32 tokens, each a sample of 16 and one of fewer, whose second halves are learnt."""
+def judge_rows(count: int = 4, seed: int = 0, length: int = 32) -> Rows:
+    """Rows of a sample that fills one half and a shorter one in the other; the second half of each half is learnt."""
     rng = np.random.default_rng(seed)
-    ids = rng.integers(0, CONFIG.vocab_size, (count, 33)).astype(np.int32)
-    second = rng.integers(2, 17, count)
-    at = np.arange(32)
-    segments = np.where(at < 16, 1, np.where(at < 16 + second[:, None], 2, 0)).astype(np.int32)
-    last = (at == 15) | (at == 15 + second[:, None])
-    weights = ((segments > 0) & (at % 16 >= 8) & ~last).astype(np.float32)
-    prompts = np.stack([np.full(count, 8), np.minimum(second, 8)], axis=1).astype(np.int32)
+    ids = rng.integers(0, CONFIG.vocab_size, (count, length + 1)).astype(np.int32)
+    half, at = length // 2, np.arange(length)
+    second = rng.integers(2, half + 1, count)
+    segments = np.where(at < half, 1, np.where(at < half + second[:, None], 2, 0)).astype(np.int32)
+    last = (at == half - 1) | (at == half - 1 + second[:, None])
+    weights = ((segments > 0) & (at % half >= half // 2) & ~last).astype(np.float32)
+    prompts = np.stack([np.full(count, half // 2), np.minimum(second, half // 2)], axis=1).astype(np.int32)
     return Rows(ids[:, :-1], segments, ids[:, 1:], weights, prompts, np.zeros((count, 2), np.int32))
 
 

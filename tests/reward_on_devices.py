@@ -1,6 +1,6 @@
-"""One step of reward training on meshes of eight simulated devices: `python tests/reward_on_devices.py KIND:AXIS=N,... ...`.
+"""One step of reward training on meshes of eight simulated devices: `python tests/reward_on_devices.py CASE ...`.
 
-A program, because the number of devices must be set before jax starts. Prints as JSON, for each case, the largest
+A case is KIND:AXIS=N,AXIS=N. A program, because the number of devices must be set before jax starts. Prints as JSON, for each case, the largest
 difference of the loss and of Adam's averages of the gradient from one device, relative to the largest entry, and over
 how many devices the largest array of the optimizer is divided.
 """
@@ -40,11 +40,11 @@ def main(cases: list[str]) -> None:
 
     optim = AdamConfig(steps=4, rows=8, warmup=0.0, learning_rate=1e-2)
     common = {"dtype": "float32", "remat": True, "optim": optim}
-    data = JudgeDataConfig(row_length=32, max_segments=2)
+    data = JudgeDataConfig(row_length=128, max_segments=2)
     head = np.random.default_rng(3).standard_normal((CONFIG.hidden_size, 1), np.float32)
     scalar = ElasticRewardModel(tiny_model(tie_word_embeddings=True), jnp.asarray(head), CONFIG)
     kinds = {
-        "sft": (SftConfig(**common, data=data), sft_objective, tiny_model(), judge_rows(8)),
+        "sft": (SftConfig(**common, data=data), sft_objective, tiny_model(), judge_rows(8, length=128)),
         "simpo": (SimpoTrainConfig(**common), simpo_objective, tiny_model(), pair_batch(8)),
         "bt": (
             BradleyTerryTrainConfig(**common, lora=LoraConfig(rank=2)),

@@ -135,7 +135,7 @@ def _alone(samples: Sequence[Sample], optim: AdamConfig, *, max_segments: int, b
     prompts = np.zeros(count, np.int32)
     for row, sample in enumerate(samples):
         size = len(sample.input_ids)
-        tokens[:, row, :size] = sample.input_ids, 1, sample.labels
+        tokens[:, row, :size] = sample.input_ids, np.ones(size), sample.labels
         weights[row, :size] = sample.weights
         prompts[row] = sample.prompt_lengths[0]
     task_ids = np.where((at == 0) & (prompts[:, None] > 0), 0, -1).astype(np.int32)

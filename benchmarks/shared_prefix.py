@@ -1,12 +1,11 @@
 """What it saves to compute a prompt once for all its responses: `python benchmarks/shared_prefix.py`.
 
-Loss and gradient of one SimPO pair on random weights of SmolLM2's shape, all weights learning, full attention, every
-layer recomputed in the backward pass: in the shared layout and with a row for each response. Programs take turns; the
-fastest of each counts.
+Gradient in all weights of the decoder of SmolLM2's shape, random weights, bfloat16, full attention, every layer
+recomputed in the backward pass, without the vocabulary head, whose work is the same: in the shared layout and with a
+row for each response. Programs take turns; the fastest call of each counts.
 
-Work is counted in two parts. Matrix products of the layers: the XLA compiler's count for one layer, without the
-attention loops, which it cannot count, and without the vocabulary head, which is the same in both. Attention: pairs of
-a token and an earlier one, or itself, that a full head computes.
+Work is counted in two parts. Linear maps: the XLA compiler's count for one layer, forward and backward, in which it
+takes each attention loop for a single turn. Attention: pairs of a token and an earlier one, or itself, of a full head.
 """
 
 from __future__ import annotations
@@ -25,13 +24,9 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from elastic_jax.config import ModelConfig, RouterConfig
-from elastic_jax.model import param_shapes
+from elastic_jax.model import from_params, param_shapes
 from elastic_jax.shared_prefix import separate_rows_hidden, shared_prefix_hidden
 from eval.timing import fastest, seconds
-from train.reward.config import LoraConfig, PairDataConfig, SimpoTrainConfig
-from train.reward.data.pairs import PairBatch
-from train.reward.objectives import simpo_objective
-from train.reward.weights import Assembly
 
 SMOLLM2 = ModelConfig(
     family="llama",
@@ -49,45 +44,25 @@ SMOLLM2 = ModelConfig(
 RUNS = {"shared": shared_prefix_hidden, "separate": separate_rows_hidden}
 
 
-def random_params(config: ModelConfig) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
-    """(what learns, float32; routers), N(0, 0.02)."""
+def random_params(config: ModelConfig) -> dict[str, jax.Array]:
     rng = np.random.default_rng(0)
-    drawn = {
-        path: jnp.asarray(0.02 * rng.standard_normal(spec.shape, np.float32))
+    return {
+        path: jnp.asarray(0.02 * rng.standard_normal(spec.shape, np.float32), spec.dtype)
         for path, spec in param_shapes(config).items()
     }
-    routers = {path: x for path, x in drawn.items() if path.startswith("layers.router.")}
-    return {path: x for path, x in drawn.items() if path not in routers}, routers
 
 
-def one_pair(prompt: int, response: int, rejects: int) -> PairBatch:
-    ids = (
-        np.random.default_rng(1)
-        .integers(0, SMOLLM2.vocab_size, (1, prompt + (1 + rejects) * response))
-        .astype(np.int32)
-    )
-    lengths = np.full((1, 1 + rejects), response, np.int32)
-    responses = ids[:, prompt:].reshape(1, 1 + rejects, response)
-    return PairBatch(ids[:, :prompt], np.full(1, prompt, np.int32), responses, lengths, np.zeros(1, np.float32))
-
-
-def layer_flops(layout: str, batch: PairBatch) -> float:
-    """The compiler's count of loss and gradient through one layer."""
-    config = dataclasses.replace(SMOLLM2, num_layers=1)
-    params, routers = random_params(config)
-    assembly = Assembly(config, jnp.bfloat16, LoraConfig())
-
-    def loss(params: Any) -> jax.Array:
-        out = RUNS[layout](assembly.decoder(params, routers), *map(jnp.asarray, batch[:4]), routing="full")
-        return out.hidden.astype(jnp.float32).sum()
-
-    counted = jax.jit(jax.grad(loss)).lower(params).compile().cost_analysis()
-    assert counted is not None
-    return counted["flops"]
+def one_record(prompt: int, response: int, rejects: int) -> tuple[jax.Array, ...]:
+    """Prompt, its length, responses, their lengths."""
+    rng = np.random.default_rng(1)
+    ids = rng.integers(0, SMOLLM2.vocab_size, (1, prompt)), rng.integers(0, 9999, (1, 1 + rejects, response))
+    lengths = np.full(1, prompt), np.full((1, 1 + rejects), response)
+    batch = (ids[0], lengths[0], ids[1], lengths[1])
+    return tuple(jnp.asarray(part, jnp.int32) for part in batch)
 
 
 def pairs(layout: str, prompt: int, response: int, rejects: int, block: int) -> int:
-    """Pairs of tokens of a full head; a shared row begins with the prompt's last block, padded to whole blocks."""
+    """Pairs of tokens of a full head; in the shared layout a response's row begins with the prompt's last block."""
     if layout == "separate":
         length = prompt + response
         return (1 + rejects) * length * (length + 1) // 2
@@ -101,34 +76,30 @@ def main() -> None:
     parser.add_argument("--prompt", type=int, default=2048, help="tokens of the prompt")
     parser.add_argument("--response", type=int, default=128, help="tokens of each response")
     parser.add_argument("--rejects", type=int, default=2, help="rejected responses")
+    parser.add_argument("--layers", type=int, default=SMOLLM2.num_layers, help="layers of the decoder")
     parser.add_argument("--rounds", type=int, default=3, help="timed calls of each layout")
     parser.add_argument("--out", type=Path, help="JSON file for the figures")
     asked = parser.parse_args()
     sizes = (asked.prompt, asked.response, asked.rejects)
-    batch = one_pair(*sizes)
-    params, routers = random_params(SMOLLM2)
+    config = dataclasses.replace(SMOLLM2, num_layers=asked.layers)
+    params, batch = random_params(config), one_record(*sizes)
 
-    def program(layout: Any) -> Any:
-        data = PairDataConfig(prompt_tokens=asked.prompt, response_tokens=asked.response, rejects=asked.rejects)
-        config = SimpoTrainConfig(layout=layout, data=data)
-        objective = simpo_objective(Assembly(SMOLLM2, jnp.bfloat16, config.lora), config)
-        step = jax.jit(jax.value_and_grad(lambda params: objective.sums(params, routers, batch)["loss"]))
-        return lambda: seconds(step, params)
+    def program(run: Any) -> Any:
+        def loss(params: Any) -> jax.Array:
+            out = run(from_params(config, params), *batch, routing="full", remat=True)
+            return out.hidden.astype(jnp.float32).sum()
 
-    times = fastest({layout: program(layout) for layout in RUNS}, asked.rounds)
-    flops = {layout: layer_flops(layout, batch) for layout in RUNS}
-    work = {layout: pairs(layout, *sizes, SMOLLM2.router.block_size) for layout in RUNS}
-    figures = {
-        "sizes": dict(zip(("prompt", "response", "rejects"), sizes, strict=True)),
-        "device": jax.devices()[0].device_kind,
-        "seconds": times,
-        "layer_flops": flops,
-        "attention_pairs": work,
-        "shared/separate": {
-            name: round(of["shared"] / of["separate"], 3)
-            for name, of in (("seconds", times), ("layer_flops", flops), ("attention_pairs", work))
-        },
-    }
+        return jax.jit(jax.grad(loss)).lower(params).compile()
+
+    programs = {layout: program(run) for layout, run in RUNS.items()}
+    flops = {layout: compiled.cost_analysis()["flops"] for layout, compiled in programs.items()}
+    work = {layout: pairs(layout, *sizes, config.router.block_size) for layout in RUNS}
+    calls = {layout: lambda compiled=compiled: seconds(compiled, params) for layout, compiled in programs.items()}
+    times = fastest(calls, asked.rounds)
+    counted = {"seconds": times, "layer_flops": flops, "attention_pairs": work}
+    ratios = {name: round(of["shared"] / of["separate"], 3) for name, of in counted.items()}
+    shape = {"prompt": asked.prompt, "response": asked.response, "rejects": asked.rejects, "layers": asked.layers}
+    figures = {"sizes": shape, "device": jax.devices()[0].device_kind, **counted, "shared/separate": ratios}
     print(json.dumps(figures, indent=1))
     if asked.out:
         asked.out.write_text(json.dumps(figures, indent=1) + "\n")

@@ -78,6 +78,7 @@ def main(cases: list[str]) -> None:
         for got, wanted in zip(*leaves, strict=True):
             worst = max(worst, float(np.abs(got - wanted).max() / (np.abs(wanted).max() + 1e-12)))
         results[case] = {"difference": worst, "divided": divided}
+        print(case, results[case], file=sys.stderr, flush=True)
     print(json.dumps(results))
 
 

@@ -10,7 +10,7 @@ from elastic_jax import smollm2
 from elastic_jax.cli_args import parse_verb, required
 from train.config import RouterTrainConfig
 from train.data.records import TASKS
-from train.distributed import start
+from train.distributed import is_main, run_mesh, start
 
 
 def main(argv: Sequence[str]) -> int:
@@ -19,7 +19,8 @@ def main(argv: Sequence[str]) -> int:
     config = asked.settings
     source = smollm2.source(required(config.model, "--model SOURCE", "model to train routers for"))
     directory = Path(required(config.run.directory, "--run.directory DIRECTORY", "run directory"))
-    start(config.distributed, config.run)
+    if not asked.dry_run:
+        start(config.distributed, config.run)
 
     from elastic_jax.tokenizer import load_tokenizer
     from elastic_jax.weights import from_pretrained
@@ -31,13 +32,14 @@ def main(argv: Sequence[str]) -> int:
     if asked.dry_run:
         print(_data_summary(samples))
         return 0
-    model = from_pretrained(source, dtype=config.dtype, router=config.init)
+    model = from_pretrained(source, dtype=config.dtype, mesh=run_mesh(config.mesh), router=config.init)
     try:
         train_router(config, model, samples, directory)
     except Interrupted as stopped:
         print(f"elastic-jax train router: {stopped}", file=sys.stderr)
         return stopped.exit_code
-    print(f"Trained {config.optim.steps} steps; wrote {', '.join(config.run.export)} to {directory}")
+    if is_main():
+        print(f"Trained {config.optim.steps} steps; wrote {', '.join(config.run.export)} to {directory}")
     return 0
 
 

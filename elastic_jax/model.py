@@ -19,6 +19,7 @@ from elastic_jax.layout import Layout, make_layout
 from elastic_jax.rope import rope_table
 from elastic_jax.router import AttentionRouter, SampledGates, SoftGates, pooling_weights
 from elastic_jax.routing import HeadMode, Routing, modes_from
+from elastic_jax.sharding import divide_tokens
 
 Gates = Routing | jax.Array | str | SampledGates | SoftGates | None
 
@@ -195,14 +196,14 @@ class ElasticForCausalLM(nnx.Module):
 
         def step(x_BTD: jax.Array, xs: tuple) -> tuple[jax.Array, tuple]:
             state, layer_gates, index = xs
-            y_BTD, record = nnx.merge(graph, state)(x_BTD, context, layer_gates, index)
+            y_BTD, record = nnx.merge(graph, state)(divide_tokens(x_BTD), context, layer_gates, index)
             kept = (record.k_BTKH, record.v_BTKH) if return_kv else None
             told = (record.logits, record.gates, record.pooled, record.skipped)
             routed = jax.tree.map(lambda x: per_row(x, layout), told)
             return y_BTD, (routed, x_BTD if return_layers else None, kept)
 
         body = jax.checkpoint(step) if remat else step
-        x_BTD = self.embed(input_ids_BT)
+        x_BTD = divide_tokens(self.embed(input_ids_BT))
         x_BTD, (routed, inputs, kv) = jax.lax.scan(body, x_BTD, (stacked, imposed, jnp.arange(config.num_layers)))
         hidden_BTD = self.norm(x_BTD)
         layers = jnp.concatenate([inputs, hidden_BTD[None]]) if return_layers else None

@@ -11,7 +11,7 @@ from tiny import CONFIG, tiny_model
 from train.config import DataConfig, OptimConfig, RouterTrainConfig, RunConfig
 from train.data.packing import Sample
 from train.interrupt import Interrupted
-from train.loop import train_router
+from train.router_run import train_router
 
 STEPS = 20
 

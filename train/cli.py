@@ -23,7 +23,7 @@ def main(argv: Sequence[str]) -> int:
     from elastic_jax.weights import from_pretrained
     from train.dataset import load_samples
     from train.interrupt import Interrupted
-    from train.loop import train_router
+    from train.router_run import train_router
 
     samples = load_samples(config, load_tokenizer(source))
     if asked.dry_run:

@@ -4,27 +4,28 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-
-from train.data.records import TASKS
 
 METRICS_FILE = "metrics.jsonl"
 Values = Mapping[str, float | list[float]]
 
 
 def to_plain(metrics: Mapping[str, object]) -> dict[str, float | list[float]]:
-    """Device metrics as numbers and, for values by task, lists."""
+    """Device metrics as numbers and, for vectors, lists."""
     return {name: np.asarray(value, np.float64).tolist() for name, value in metrics.items()}
 
 
 class MetricLog:
     """Appends one line and one set of TensorBoard scalars for each step."""
 
-    def __init__(self, directory: Path, *, first_step: int):
-        """Lines of steps from `first_step` on, left by a run that was killed after its last checkpoint, are dropped."""
+    def __init__(self, directory: Path, *, first_step: int, labels: Mapping[str, Sequence[str]]):
+        """`labels` names the entries of vector metrics.
+
+        Lines of steps from `first_step` on, left by a run that was killed after its last checkpoint, are dropped.
+        """
         from tensorboardX import SummaryWriter
 
         path = directory / METRICS_FILE
@@ -33,6 +34,7 @@ class MetricLog:
             kept = [line for line in path.read_text().splitlines() if _step_of(line) < first_step]
         path.write_text("".join(line + "\n" for line in kept))
         self._file = path.open("a")
+        self._labels = labels
         self._board = SummaryWriter(str(directory / "tensorboard"), purge_step=first_step)
 
     def write(self, step: int, values: Values) -> None:
@@ -42,7 +44,8 @@ class MetricLog:
         self._file.flush()
         for name, value in values.items():
             if isinstance(value, list):
-                for label, item in zip(TASKS, value, strict=True):
+                labels = self._labels.get(name, range(len(value)))
+                for label, item in zip(labels, value, strict=True):
                     if math.isfinite(item):
                         self._board.add_scalar(f"{name}/{label}", item, step)
             elif math.isfinite(value):

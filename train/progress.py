@@ -1,8 +1,8 @@
-"""What a watcher of a run sees: a bar with loss, sparsity and remaining time, or plain lines without a terminal."""
+"""What a watcher of a run sees: a bar with the step's figures and remaining time, or plain lines without a terminal."""
 
 from __future__ import annotations
 
-import math
+from collections.abc import Callable
 from types import TracebackType
 
 from rich.console import Console
@@ -11,14 +11,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from train.metrics import Values
 
 PLAIN_EVERY = 10
-TASK_LETTERS = ("S", "M", "U", "C", "I")
-"""Single QA, MultiHop QA, sUmmarization, Code, In-context."""
 
 
 class TrainingProgress:
     """Use as a context manager and call `update` after each step."""
 
-    def __init__(self, steps: int, done: int):
+    def __init__(self, steps: int, done: int, describe: Callable[[Values], str]):
+        self._describe = describe
         self._console = Console()
         self._steps = steps
         self._bar = Progress(
@@ -45,7 +44,7 @@ class TrainingProgress:
 
     def update(self, done: int, values: Values) -> None:
         """Shows the figures of the step that brought the count to `done`."""
-        text = describe(values)
+        text = self._describe(values)
         self._bar.update(self._task, completed=done, description=text)
         if not self._console.is_terminal and (done % PLAIN_EVERY == 0 or done in (1, self._steps)):
             print(f"step {done}/{self._steps}  {text}", flush=True)
@@ -84,13 +83,5 @@ class CountProgress:
 
 
 def describe(values: Values) -> str:
-    """One line: losses, share of sparse heads by task (as sampled), seconds per step."""
-    share = values["msr"]
-    assert isinstance(share, list)
-    shares = " ".join(
-        f"{letter} {value:.2f}" for letter, value in zip(TASK_LETTERS, share, strict=True) if math.isfinite(value)
-    )
-    return (
-        f"loss {values['loss']:.3f}  lm {values['lm_loss']:.3f}  sparse {shares}  "
-        f"grad {values['grad_norm']:.2g}  {values['seconds']:.1f} s/step"
-    )
+    """One line: loss, gradient norm, seconds per step."""
+    return f"loss {values['loss']:.4f}  grad {values['grad_norm']:.2g}  {values['seconds']:.1f} s/step"

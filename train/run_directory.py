@@ -8,14 +8,13 @@ from typing import Any
 
 from elastic_jax.errors import CheckpointError, ConfigError
 from elastic_jax.settings import read_yaml, settings_dict, settings_yaml
-from train.config import RouterTrainConfig
 
 SETTINGS_FILE = "settings.yaml"
 FREE = {"run.directory", "run.save_every", "run.keep", "run.export"}
 """Settings that may change when a run goes on: they do not touch what is learnt."""
 
 
-def claim(directory: Path, config: RouterTrainConfig) -> None:
+def claim(directory: Path, config: Any) -> None:
     """Makes a new run directory, or checks that an existing one belongs to the same settings.
 
     Raises:
@@ -33,7 +32,7 @@ def claim(directory: Path, config: RouterTrainConfig) -> None:
     draft.replace(file)
 
 
-def refuse_changes(directory: Path, stored: Mapping[str, Any], config: RouterTrainConfig) -> None:
+def refuse_changes(directory: Path, stored: Mapping[str, Any], config: Any) -> None:
     """Raises `ConfigError` if `config` would not go on with what `stored` began."""
     before, now = dict(_leaves(stored)), dict(_leaves(settings_dict(config)))
     changed = [name for name in sorted(before.keys() | now.keys()) if before.get(name) != now.get(name)]

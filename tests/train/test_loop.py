@@ -15,8 +15,9 @@ from train_run import STEPS, tiny_config, tiny_samples
 from elastic_jax.errors import CheckpointError, ConfigError, DataError
 from elastic_jax.weights import from_pretrained
 from train.config import OptimConfig, RunConfig, SparsityConfig
-from train.loop import TrainingDiverged, train_router
+from train.loop import TrainingDiverged
 from train.metrics import MetricLog
+from train.router_run import train_router
 
 SAME = ("loss", "lm_loss", "sparsity_loss", "grad_norm", "msr", "nll", "multiplier_below")
 
@@ -105,7 +106,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_after_its_metrics_are_written(t
 
 def test_metric_lines_after_the_checkpoint_and_cut_ones_are_dropped(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"step": 0}\n{"step": 1}\n{"step": 2}\n{"st')
-    log = MetricLog(tmp_path, first_step=2)
+    log = MetricLog(tmp_path, first_step=2, labels={})
     log.write(2, {"loss": 1.5})
     log.close()
     assert lines(tmp_path) == [{"step": 0}, {"step": 1}, {"step": 2, "loss": 1.5}]

@@ -25,8 +25,8 @@ from train.config import DataConfig, OptimConfig, RouterTrainConfig, RunConfig, 
 from train.dataset import load_samples
 from train.demo.cli import DemoSettings
 from train.demo.prompts import PASS_KEY, Prompt, demo_prompts
-from train.loop import train_router
 from train.router import ROUTER_PREFIX
+from train.router_run import train_router
 
 CHAT = "Give me three tips for a good night's sleep."
 ANSWER_TOKENS = 64

@@ -1,0 +1,1 @@
+"""Data for reward models and judges: preference records, synthesis, voting, and grain pipelines."""

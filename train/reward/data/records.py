@@ -1,0 +1,84 @@
+"""The preference record: a conversation, a better answer and one or more worse ones.
+
+On disk a record is one JSON object per line; see `train.reward.data.readers` for all forms that are read.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, cast
+
+Role = Literal["system", "user", "assistant"]
+ROLES = ("system", "user", "assistant")
+
+
+@dataclass(frozen=True)
+class Message:
+    """One turn of a conversation."""
+
+    role: Role
+    content: str
+
+    def to_json(self) -> dict[str, str]:
+        """The object that chat templates and files take."""
+        return {"role": self.role, "content": self.content}
+
+
+@dataclass(frozen=True)
+class PreferenceRecord:
+    """One comparison, before tokenisation."""
+
+    prompt: tuple[Message, ...]
+    """The conversation that the answers continue; it ends with a turn of the user."""
+    chosen: str
+    rejected: tuple[str, ...]
+    """At least one; the order is that of use: with V rejected answers wanted, the first V are taken."""
+    margin: float | None = None
+    """How much better the chosen answer is, in units of the score; None where nobody says."""
+    context: str | None = None
+    """The part of one message that may be shortened; None stands for the longest message."""
+    kinds: tuple[str, ...] = ()
+    """What is wrong with each rejected answer, for results by kind; empty where unknown."""
+
+    def to_json(self) -> dict[str, Any]:
+        """The object that one line of a preference file holds."""
+        line: dict[str, Any] = {
+            "prompt": [message.to_json() for message in self.prompt],
+            "chosen": self.chosen,
+            "rejected": list(self.rejected),
+        }
+        for name, value in (("margin", self.margin), ("context", self.context), ("kinds", list(self.kinds) or None)):
+            if value is not None:
+                line[name] = value
+        return line
+
+
+@dataclass(frozen=True)
+class JudgeRecord:
+    """A judge's prompt and the judgement to learn (supervised)."""
+
+    prompt: tuple[Message, ...]
+    answer: str
+    context: str | None = None
+    """As in `PreferenceRecord`."""
+
+    def to_json(self) -> dict[str, Any]:
+        """The object that one line of a judge file holds."""
+        line: dict[str, Any] = {"prompt": [message.to_json() for message in self.prompt], "answer": self.answer}
+        return line if self.context is None else line | {"context": self.context}
+
+
+def conversation(*turns: tuple[str, str]) -> tuple[Message, ...]:
+    """Messages from (role, content) pairs."""
+    return tuple(Message(cast(Role, role), content) for role, content in turns)
+
+
+def write_lines(path: Path, records: Iterable[PreferenceRecord | JudgeRecord]) -> None:
+    """Writes records as JSON lines; the file appears whole or not at all."""
+    unfinished = path.with_name(path.name + ".part")
+    lines = (json.dumps(record.to_json(), ensure_ascii=False) for record in records)
+    unfinished.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    unfinished.replace(path)

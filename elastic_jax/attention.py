@@ -9,12 +9,14 @@ import jax.numpy as jnp
 from flax import nnx
 
 from elastic_jax.config import ModelConfig
+from elastic_jax.context_parallel import context_size, dual_attention, hybrid_attention, routed_attention
+from elastic_jax.errors import ConfigError
 from elastic_jax.layers import Linear, RMSNorm
 from elastic_jax.layout import Layout, per_token
 from elastic_jax.rope import apply_rope
 from elastic_jax.router import AttentionRouter, SampledGates, argmax_gates, pool_keys, sample_gates
 from elastic_jax.routing import HeadMode, skipped_share
-from pallas_kernels import dual_attention, hybrid_attention, routed_attention, select_blocks
+from pallas_kernels import select_blocks
 
 
 class LayerContext(NamedTuple):
@@ -115,6 +117,11 @@ class Attention(nnx.Module):
         sparse = self.config.router
         if sparse.pattern == "fa-ssa":
             return None
+        if context_size() > 1:
+            raise ConfigError(
+                f"pattern {sparse.pattern} under a mesh with context {context_size()}: XA heads choose their blocks from "
+                "whole rows. Use pattern fa-ssa, or a mesh with context 1."
+            )
         full_heads_choose = sparse.pattern == "xa-ssa"
         return select_blocks(
             q_BTNH,

@@ -201,14 +201,20 @@ def divide_tokens(x: jax.Array) -> jax.Array:
     Without it the compiler may follow the weights instead and divide the model width. Without a mesh, `x` itself.
     """
     import jax
+
+    spec = token_spec(x.shape)
+    return x if not any(spec) else jax.lax.with_sharding_constraint(x, spec)
+
+
+def token_spec(shape: Sequence[int]) -> PartitionSpec:
+    """How an array `[rows, tokens, ...]` is divided over the mesh in use, by the axes that divide it."""
+    import jax
     from jax.sharding import PartitionSpec
 
     mesh = jax.sharding.get_abstract_mesh()
     present = [tuple(axis for axis in names if mesh.shape.get(axis, 1) > 1) for names in (ROWS, ("context",))]
-    if not any(present):
-        return x
-    divided = [_that_divide(size, names, mesh) for size, names in zip(x.shape, present, strict=False)]
-    return jax.lax.with_sharding_constraint(x, _spec(divided, PartitionSpec))
+    divided = [_that_divide(size, names, mesh) for size, names in zip(shape, present, strict=False)]
+    return _spec(divided, PartitionSpec)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

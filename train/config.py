@@ -7,6 +7,8 @@ from typing import Literal
 
 from elastic_jax.config import RouterConfig
 from elastic_jax.errors import ConfigError
+from elastic_jax.sharding import MeshConfig
+from train.run_config import DistributedConfig, RunConfig
 
 
 @dataclass(frozen=True)
@@ -65,16 +67,23 @@ class DataConfig:
     """Prompt form: plain continuation, chat template, or each for half of the records."""
     weighting: Literal["tokens", "samples"] = "samples"
     """Whether every token or every sample counts alike in the loss."""
-    row_length: int = 4096
-    """Tokens of a packed row."""
+    row_length: int = 8192
+    """Tokens of a packed row; twice the longest sample or more leaves little of it empty."""
     max_segments: int = 8
     """Most samples in one row."""
+    held_out: float = 0.0
+    """Share of the samples that is not trained on but evaluated, every `run.eval_every` steps."""
+    packing: Literal["best_fit", "first_fit"] = "best_fit"
+    """`best_fit` looks for the fullest rows over a whole epoch; `first_fit` fills 8 rows at a time, in the order of
+    the samples."""
 
     def __post_init__(self) -> None:
         if self.folder is not None and self.records is not None:
             raise ConfigError("folder and records are both set. Keep the one to train on.")
         if not 0.0 <= self.evidence_share <= 1.0:
             raise ConfigError(f"evidence_share is {self.evidence_share}; want 0 to 1.")
+        if not 0.0 <= self.held_out < 1.0:
+            raise ConfigError(f"held_out is {self.held_out}; want a share of the samples, 0 <= held_out < 1.")
         if min(self.row_length, self.max_segments) < 1:
             raise ConfigError(f"row_length {self.row_length}, max_segments {self.max_segments}: want 1 or more.")
 
@@ -165,7 +174,7 @@ class OptimConfig:
     steps: int = 300
     """Optimizer steps."""
     rows: int = 1
-    """Packed rows in one micro-batch."""
+    """Packed rows in one micro-batch, over all devices."""
     accumulate: int = 1
     """Micro-batches in one optimizer step; their gradients are averaged."""
     learning_rate: float = 1e-3
@@ -191,26 +200,6 @@ class OptimConfig:
 
 
 @dataclass(frozen=True)
-class RunConfig:
-    """Where the run is kept and how often it reports."""
-
-    directory: str | None = None
-    """Run directory: settings, checkpoints, metrics, TensorBoard events and, at the end, the router."""
-    seed: int = 0
-    """Seed of the data, the first weights and the gates."""
-    save_every: int = 50
-    """Steps between checkpoints."""
-    keep: int = 2
-    """Checkpoints kept."""
-    export: tuple[Literal["router", "elastic", "hf"], ...] = ("router",)
-    """Formats written to `DIRECTORY/FORMAT` at the end."""
-
-    def __post_init__(self) -> None:
-        if min(self.save_every, self.keep) < 1:
-            raise ConfigError(f"save_every {self.save_every}, keep {self.keep}: want 1 or more.")
-
-
-@dataclass(frozen=True)
 class RouterTrainConfig:
     """Everything that decides a router training run."""
 
@@ -230,6 +219,8 @@ class RouterTrainConfig:
     gates: GateConfig = field(default_factory=GateConfig)
     warm_start: WarmStartConfig = field(default_factory=WarmStartConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
+    mesh: MeshConfig = field(default_factory=MeshConfig)
+    distributed: DistributedConfig = field(default_factory=DistributedConfig)
     run: RunConfig = field(default_factory=RunConfig)
 
     def __post_init__(self) -> None:
@@ -240,3 +231,8 @@ class RouterTrainConfig:
             )
         if self.init is not None and self.warm_start.rows:
             raise ConfigError("init and warm_start.rows are both set. Start from given routers or from measured heads.")
+        if bool(self.data.held_out) != bool(self.run.eval_every):
+            raise ConfigError(
+                f"data.held_out is {self.data.held_out} and run.eval_every {self.run.eval_every}: what is held out is "
+                "for evaluation. Set both, or neither."
+            )

@@ -6,10 +6,13 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TextIO
 
+import jax
 import numpy as np
 
 METRICS_FILE = "metrics.jsonl"
+EVALUATION_FILE = "evaluation.jsonl"
 Values = Mapping[str, float | list[float]]
 
 
@@ -19,41 +22,61 @@ def to_plain(metrics: Mapping[str, object]) -> dict[str, float | list[float]]:
 
 
 class MetricLog:
-    """Appends one line and one set of TensorBoard scalars for each step."""
+    """Appends lines and TensorBoard scalars for steps and evaluations; of several processes, only the first writes."""
 
     def __init__(self, directory: Path, *, first_step: int, labels: Mapping[str, Sequence[str]]):
         """`labels` names the entries of vector metrics.
 
-        Lines of steps from `first_step` on, left by a run that was killed after its last checkpoint, are dropped.
+        Lines of steps from `first_step` on, left by a run that was killed after its last checkpoint, are dropped, and
+        so are evaluations after more steps than that.
         """
+        self._labels = labels
+        self._active = jax.process_index() == 0
+        if not self._active:
+            return
         from tensorboardX import SummaryWriter
 
-        path = directory / METRICS_FILE
-        kept = []
-        if path.is_file():
-            kept = [line for line in path.read_text().splitlines() if _step_of(line) < first_step]
-        path.write_text("".join(line + "\n" for line in kept))
-        self._file = path.open("a")
-        self._labels = labels
+        self._steps = _reopened(directory / METRICS_FILE, first_step)
+        self._evaluations = _reopened(directory / EVALUATION_FILE, first_step + 1)
         self._board = SummaryWriter(str(directory / "tensorboard"), purge_step=first_step)
 
     def write(self, step: int, values: Values) -> None:
         """Records a step; a value that is not finite is written as null."""
+        if self._active:
+            self._write(self._steps, step, values, "")
+
+    def write_evaluation(self, done: int, values: Mapping[str, float]) -> None:
+        """Records an evaluation after `done` steps."""
+        if self._active:
+            self._write(self._evaluations, done, values, "evaluation/")
+
+    def close(self) -> None:
+        if self._active:
+            self._steps.close()
+            self._evaluations.close()
+            self._board.close()
+
+    def _write(self, file: TextIO, step: int, values: Values, prefix: str) -> None:
         clean = {name: _finite(value) for name, value in values.items()}
-        self._file.write(json.dumps({"step": step, **clean}) + "\n")
-        self._file.flush()
+        file.write(json.dumps({"step": step, **clean}) + "\n")
+        file.flush()
         for name, value in values.items():
             if isinstance(value, list):
                 labels = self._labels.get(name, range(len(value)))
                 for label, item in zip(labels, value, strict=True):
                     if math.isfinite(item):
-                        self._board.add_scalar(f"{name}/{label}", item, step)
+                        self._board.add_scalar(f"{prefix}{name}/{label}", item, step)
             elif math.isfinite(value):
-                self._board.add_scalar(name, value, step)
+                self._board.add_scalar(f"{prefix}{name}", value, step)
 
-    def close(self) -> None:
-        self._file.close()
-        self._board.close()
+
+def _reopened(path: Path, end: int) -> TextIO:
+    """The file with its lines of steps below `end`, open for more."""
+    kept = []
+    if path.is_file():
+        kept = [line for line in path.read_text().splitlines() if _step_of(line) < end]
+    path.write_text("".join(line + "\n" for line in kept))
+    return path.open("a")
 
 
 def _step_of(line: str) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from types import TracebackType
 
+import jax
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
@@ -14,11 +15,11 @@ PLAIN_EVERY = 10
 
 
 class TrainingProgress:
-    """Use as a context manager and call `update` after each step."""
+    """Use as a context manager and call `update` after each step; of several processes, only the first shows it."""
 
     def __init__(self, steps: int, done: int, describe: Callable[[Values], str]):
         self._describe = describe
-        self._console = Console()
+        self._console = Console(quiet=jax.process_index() > 0)
         self._steps = steps
         self._bar = Progress(
             TextColumn("step"),
@@ -44,6 +45,8 @@ class TrainingProgress:
 
     def update(self, done: int, values: Values) -> None:
         """Shows the figures of the step that brought the count to `done`."""
+        if self._console.quiet:
+            return
         text = self._describe(values)
         self._bar.update(self._task, completed=done, description=text)
         if not self._console.is_terminal and (done % PLAIN_EVERY == 0 or done in (1, self._steps)):

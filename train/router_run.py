@@ -5,24 +5,31 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from elastic_jax.config import ModelConfig
+from elastic_jax.errors import ConfigError
 from elastic_jax.extras import Extras
 from elastic_jax.model import ElasticForCausalLM, from_params
+from elastic_jax.sharding import batch_sharding, param_shardings, replicated
 from train.config import RouterTrainConfig
-from train.data.packing import Sample
+from train.data.packing import Rows, Sample
 from train.data.pipeline import make_pipeline
 from train.data.records import TASKS
 from train.dataset import digest
-from train.loop import Job, fit, has_checkpoint
+from train.distributed import is_main, placed, run_mesh, wait_for_all
+from train.flops import router_step_flops
+from train.loop import Job, best_state, fit, has_checkpoint
 from train.metrics import Values
 from train.router import TrainState, first_state, fresh_routers, make_step, split_params
+from train.router_eval import OBJECTIVE, make_evaluation, split_samples
 from train.run_directory import claim
 from train.warm_loop import warm_routers
 
@@ -41,19 +48,32 @@ TASK_LETTERS = ("S", "M", "U", "C", "I")
 
 
 def train_router(config: RouterTrainConfig, model: ElasticForCausalLM, samples: list[Sample], directory: Path) -> None:
-    """Trains routers in `directory` by `train.loop.fit`, whose errors it raises, and exports them."""
+    """Trains routers in `directory` by `train.loop.fit`, whose errors it raises, and exports them.
+
+    With evaluation, the routers of the best checkpoint are exported, else the last ones.
+
+    Raises:
+        ConfigError: settings that several processes or this mesh cannot follow.
+    """
+    mesh = run_mesh(config.mesh)
+    _check_mesh(config, mesh)
     claim(directory, config)
     model_config = replace(model.config, router=config.router)
     router, frozen = split_params(model)
     if config.init is None:
         router = fresh_routers(model_config, config.gates, seed=config.run.seed)
     fingerprint = digest(samples)
+    samples, held_out = split_samples(samples, config.data.held_out, config.run.seed)
     if config.warm_start.rows and not has_checkpoint(directory):
         rows = iter(_pipeline(config, samples))
         router = warm_routers(router, frozen, model_config, config, rows, directory, fingerprint=fingerprint)
+    state = first_state(jax.tree.map(jnp.array, router), config)
+    if mesh is not None:
+        state = placed(state, replicated(mesh))
+        frozen = placed(frozen, param_shardings(frozen, mesh))
     job = Job(
         config=config,
-        state=first_state(jax.tree.map(jnp.array, router), config),
+        state=state,
         step=make_step(model_config, config),
         frozen=frozen,
         batches=iter(_pipeline(config, samples)),
@@ -61,9 +81,46 @@ def train_router(config: RouterTrainConfig, model: ElasticForCausalLM, samples: 
         watched=WATCHED,
         labels=dict.fromkeys(BY_TASK, TASKS),
         describe=describe,
+        flops=partial(router_step_flops, model_config, config),
+        mesh=mesh,
+        batch_shardings=None if mesh is None else rows_shardings(mesh, leading=1),
     )
+    if held_out:
+        place = partial(placed, shardings=rows_shardings(mesh, leading=0)) if mesh is not None else lambda rows: rows
+        job = job._replace(evaluate=make_evaluation(model_config, config, held_out, place), best=OBJECTIVE)
     state = fit(job, directory)
-    export(config, model_config, frozen, state, directory, source=model.source)
+    if held_out:
+        state = best_state(job, directory)
+    if is_main():
+        export(config, model_config, frozen, state, directory, source=model.source)
+    wait_for_all("export")
+
+
+def rows_shardings(mesh: Mesh, *, leading: int) -> Rows:
+    """Where packed rows with so many leading axes go: rows over data and fsdp, tokens over context."""
+    tokens, few = (batch_sharding(mesh, leading=leading, tokens=tokens) for tokens in (True, False))
+    return Rows(tokens, tokens, tokens, tokens, few, few)
+
+
+def _check_mesh(config: RouterTrainConfig, mesh: Mesh | None) -> None:
+    if mesh is None:
+        return
+    divided = mesh.shape["data"] * mesh.shape["fsdp"]
+    if config.optim.rows % divided:
+        raise ConfigError(
+            f"optim.rows is {config.optim.rows}; the mesh divides rows over {divided} devices (data x fsdp). "
+            f"Set optim.rows to a multiple of {divided} and optim.accumulate accordingly."
+        )
+    if jax.process_count() > 1 and config.warm_start.rows:
+        raise ConfigError(
+            "warm_start.rows works in one process only. Make the warm start with steps of its own on one host, "
+            "and give its routers as init."
+        )
+    if jax.process_count() > 1 and set(config.run.export) != {"router"}:
+        raise ConfigError(
+            f"run.export is {list(config.run.export)}; several processes write `router` only, as none holds the whole "
+            "model. Join it to the model afterwards: elastic-jax convert with its router."
+        )
 
 
 def export(
@@ -110,4 +167,5 @@ def _pipeline(config: RouterTrainConfig, samples: list[Sample]) -> Any:
         rows=config.optim.rows,
         accumulate=config.optim.accumulate,
         seed=config.run.seed,
+        packing=config.data.packing,
     )

@@ -8,9 +8,21 @@ from typing import Any
 
 from elastic_jax.errors import CheckpointError, ConfigError
 from elastic_jax.settings import read_yaml, settings_dict, settings_yaml
+from train.distributed import is_main, wait_for_all
 
 SETTINGS_FILE = "settings.yaml"
-FREE = {"run.directory", "run.save_every", "run.keep", "run.export"}
+FREE = {
+    "run.directory",
+    "run.save_every",
+    "run.keep",
+    "run.eval_every",
+    "run.export",
+    "run.nan_policy",
+    "run.nan_limit",
+    "run.profile",
+    "run.compile_cache",
+}
+FREE_GROUPS = ("mesh.", "distributed.")
 """Settings that may change when a run goes on: they do not touch what is learnt."""
 
 
@@ -22,21 +34,26 @@ def claim(directory: Path, config: Any) -> None:
         ConfigError: it holds a run with other settings; every changed field is named.
     """
     file = directory / SETTINGS_FILE
-    if file.is_file():
-        refuse_changes(directory, read_yaml(file), config)
-    elif directory.exists() and (directory.is_file() or any(directory.iterdir())):
-        raise CheckpointError(f"{directory} is not empty and holds no run. Choose a new --run.directory.")
-    directory.mkdir(parents=True, exist_ok=True)
-    draft = file.with_suffix(".tmp")
-    draft.write_text(settings_yaml(config), encoding="utf-8")
-    draft.replace(file)
+    if is_main():
+        if file.is_file():
+            refuse_changes(directory, read_yaml(file), config)
+        elif directory.exists() and (directory.is_file() or any(directory.iterdir())):
+            raise CheckpointError(f"{directory} is not empty and holds no run. Choose a new --run.directory.")
+        directory.mkdir(parents=True, exist_ok=True)
+        draft = file.with_suffix(".tmp")
+        draft.write_text(settings_yaml(config), encoding="utf-8")
+        draft.replace(file)
+    wait_for_all("run directory")
+    if not file.is_file():
+        raise CheckpointError(f"{directory}: process 0 made it, this process does not see it. Use a shared directory.")
+    refuse_changes(directory, read_yaml(file), config)
 
 
 def refuse_changes(directory: Path, stored: Mapping[str, Any], config: Any) -> None:
     """Raises `ConfigError` if `config` would not go on with what `stored` began."""
     before, now = dict(_leaves(stored)), dict(_leaves(settings_dict(config)))
     changed = [name for name in sorted(before.keys() | now.keys()) if before.get(name) != now.get(name)]
-    changed = [name for name in changed if name not in FREE]
+    changed = [name for name in changed if name not in FREE and not name.startswith(FREE_GROUPS)]
     if changed:
         listed = "\n".join(f"  {name}: was {before.get(name)!r}, now {now.get(name)!r}" for name in changed)
         raise ConfigError(

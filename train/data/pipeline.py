@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from train.data.packing import Rows, Sample
+from train.data.row_plan import RowPlan
 
-PACKING_BINS = 8
-"""Rows filled side by side by first fit; more bins waste less padding and mix neighbouring epochs more."""
+Packing = Literal["best_fit", "first_fit"]
+FIRST_FIT_BINS = 8
+"""Rows filled side by side by first fit."""
 
 
 def make_pipeline(
@@ -22,12 +24,67 @@ def make_pipeline(
     rows: int,
     accumulate: int,
     seed: int,
+    packing: Packing = "best_fit",
 ) -> Any:
     """A grain dataset of `Rows` with shape `[accumulate, rows, ...]` that repeats for ever, reshuffled each epoch.
 
-    Its iterator has `get_state` and `set_state`, so that a resumed run sees exactly the batches that were left.
-    Samples are packed whole by first fit, at most `max_segments` to a row, each from a block boundary on.
+    Its iterator has `get_state` and `set_state`, so that a resumed run sees exactly the batches that were left. A batch
+    is the whole batch, whatever the number of processes, so a position means the same on any number of them. Samples
+    are packed whole, at most `max_segments` to a row, each from a block boundary on.
+
+    Args:
+        packing: `best_fit` plans each epoch with `RowPlan`; `first_fit` fills 8 rows at a time in the order of the
+            samples.
     """
+    import grain
+
+    if packing == "first_fit":
+        stream = _first_fit(samples, row_length, block_size, max_segments, seed)
+    else:
+        plan = _plan(samples, row_length, block_size, max_segments, seed=seed)
+
+        def row(index: int, number: int) -> Rows:
+            chosen = [samples[sample] for sample in plan.samples(number, epoch=index // len(plan))]
+            return _packed(chosen, row_length, block_size, max_segments)
+
+        numbers = grain.MapDataset.range(len(plan)).seed(seed).shuffle().repeat()
+        stream = numbers.map_with_index(row).to_iter_dataset(grain.ReadOptions(num_threads=0))
+    return stream.batch(rows * accumulate).map(
+        lambda batch: Rows(*(field.reshape(accumulate, rows, -1) for field in batch))
+    )
+
+
+def whole_epoch(samples: Sequence[Sample], *, row_length: int, block_size: int, max_segments: int) -> Rows:
+    """Every sample once, as rows `[R, ...]`."""
+    plan = _plan(samples, row_length, block_size, max_segments, seed=0)
+    rows = [
+        _packed([samples[i] for i in plan.samples(row, epoch=0)], row_length, block_size, max_segments)
+        for row in range(len(plan))
+    ]
+    return Rows(*(np.stack(field) for field in zip(*rows, strict=True)))
+
+
+def _plan(samples: Sequence[Sample], row_length: int, block_size: int, max_segments: int, *, seed: int) -> RowPlan:
+    sizes = [-(-len(sample.input_ids) // block_size) for sample in samples]
+    return RowPlan(sizes, capacity=row_length // block_size, max_segments=max_segments, seed=seed)
+
+
+def _packed(samples: Sequence[Sample], row_length: int, block_size: int, max_segments: int) -> Rows:
+    ids, segments, labels = (np.zeros(row_length, np.int32) for _ in range(3))
+    weights = np.zeros(row_length, np.float32)
+    prompts, tasks = np.zeros(max_segments, np.int32), np.full(max_segments, -1, np.int32)
+    start = 0
+    for index, sample in enumerate(samples):
+        size = len(sample.input_ids)
+        place = slice(start, start + size)
+        ids[place], labels[place], weights[place] = sample.input_ids, sample.labels, sample.weights
+        segments[place] = index + 1
+        prompts[index], tasks[index] = sample.prompt_lengths[0], sample.task_ids[0]
+        start += -(-size // block_size) * block_size
+    return Rows(ids, segments, labels, weights, prompts, tasks)
+
+
+def _first_fit(samples: Sequence[Sample], row_length: int, block_size: int, max_segments: int, seed: int) -> Any:
     import grain
     from grain.experimental import FirstFitPackIterDataset
 
@@ -41,17 +98,13 @@ def make_pipeline(
     packed = FirstFitPackIterDataset(
         stream,
         length_struct=_by_field(row_length, row_length, row_length, max_segments, max_segments),
-        num_packing_bins=PACKING_BINS,
+        num_packing_bins=FIRST_FIT_BINS,
         seed=seed,
         pack_alignment_struct=_by_field(block_size, block_size, block_size, 1, 1),
         padding_struct=_by_field(0, 0, 0.0, 0, -1),
         max_sequences_per_bin=max_segments,
     )
-    return (
-        packed.map(_row)
-        .batch(rows * accumulate)
-        .map(lambda batch: Rows(*(field.reshape(accumulate, rows, -1) for field in batch)))
-    )
+    return packed.map(_row)
 
 
 def _by_field(*values: float) -> dict[str, float]:

@@ -1,11 +1,14 @@
 import numpy as np
 import pytest
+from grain.experimental import LimitIterDataset, assert_equal_output_after_checkpoint
 from tiny_text import tiny_tokenizer
 
 from elastic_jax.errors import DataError
+from train.config import DataConfig
 from train.data.packing import Sample, tokenise
 from train.data.pipeline import make_pipeline
 from train.data.records import CODE, SINGLE_QA, Record
+from train.data.row_plan import RowPlan
 
 OPTIONS = dict(template="raw", row_length=512, loss_on=["answer"] * 3 + ["all"] * 2, loss_weight=[2.0] + [1.0] * 4)
 QA = Record("Ada lives in Rome. " * 4, "Where does Ada live?", "In Rome.", SINGLE_QA, is_prefix=False)
@@ -88,16 +91,43 @@ def segments_of(batch):
             yield int(tasks[number - 1]), tuple(ids[places].tolist()), int(places[0])
 
 
-def test_packing_splits_nothing_loses_nothing_and_starts_on_blocks():
+def identity(samples):
+    return sorted((int(s.task_ids[0]), tuple(s.input_ids.tolist())) for s in samples)
+
+
+def test_every_epoch_of_best_fit_shows_every_sample_once_whole_and_from_a_block_on():
     samples = random_samples(40)
-    wanted = sorted((int(s.task_ids[0]), tuple(s.input_ids.tolist())) for s in samples)
-    stream, seen = iter(pipeline(samples)), []
+    sizes = [-(-len(sample.input_ids) // 16) for sample in samples]
+    rows = len(RowPlan(sizes, capacity=4, max_segments=3, seed=3))
+    stream = iter(pipeline(samples, accumulate=1))
+    epochs = []
+    for _ in range(3):
+        seen = [found for _ in range(rows) for found in segments_of(next(stream))]
+        assert all(start % 16 == 0 for _, _, start in seen)
+        assert sorted((task, ids) for task, ids, _ in seen) == identity(samples)
+        epochs.append(seen)
+    assert epochs[0] != epochs[1] != epochs[2]
+
+
+def test_first_fit_splits_nothing_and_loses_nothing():
+    samples = random_samples(40)
+    stream, seen = iter(pipeline(samples, packing="first_fit")), []
     while len(seen) < 2 * len(samples):
         for task, ids, start in segments_of(next(stream)):
             assert start % 16 == 0
             seen.append((task, ids))
-    assert sorted(seen[:40]) == wanted or set(wanted) <= set(seen)
-    assert set(seen) == set(wanted)
+    assert set(seen) == set(identity(samples))
+
+
+def test_which_samples_share_a_row_changes_with_the_epoch():
+    plan = RowPlan([2] * 40, capacity=4, max_segments=3, seed=0)
+    rows = [{frozenset(plan.samples(row, epoch)) for row in range(len(plan))} for epoch in (0, 1)]
+    assert len(plan) == 20 and rows[0] != rows[1]
+
+
+@pytest.mark.parametrize("max_segments, rows", [(8, 1), (2, 4)])
+def test_a_row_takes_no_more_samples_than_it_may(max_segments, rows):
+    assert len(RowPlan([1] * 8, capacity=8, max_segments=max_segments, seed=0)) == rows
 
 
 def test_batches_have_static_shapes_and_marked_padding():
@@ -106,22 +136,18 @@ def test_batches_have_static_shapes_and_marked_padding():
     present = batch.segment_ids.max(-1)[..., None] > np.arange(3)
     assert ((batch.task_ids >= 0) == present).all() and ((batch.prompt_lengths > 0) == present).all()
     assert (batch.weights[batch.segment_ids == 0] == 0).all()
+    assert (batch.labels[batch.weights > 0] == batch.input_ids[batch.weights > 0] + 1).all()
 
 
-def test_epochs_are_shuffled_anew():
-    stream = iter(pipeline(random_samples(12)))
-    order = [ids for _ in range(30) for _, ids, _ in segments_of(next(stream))]
-    assert order[:12] != order[12:24]
+@pytest.mark.parametrize("packing", ["best_fit", "first_fit"])
+def test_a_stream_restored_at_any_position_goes_on_where_it_was(packing):
+    assert_equal_output_after_checkpoint(LimitIterDataset(pipeline(random_samples(12), packing=packing), 14))
 
 
-@pytest.mark.parametrize("taken", [0, 1, 7, 15])
-def test_a_restored_stream_goes_on_where_it_was(taken):
-    samples = random_samples(25)
-    stream = iter(pipeline(samples))
-    for _ in range(taken):
-        next(stream)
-    resumed = iter(pipeline(samples))
-    resumed.set_state(stream.get_state())
-    for _ in range(12):
-        for got, want in zip(next(resumed), next(stream), strict=True):
-            np.testing.assert_array_equal(got, want)
+def test_rows_of_the_demonstrations_lengths_are_full():
+    """Of the blocks of an epoch's rows, at the default settings; a sample's last block counts whole."""
+    data = DataConfig()
+    lengths = np.exp(np.random.default_rng(0).uniform(*np.log([data.min_tokens, data.max_tokens]), 1000))
+    blocks = np.ceil(lengths / 128).astype(int)
+    plan = RowPlan(blocks, capacity=data.row_length // 128, max_segments=data.max_segments, seed=0)
+    assert blocks.sum() / (len(plan) * data.row_length // 128) >= 0.95

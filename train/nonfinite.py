@@ -1,0 +1,64 @@
+"""Steps whose figures are not finite: told, kept out of the state if asked, and their batches written down."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from train.metrics import Values
+
+FOLDER = "nonfinite"
+SKIPPED = "skipped"
+"""Metric: 1 where a step was left out, else 0."""
+
+Step = Callable[[Any, Any, Any], tuple[Any, Mapping[str, Any]]]
+
+
+def skipping(step: Step, watched: Sequence[str]) -> Step:
+    """`step`, but with the state as it was where a watched metric or the new state is not finite.
+
+    Counters in the state stay too: the step was not taken, so the learning rate does not move on.
+    """
+
+    def guarded(state: Any, frozen: Any, batch: Any) -> tuple[Any, dict[str, Any]]:
+        new, metrics = step(state, frozen, batch)
+        leaves = [leaf for leaf in jax.tree.leaves(new) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
+        checks = [jnp.isfinite(array).all() for array in [*(metrics[name] for name in watched), *leaves]]
+        finite = jnp.stack(checks).all()
+        kept = jax.tree.map(lambda after, before: jnp.where(finite, after, before), new, state)
+        return kept, {**metrics, SKIPPED: 1 - finite.astype(jnp.int32)}
+
+    return guarded
+
+
+def not_finite(values: Values, watched: Sequence[str]) -> list[str]:
+    """Names of the watched figures that are not finite; `state` where only the new state was not."""
+    bad = [name for name in watched if not np.isfinite(values[name]).all()]
+    return bad or (["state"] if values.get(SKIPPED) else [])
+
+
+def dump_batch(directory: Path, step: int, batch: Any, bad: Sequence[str], values: Values) -> Path:
+    """Writes the batch (`.safetensors`, what this process holds of it) and the figures (`.json`) of a step."""
+    from safetensors.numpy import save_file
+
+    folder = directory / FOLDER
+    folder.mkdir(exist_ok=True)
+    process = f"_process_{jax.process_index()}" if jax.process_count() > 1 else ""
+    file = folder / f"step_{step:06d}{process}.safetensors"
+    arrays = {jax.tree_util.keystr(path, simple=True): np.asarray(leaf) for path, leaf in _leaves(batch)}
+    draft = file.with_suffix(".tmp")
+    save_file(arrays, draft)
+    draft.replace(file)
+    figures = {name: str(value) for name, value in values.items()}
+    file.with_suffix(".json").write_text(json.dumps({"step": step, "not finite": list(bad), "figures": figures}))
+    return file
+
+
+def _leaves(batch: Any) -> list[tuple[Any, Any]]:
+    return jax.tree_util.tree_flatten_with_path(batch)[0]

@@ -24,6 +24,7 @@ def main(argv: Sequence[str]) -> int:
     from elastic_jax.tokenizer import load_tokenizer
     from elastic_jax.weights import from_pretrained
     from train.dataset import load_samples
+    from train.distributed import run_mesh
     from train.interrupt import Interrupted
     from train.router_run import train_router
 
@@ -31,7 +32,7 @@ def main(argv: Sequence[str]) -> int:
     if asked.dry_run:
         print(_data_summary(samples))
         return 0
-    model = from_pretrained(source, dtype=config.dtype, router=config.init)
+    model = from_pretrained(source, dtype=config.dtype, router=config.init, mesh=run_mesh(config.mesh))
     try:
         train_router(config, model, samples, directory)
     except Interrupted as stopped:

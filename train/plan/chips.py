@@ -43,6 +43,8 @@ CHIPS = {
     "a100": Chip(72.8, 170, 312e12, 600e9, 0.5),
     "h100": Chip(73.2, 234, 989e12, 900e9, 0.5),
 }
+HOST_LINK = 16e9
+"""Bytes/s between a device and its host, each way: PCIe of the fourth generation at half its rate. A guess."""
 MATMUL_SHARE = 0.6
 """Share of the peak that large matrix products reach, of a step without communication. A guess."""
 

@@ -49,7 +49,7 @@ def main(argv: Sequence[str]) -> int:
     if settings.json:
         answer = plan_values(best, settings.price) | {"fits": fits}
         if compiled is not None:
-            answer["compiled"] = compiled._asdict() | {"total": compiled.total}
+            answer["compiled"] = compiled._asdict()
         print(json.dumps(answer, indent=2))
         return 0 if fits else 1
     print(plan_text(best, settings.price))

@@ -37,9 +37,11 @@ class Compiled(NamedTuple):
     """What the compiler says of one step; bytes on one device."""
 
     seconds: float
+    total: int
+    """At the fullest moment, arguments included."""
     arguments: int
-    temporaries: int
     host: int
+    """In the host's memory, for each device."""
     flops: float
     """Of one device, the body of every loop counted once."""
     bytes_accessed: float
@@ -48,10 +50,6 @@ class Compiled(NamedTuple):
     """Operations in the program's text, the body of every loop counted once."""
     refusal: str = ""
     """Why the compiler refused; all numbers are 0 then."""
-
-    @property
-    def total(self) -> int:
-        return self.arguments + self.temporaries
 
 
 def tpu_mesh(config: RouterTrainConfig, topology: Topology) -> Mesh:
@@ -94,8 +92,8 @@ def compile_step(model: ModelConfig, config: RouterTrainConfig, mesh: Mesh) -> C
     memory, cost = compiled.memory_analysis(), compiled.cost_analysis() or {}
     return Compiled(
         seconds=time.perf_counter() - begin,
+        total=memory.peak_memory_in_bytes,
         arguments=memory.argument_size_in_bytes,
-        temporaries=memory.temp_size_in_bytes,
         host=memory.host_temp_size_in_bytes,
         flops=cost.get("flops", 0.0),
         bytes_accessed=cost.get("bytes accessed", 0.0),

@@ -22,13 +22,19 @@ from train.config import RouterTrainConfig
 ROUTER_PREFIX = "layers.router."
 CE_CHUNK = 512
 """Tokens whose logits exist at once; the default of `train.losses.token_nll`."""
-LIVE_MLP = 4.0
-"""Arrays as wide as the MLP: gate and up, and their gradients."""
-LIVE_WIDTH = 8.0
-"""Arrays as wide as the model, or as all query heads: residual stream, normed input, queries, output, gradients."""
+LIVE_MLP = 5.0
+"""Arrays as wide as the MLP, while it is differentiated: gate, up, their product, and gradients."""
+LIVE_WIDTH = 3.0
+"""Arrays as wide as the model beside them."""
+SAVED_HEADS = 3.0
+"""Arrays as wide as all query heads that attention keeps meanwhile: queries, output, difference of the branches."""
+SAVED_KV = 3.0
+"""Arrays of the keys of whole rows that it keeps: keys and values, for early and for late queries."""
 LIVE_KV = 10.0
-"""Arrays of the keys of whole rows, in the model's type: keys and values gathered, in the order of the kernel, and
-their gradients, which are summed in float32."""
+"""The same while attention is differentiated: as gathered, in the order of the kernel, and the gradients, which are
+summed in float32."""
+LIVE_HEADS = 4.0
+"""Arrays as wide as all query heads then."""
 SAVED_LAYER = 14.0
 """Without recomputation, arrays as wide as the model that a layer keeps, its MLP apart (which keeps three of its)."""
 
@@ -44,11 +50,13 @@ class Memory(NamedTuple):
     layer_inputs: int
     """What is kept of every layer until the backward pass."""
     gathered: int
-    """Weights of one layer, whole but for `tensor`, of which the next layer's may already come."""
+    """Weights of one layer, whole but for `tensor`."""
     keys_and_values: int
-    """Of whole rows, for the layer at work."""
-    layer: int
-    """All else that one layer needs while it is differentiated."""
+    """Of whole rows with their gradients, while the attention of a layer is differentiated."""
+    attention: int
+    """All else that attention needs then."""
+    mlp: int
+    """While the MLP of a layer is differentiated, before attention is: its arrays, and what attention has kept."""
     head: int
     """Vocabulary matrix, logits of a chunk and the slope of the loss; not at the same time as a layer."""
     host: int
@@ -60,7 +68,8 @@ class Memory(NamedTuple):
 
     @property
     def total(self) -> int:
-        return self.arguments + self.layer_inputs + max(self.gathered + self.keys_and_values + self.layer, self.head)
+        layer = self.gathered + max(self.keys_and_values + self.attention, self.mlp)
+        return self.arguments + self.layer_inputs + max(layer, self.head)
 
 
 def step_memory(model: ModelConfig, config: RouterTrainConfig, mesh: AbstractMesh) -> Memory:
@@ -84,8 +93,8 @@ def step_memory(model: ModelConfig, config: RouterTrainConfig, mesh: AbstractMes
     rows = config.optim.rows / (axes["data"] * axes["fsdp"])
     tensor, tokens = axes["tensor"], rows * config.data.row_length / axes["context"]
     T, D, F = config.data.row_length, model.hidden_size, model.intermediate_size
-    heads = model.num_heads * model.head_dim / tensor
-    kv_heads = max(model.num_kv_heads / tensor, 1)
+    queries = tokens * model.num_heads * model.head_dim * item / tensor
+    keys = rows * T * max(model.num_kv_heads / tensor, 1) * model.head_dim * item
     width, mlp = tokens * D * item, tokens * F * item / tensor
     inputs = model.num_layers * width if config.remat else model.num_layers * (SAVED_LAYER * width + 3 * mlp)
     offload = config.remat == "offload"
@@ -95,9 +104,10 @@ def step_memory(model: ModelConfig, config: RouterTrainConfig, mesh: AbstractMes
         optimizer=3 * routers,
         batch=round(config.optim.accumulate * config.gates.draws * tokens * 4 * 4),
         layer_inputs=round(2 * width if offload else inputs),
-        gathered=2 * layer,
-        keys_and_values=round(LIVE_KV * rows * T * kv_heads * model.head_dim * item),
-        layer=round(LIVE_MLP * mlp + LIVE_WIDTH * max(width, tokens * heads * item)),
+        gathered=layer,
+        keys_and_values=round(LIVE_KV * keys),
+        attention=round(LIVE_HEADS * max(width, queries)),
+        mlp=round(LIVE_MLP * mlp + LIVE_WIDTH * width + SAVED_HEADS * queries + SAVED_KV * keys),
         head=round(D * model.vocab_size * item / tensor + 10 * CE_CHUNK * model.vocab_size / tensor + 4 * width),
         host=round(inputs) if offload else 0,
     )

@@ -17,7 +17,8 @@ _PARTS = (
     ("layer_inputs", "layer inputs kept"),
     ("gathered", "weights gathered for a layer"),
     ("keys_and_values", "keys and values of whole rows"),
-    ("layer", "a layer at work"),
+    ("attention", "else for attention"),
+    ("mlp", "MLP (not with attention)"),
     ("head", "vocabulary head (not with a layer)"),
 )
 
@@ -114,9 +115,8 @@ def compiled_text(compiled: Compiled) -> str:
     return "\n".join(
         [
             f"TPU compiler, {compiled.seconds:.0f} s; GiB on each device",
-            f"  {'arguments':<36}{compiled.arguments / GIB:8.2f}",
-            f"  {'temporaries':<36}{compiled.temporaries / GIB:8.2f}",
-            f"  {'total':<36}{compiled.total / GIB:8.2f}",
+            f"  {'at most':<36}{compiled.total / GIB:8.2f}",
+            f"  {'arguments among them':<36}{compiled.arguments / GIB:8.2f}",
             f"  {'on the host, for each device':<36}{compiled.host / GIB:8.2f}",
             f"  collectives in the program: {found}",
             f"  {compiled.flops:.3g} FLOPs and {compiled.bytes_accessed:.3g} bytes on each device, bodies of loops "

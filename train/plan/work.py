@@ -11,7 +11,7 @@ from jax.sharding import AbstractMesh
 from elastic_jax.config import ModelConfig
 from elastic_jax.routing import streaming_skip_ratio
 from train.config import RouterTrainConfig
-from train.plan.chips import MATMUL_SHARE, Topology
+from train.plan.chips import HOST_LINK, MATMUL_SHARE, Topology
 
 
 class Work(NamedTuple):
@@ -25,7 +25,10 @@ class Work(NamedTuple):
     """The same with every head full."""
     received: float
     """Bytes that one device receives: weights gathered for use, keys and values of other shards, sums."""
+    offloaded: float
+    """Bytes that one device sends to its host and reads back."""
     seconds: float
+    """All of these one after the other: nothing is taken to overlap."""
 
 
 def step_work(
@@ -56,10 +59,13 @@ def step_work(
     gathers = (products + 1) / 2 * (1 - 1 / divided) * weights * item / axes["tensor"] * passes
     local_rows = rows / (axes["data"] * axes["fsdp"])
     shard = T / axes["context"]
-    kv = 2 * local_rows * (T - shard) * max(K / axes["tensor"], 1) * H * L * (2 * item + 4 if config.remat else item + 4)
+    kv = (
+        2 * local_rows * (T - shard) * max(K / axes["tensor"], 1) * H * L * (2 * item + 4 if config.remat else item + 4)
+    )
     sums = 4 * L * local_rows * shard * D * item * products * (1 - 1 / axes["tensor"])
     received = gathers + kv + sums
 
+    offloaded = 2 * L * local_rows * shard * D * item if config.remat == "offload" else 0.0
     chip = topology.chip
     devices = np.prod(list(axes.values()))
     compute = (matrix / MATMUL_SHARE + attention / chip.attention) / (devices * chip.flops)
@@ -69,7 +75,8 @@ def step_work(
         attention_flops=attention,
         full_attention_flops=pair_flops * (1 + again + 2.5),
         received=received,
-        seconds=float(compute + received / chip.links),
+        offloaded=offloaded,
+        seconds=float(compute + received / chip.links + offloaded / HOST_LINK),
     )
 
 

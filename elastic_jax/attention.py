@@ -119,8 +119,8 @@ class Attention(nnx.Module):
             return None
         if context_size() > 1:
             raise ConfigError(
-                f"pattern {sparse.pattern} under a mesh with context {context_size()}: XA heads choose their blocks from "
-                "whole rows. Use pattern fa-ssa, or a mesh with context 1."
+                f"pattern {sparse.pattern} under a mesh with context {context_size()}: XA heads choose their blocks "
+                "from whole rows. Use pattern fa-ssa, or a mesh with context 1."
             )
         full_heads_choose = sparse.pattern == "xa-ssa"
         return select_blocks(

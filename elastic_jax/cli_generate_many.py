@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from elastic_jax.cli_model import encode, load_model, load_model_tokenizer, read_prompt
 from elastic_jax.errors import DataError
+from elastic_jax.json_text import parse_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -24,13 +25,13 @@ def read_prompts(file: str) -> list[str]:
     Raises:
         DataError: the file cannot be read, holds no prompt, or a line that is no record.
     """
-    lines = [(i, line) for i, line in enumerate(read_prompt(file).splitlines(), 1) if line.strip()]
+    lines = [(i, line) for i, line in enumerate(read_prompt(file).split("\n"), 1) if line.strip()]
     if Path(file).suffix != ".jsonl":
-        return [line for _, line in lines]
+        return [line.rstrip("\r") for _, line in lines]
     prompts = []
     for number, line in lines:
         try:
-            prompt = json.loads(line)["prompt"]
+            prompt = parse_json(line)["prompt"]
         except (ValueError, KeyError, TypeError) as error:
             raise DataError(f'{file}, line {number}: want a JSON object with a "prompt"; got {line[:80]!r}.') from error
         if not isinstance(prompt, str):

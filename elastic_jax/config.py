@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from elastic_jax.errors import ConfigError
+from elastic_jax.field_types import check_count, check_fields
 
 RopeType = Literal["default", "linear", "dynamic", "llama3", "yarn", "longrope"]
 Pattern = Literal["fa-ssa", "fa-xa", "xa-ssa"]
 Family = Literal["llama", "mistral", "qwen2", "qwen3"]
+MOST_LAYERS = 1000
+"""Several times the deepest models known; what a damaged file asks for is refused before work in proportion to it."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,7 @@ class RopeConfig:
     long_factor: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
-        _check_choice("rope type", self.type, RopeType)
+        check_fields("rope", self)
         _check_positive("rope", theta=self.theta, factor=self.factor)
         if self.original_max_position is not None:
             _check_positive("rope", original_max_position=self.original_max_position)
@@ -69,8 +72,7 @@ class RouterConfig:
     """Tokens of a group that XA scores at once."""
 
     def __post_init__(self) -> None:
-        _check_choice("router pooling", self.pooling, Literal["boundary", "prompt"])
-        _check_choice("router pattern", self.pattern, Pattern)
+        check_fields("router", self)
         _check_positive(
             "router",
             pool_window=self.pool_window,
@@ -114,13 +116,13 @@ class ModelConfig:
     """Harmless fields of the source `config.json` (token ids, architectures, ...), written back on export."""
 
     def __post_init__(self) -> None:
-        _check_choice("model family", self.family, Family)
+        check_fields("model", self)
+        check_count("model num_layers", self.num_layers, MOST_LAYERS)
         _check_positive(
             "model",
             vocab_size=self.vocab_size,
             hidden_size=self.hidden_size,
             intermediate_size=self.intermediate_size,
-            num_layers=self.num_layers,
             num_heads=self.num_heads,
             num_kv_heads=self.num_kv_heads,
             head_dim=self.head_dim,
@@ -159,12 +161,7 @@ class ModelConfig:
         return config_to_hf(self)
 
 
-def _check_choice(what: str, value: object, choices: Any) -> None:
-    if value not in get_args(choices):
-        raise ConfigError(f"unknown {what} {value!r}; want one of {', '.join(get_args(choices))}.")
-
-
 def _check_positive(what: str, **values: float) -> None:
     for name, value in values.items():
-        if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+        if not value > 0:
             raise ConfigError(f"{what} {name} is {value!r}; want a number above 0.")

@@ -10,8 +10,9 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from elastic_jax.config import Family, ModelConfig, RouterConfig
+from elastic_jax.config import MOST_LAYERS, Family, ModelConfig, RouterConfig
 from elastic_jax.errors import ConfigError
+from elastic_jax.field_types import LARGEST, check_count, shown
 from elastic_jax.hf_rope import rope_from_hf, rope_to_hf
 from elastic_jax.hf_router import HARMLESS as HARMLESS_ROUTER_FIELDS
 from elastic_jax.hf_router import is_elastic, router_from_hf, router_to_hf
@@ -83,6 +84,9 @@ def config_from_hf(raw: Mapping[str, Any]) -> ModelConfig:
     missing = [name for name in _REQUIRED if fields.get(name) is None]
     if missing:
         raise ConfigError(f"config.json of this {family} model lacks {', '.join(missing)}.")
+    for theirs, ours in _REQUIRED.items():
+        if ours != "rms_norm_eps":
+            check_count(f"config.json {theirs}", fields[theirs], MOST_LAYERS if ours == "num_layers" else LARGEST)
     for name, want in _MUST_BE.items():
         got = fields.pop(name, want)
         if got != want and not (want is False and got is None):
@@ -179,8 +183,12 @@ def _sliding_window(family: Family, fields: dict[str, Any], num_layers: int) -> 
     if family in ("qwen2", "qwen3"):
         first = fields.pop("max_window_layers", 28)
         window = window if fields.pop("use_sliding_window", False) else None
+    if isinstance(first, bool) or not isinstance(first, int):
+        raise ConfigError(f"config.json max_window_layers is {shown(first)}; want a whole number.")
     kinds = ["sliding_attention" if window and i >= first else "full_attention" for i in range(num_layers)]
     kinds = fields.pop("layer_types", None) or kinds
+    if not isinstance(kinds, list) or not all(isinstance(kind, str) for kind in kinds):
+        raise ConfigError(f"config.json layer_types is {shown(kinds)}; want a list of names.")
     if set(kinds) == {"full_attention"}:
         return None
     if set(kinds) == {"sliding_attention"} and window:

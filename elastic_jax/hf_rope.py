@@ -116,8 +116,5 @@ def _parse(inner: Any, outer: dict[str, Any], max_position_embeddings: int) -> R
     relevant = {_NAMES[key]: values[key] for key in (*_USED[kind], "rope_theta") if key in values}
     for name in ("short_factor", "long_factor"):
         if name in relevant:
-            relevant[name] = tuple(float(x) for x in relevant[name])
-    try:
-        return RopeConfig(type=kind, **relevant)
-    except TypeError as error:
-        raise ConfigError(f"malformed rope settings in config.json: {values}.") from error
+            relevant[name] = tuple(relevant[name]) if isinstance(relevant[name], list) else relevant[name]
+    return RopeConfig(type=kind, **relevant)

@@ -7,6 +7,7 @@ from typing import Any
 
 from elastic_jax.config import Pattern, RouterConfig
 from elastic_jax.errors import ConfigError
+from elastic_jax.field_types import check_count, shown
 
 OFFICIAL_BLOCK = 128
 """Tokens per block of the released kernels; a `block_size` of 64 in a released config is a leftover of training."""
@@ -44,8 +45,11 @@ _OWN_FIELDS = ("pooling", "pool_window", "width", "block_size", "xa_threshold", 
 
 def is_elastic(fields: dict[str, Any]) -> bool:
     """Whether a `config.json` belongs to an Elastic Attention checkpoint."""
-    architectures = fields.get("architectures") or []
-    return any(name.startswith("Paw") for name in architectures) or any(mark in fields for mark in _MARKS)
+    architectures = fields.get("architectures")
+    names = architectures if isinstance(architectures, list) else []
+    return any(isinstance(name, str) and name.startswith("Paw") for name in names) or any(
+        mark in fields for mark in _MARKS
+    )
 
 
 def router_from_hf(fields: dict[str, Any]) -> RouterConfig:
@@ -57,6 +61,10 @@ def router_from_hf(fields: dict[str, Any]) -> RouterConfig:
                 f"this Elastic Attention checkpoint has {name}={got!r}; the released routers use {want!r}, the only "
                 "form with defined inference."
             )
+    sinks, window = fields.pop("sink_size", 128), fields.pop("local_window_size", 1024)
+    if sinks != 0:
+        check_count("config.json sink_size", sinks)
+    check_count("config.json local_window_size", window)
     modes = (fields.pop("retrieval_mode", "full"), fields.pop("toggle_type", "streaming"))
     if modes not in _PATTERNS:
         raise ConfigError(
@@ -66,14 +74,17 @@ def router_from_hf(fields: dict[str, Any]) -> RouterConfig:
     if fields.pop("block_size", OFFICIAL_BLOCK) not in (64, OFFICIAL_BLOCK):
         raise ConfigError(f"an Elastic Attention checkpoint has blocks of {OFFICIAL_BLOCK} tokens.")
     own = fields.pop(_OWN, None) or {}
+    if not isinstance(own, dict):
+        raise ConfigError(f"config.json {_OWN} is {shown(own)}; want an object.")
     unknown = sorted(set(own) - set(_OWN_FIELDS))
     if unknown:
         raise ConfigError(f"unknown fields in {_OWN!r} of config.json: {unknown}; want {list(_OWN_FIELDS)}.")
     block = own.get("block_size", OFFICIAL_BLOCK)
+    check_count(f"config.json {_OWN}.block_size", block)
     return RouterConfig(
         pattern=_PATTERNS[modes],
-        sink_blocks=-(-fields.pop("sink_size", 128) // block),
-        local_blocks=-(-fields.pop("local_window_size", 1024) // block),
+        sink_blocks=-(-sinks // block),
+        local_blocks=-(-window // block),
         **own,
     )
 
@@ -98,6 +109,8 @@ def router_to_hf(router: RouterConfig) -> dict[str, Any]:
 
 def router_from_json(raw: dict[str, Any]) -> RouterConfig:
     """Reads the `router` object of a `router_config.json` (our own field names)."""
+    if not isinstance(raw, dict):
+        raise ConfigError(f"the router settings are {shown(raw)}; want an object.")
     known = {field.name for field in dataclasses.fields(RouterConfig)}
     unknown = sorted(set(raw) - known)
     if unknown:

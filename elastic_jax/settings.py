@@ -19,6 +19,9 @@ import yaml
 
 from elastic_jax.errors import ConfigError
 
+DEEPEST = 30
+"""Levels of nesting in a YAML file."""
+
 
 def load_settings[T](cls: type[T], path: str | Path | None = None, overrides: Sequence[str] = ()) -> T:
     """Builds `cls` from its defaults, then the YAML file, then the overrides.
@@ -57,8 +60,8 @@ def find_config(name: str | Path) -> Path:
 def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file, read safely; repeated keys are refused."""
     try:
-        values = _UniqueKeyLoader(path.read_text(encoding="utf-8")).get_single_data()
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        values = _StrictLoader(path.read_text(encoding="utf-8")).get_single_data()
+    except (OSError, ValueError, yaml.YAMLError) as error:
         raise ConfigError(f"{path}: cannot be read as YAML: {error}") from error
     if values is None:
         return {}
@@ -77,7 +80,19 @@ def settings_yaml(settings: Any) -> str:
     return yaml.safe_dump(settings_dict(settings), sort_keys=False, allow_unicode=True)
 
 
-class _UniqueKeyLoader(yaml.SafeLoader):
+class _StrictLoader(yaml.SafeLoader):
+    """Safe YAML without repeated keys, and no deeper than settings are."""
+
+    depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        self.depth += 1
+        if self.depth > DEEPEST:
+            raise yaml.composer.ComposerError(None, None, f"nested deeper than {DEEPEST}", self.peek_event().start_mark)
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
+
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
         repeated = next((key for key in keys if keys.count(key) > 1), None)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from elastic_jax.errors import DataError
+from elastic_jax.json_text import parse_json
 
 
 class Journal:
@@ -81,7 +82,7 @@ def read_records(folder: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
         raise DataError(f"{folder} holds no journal*.jsonl; want the output folder of an evaluation.")
     first = paths[0].read_bytes().partition(b"\n")[0]
     try:
-        settings = json.loads(first)["settings"]
+        settings = parse_json(first)["settings"]
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"{paths[0]}, line 1 is no journal record ({error}).") from None
     values: dict[str, Any] = {}
@@ -96,7 +97,7 @@ def _take_over(path: Path, wanted: dict[str, Any], values: dict[str, Any]) -> in
     whole_bytes = data.rfind(b"\n") + 1
     for number, line in enumerate(data[:whole_bytes].splitlines(), start=1):
         try:
-            record = json.loads(line)
+            record = parse_json(line)
             if number == 1:
                 _check(path, record["settings"], wanted)
             else:
@@ -111,7 +112,9 @@ def _take_over(path: Path, wanted: dict[str, Any], values: dict[str, Any]) -> in
     return whole_bytes
 
 
-def _check(path: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
+def _check(path: Path, found: Any, wanted: dict[str, Any]) -> None:
+    if not isinstance(found, dict):
+        raise TypeError(f"the settings are a {type(found).__name__}")
     names = sorted(found.keys() | wanted.keys())
     changed = [
         f"{name}: the journal has {found.get(name)!r}, this run {wanted.get(name)!r}"

@@ -54,7 +54,9 @@ class DataConfig:
     folder: str | None = None
     """Folder of .txt, .py and .jsonl files to build records from; without it the standard library is used."""
     records: str | None = None
-    """JSON-lines file of finished records (context, question, answer, metadata), used instead of building any."""
+    """Finished data, used instead of building any: JSON-lines, Parquet or Arrow file or folder, of records (context,
+    question, answer, metadata) or of tokenised rows as the released code packs them (input_ids, labels, seq_lengths,
+    task_ids, range_ids)."""
     exclude: tuple[str, ...] = ()
     """Shell patterns, relative to the folder, of files to leave out."""
     min_tokens: int = 1024

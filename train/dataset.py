@@ -11,7 +11,8 @@ from train.config import RouterTrainConfig
 from train.data.builders import Builder, build_records
 from train.data.corpus import from_folder, from_standard_library
 from train.data.packing import Sample, tokenise
-from train.data.records import Record, read_records
+from train.data.records import Record
+from train.data.sources import holds_packed_rows, read_packed, read_records
 
 
 def load_records(config: RouterTrainConfig, tokenizer: Any) -> list[Record]:
@@ -36,17 +37,17 @@ def load_records(config: RouterTrainConfig, tokenizer: Any) -> list[Record]:
 
 
 def load_samples(config: RouterTrainConfig, tokenizer: Any) -> list[Sample]:
-    """Tokenised records; see `load_records`."""
-    tasks = config.tasks.by_id
-    return tokenise(
-        load_records(config, tokenizer),
-        tokenizer,
-        template=config.data.template,
-        row_length=config.data.row_length,
-        loss_on=[task.loss_on for task in tasks],
-        loss_weight=[task.loss_weight for task in tasks],
-        weighting=config.data.weighting,
-    )
+    """Tokenised records, see `load_records`; or the samples of rows that others have tokenised and packed."""
+    data, tasks = config.data, config.tasks.by_id
+    options: Any = {
+        "row_length": data.row_length,
+        "loss_on": [task.loss_on for task in tasks],
+        "loss_weight": [task.loss_weight for task in tasks],
+        "weighting": data.weighting,
+    }
+    if data.records is not None and holds_packed_rows(Path(data.records)):
+        return read_packed(Path(data.records), **options)
+    return tokenise(load_records(config, tokenizer), tokenizer, template=data.template, **options)
 
 
 def digest(samples: Sequence[Sample]) -> str:

@@ -11,6 +11,8 @@ from typing import TextIO
 import jax
 import numpy as np
 
+from elastic_jax.json_text import parse_json
+
 METRICS_FILE = "metrics.jsonl"
 EVALUATION_FILE = "evaluation.jsonl"
 Values = Mapping[str, float | list[float]]
@@ -82,8 +84,8 @@ def _reopened(path: Path, end: int) -> TextIO:
 def _step_of(line: str) -> float:
     """Step of a line; a line cut short by a kill belongs to no step that is kept."""
     try:
-        return json.loads(line)["step"]
-    except (json.JSONDecodeError, KeyError, TypeError):
+        return parse_json(line)["step"]
+    except (ValueError, KeyError, TypeError):
         return math.inf
 
 

@@ -33,7 +33,7 @@ from pallas_kernels.schedule import AttentionSpec
 
 SPEC = ("sink_blocks", "local_blocks", "block_size", "window", "scale")
 ARRAYS = ("lengths", "segment_ids", "block_mask", "full_block_mask")
-DEFAULTS = dict.fromkeys((*SPEC, *ARRAYS)) | {"sink_blocks": 1, "local_blocks": 16, "block_size": 128}
+DEFAULTS: dict[str, Any] = dict.fromkeys((*SPEC, *ARRAYS)) | {"sink_blocks": 1, "local_blocks": 16, "block_size": 128}
 """Options of the ops that matter here."""
 
 type Op = Callable[..., Any]
@@ -52,7 +52,9 @@ def hybrid_attention(q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, mo
     return _attend(pallas_kernels.hybrid_attention, q_BTNH, k_BSKH, v_BSKH, mode, options, streams=True)
 
 
-def routed_attention(q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, z: jax.Array, **options: Any) -> Any:
+def routed_attention(
+    q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, z: jax.Array, **options: Any
+) -> jax.Array:
     """`pallas_kernels.routed_attention` under the mesh that is set; errors as for `hybrid_attention`.
 
     Both branches run, so every head needs all keys (unless a token window limits the full branch as well).
@@ -60,7 +62,9 @@ def routed_attention(q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, z:
     return _attend(pallas_kernels.routed_attention, q_BTNH, k_BSKH, v_BSKH, z, options, streams=False)
 
 
-def dual_attention(q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, **options: Any) -> Any:
+def dual_attention(
+    q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, **options: Any
+) -> tuple[jax.Array, jax.Array]:
     """`pallas_kernels.dual_attention` under the mesh that is set; see `routed_attention`."""
 
     def op(q: jax.Array, k: jax.Array, v: jax.Array, _: jax.Array, **options: Any) -> Any:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 
 from elastic_jax.errors import CheckpointError
-from elastic_jax.weights.safetensors_dir import INDEX, SINGLE
+from elastic_jax.weights.safetensors_dir import INDEX, SINGLE, read_json
 
 _HUB_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*(@[\w./-]+)?")
 _SMALL_FILES = ["*.json", "*.jinja", "tokenizer.model", "merges.txt", "vocab.txt"]
@@ -55,9 +54,9 @@ def _from_hub(source: str, weights: bool) -> Path:
         directory = fetch(_SMALL_FILES)
         if weights:
             index = directory / INDEX
-            shards = json.loads(index.read_text())["weight_map"].values() if index.exists() else [SINGLE]
+            shards = read_json(index)["weight_map"].values() if index.exists() else [SINGLE]
             fetch(sorted(set(shards)))
-    except (OSError, ValueError, KeyError, HfHubHTTPError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, HfHubHTTPError) as error:
         raise CheckpointError(
             f"{source!r} is no local path, and as a hub id it cannot be fetched or found in the local cache: {error}. "
             "Without a network, give the directory of a downloaded checkpoint or a .gguf file."

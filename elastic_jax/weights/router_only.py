@@ -33,7 +33,9 @@ def open_router(directory: str | Path, base: ModelConfig) -> tuple[RouterConfig,
             f"{directory / ROUTER_CONFIG} has format {raw.get('format')!r} version {raw.get('version')!r}; "
             f"want {_FORMAT!r} version {_VERSION}."
         )
-    made_for = raw.get("base") or {}
+    made_for = raw.get("base")
+    if not isinstance(made_for, dict):
+        raise CheckpointError(f"{directory / ROUTER_CONFIG} does not say which base model its routers fit (`base`).")
     wrong = [
         f"{name} is {made_for.get(name)!r}, the base model has {getattr(base, name)!r}"
         for name in _BASE_FIELDS

@@ -5,7 +5,6 @@ Only files that the index names are opened, and only inside the directory. Nothi
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import ml_dtypes
 import numpy as np
 
 from elastic_jax.errors import CheckpointError
+from elastic_jax.json_text import parse_json
 from elastic_jax.weights.names import Part
 from elastic_jax.weights.source import TensorInfo
 
@@ -93,7 +93,8 @@ def _open_sharded(directory: Path) -> SafetensorsFiles:
     problems = [f"{name} is in the index but in no shard" for name in sorted(set(weight_map) - set(files.tensors))]
     problems += [f"{name} is in a shard but not in the index" for name in sorted(set(files.tensors) - set(weight_map))]
     total = sum(math.prod(info.shape) * info.dtype.itemsize for info in files.tensors.values())
-    stated = (index.get("metadata") or {}).get("total_size", total)
+    metadata = index.get("metadata")
+    stated = metadata.get("total_size", total) if isinstance(metadata, dict) else total
     if stated != total:
         problems.append(f"metadata.total_size is {stated} bytes, the shards hold {total}")
     if problems:
@@ -119,7 +120,7 @@ def _inside(directory: Path, name: str) -> Path:
 def read_json(file: Path) -> dict[str, Any]:
     """A JSON object from a checkpoint."""
     try:
-        value = json.loads(file.read_text(encoding="utf-8"))
+        value = parse_json(file.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise CheckpointError(f"{file} does not exist; want a checkpoint with that file.") from error
     except (ValueError, OSError) as error:

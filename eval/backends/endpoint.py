@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from elastic_jax.errors import ConfigError, DataError
+from elastic_jax.json_text import parse_json
 from eval.arms import Arm
 from eval.samples import Kind, Prompt, Reply
 
@@ -127,7 +128,7 @@ class EndpointBackend:
             headers["Authorization"] = f"Bearer {key}"
         request = urllib.request.Request(f"{config.url.rstrip('/')}/{path}", json.dumps(body).encode(), headers)
         with urllib.request.urlopen(request, timeout=config.timeout_s) as response:
-            return json.loads(response.read())
+            return parse_json(response.read())
 
 
 def _reply(answer: dict[str, Any], seconds: float) -> Reply:

@@ -12,9 +12,10 @@ from functools import partial
 from typing import Literal
 
 from elastic_jax.errors import ConfigError
+from elastic_jax.judge_prompts import JudgePrompt, answers_prompt
 from eval.benchmarks import verdicts
 from eval.benchmarks.judge_items import JudgeItem
-from eval.benchmarks.judge_prompts import JudgePrompt, answers_prompt, memory_prompt
+from eval.benchmarks.judge_prompts import memory_prompt
 from eval.benchmarks.judging import Ask, JudgePlan, Orders, Parsers
 from eval.benchmarks.memory_rewardbench import GENERATION
 

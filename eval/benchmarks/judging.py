@@ -6,10 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
+from elastic_jax.judge_prompts import JudgePrompt
 from eval.benchmarks import verdicts
 from eval.benchmarks.judge_items import JudgeItem, Order, hashed_order, official_orders, ranks_from_scores
 from eval.benchmarks.judge_metrics import rank_match
-from eval.benchmarks.judge_prompts import JudgePrompt
 from eval.encoding import Encoder
 from eval.samples import Message, Rendered, Reply, Sample, Segment, Showing, Tokens, Verdict
 from eval.tasks import Group, LengthPolicy, Task, loaded_group

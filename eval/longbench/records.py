@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from elastic_jax.errors import DataError
+from elastic_jax.json_text import parse_json
 
 
 class Records(Sequence):
@@ -48,7 +48,7 @@ def read_records(source: str | Path, name: str, *, folder: str = "") -> Records:
     lines: list[int] = []
     if path.suffix == ".json":
         try:
-            content = json.loads(text)
+            content = parse_json(text)
         except ValueError as error:
             raise DataError(f"{path} is no JSON: {error}.") from error
         items = enumerate(content if isinstance(content, list) else [content], start=1)
@@ -56,7 +56,7 @@ def read_records(source: str | Path, name: str, *, folder: str = "") -> Records:
         items = ((number, line) for number, line in enumerate(text.split("\n"), start=1) if line.strip())
     for number, item in items:
         try:
-            record = json.loads(item) if isinstance(item, str) else item
+            record = parse_json(item) if isinstance(item, str) else item
         except ValueError as error:
             raise DataError(f"{path}, line {number}: no JSON ({error}).") from error
         if not isinstance(record, dict):

@@ -12,6 +12,7 @@ import numpy as np
 from flax import nnx
 
 from elastic_jax.errors import DataError
+from elastic_jax.json_text import parse_json
 from elastic_jax.model import ElasticForCausalLM
 from elastic_jax.rope import apply_rope, rope_table
 from elastic_jax.routing import HeadMode
@@ -98,7 +99,7 @@ def read_head_scores(path: str | Path) -> list[list[float]]:
         DataError: no such file, or another kind of file.
     """
     try:
-        scores = json.loads(Path(path).read_text(encoding="utf-8"))["needle_attention"]
+        scores = parse_json(Path(path).read_text(encoding="utf-8"))["needle_attention"]
         if np.asarray(scores, float).ndim != 2:
             raise ValueError("the scores are no table")
     except (OSError, ValueError, KeyError, TypeError) as error:

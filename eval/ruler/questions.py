@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from elastic_jax.errors import DataError
+from elastic_jax.json_text import parse_json
 from eval.ruler.draft import Draft, Needle, joined_with_starts
 
 _INSTRUCTION = "Answer the question from the documents alone. Give the answer and nothing else."
@@ -41,7 +41,7 @@ def read_questions(path: str | Path) -> QuestionFile:
     """
     path = Path(path)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise DataError(f"question file {path} cannot be read as JSON: {error}") from error
     try:
@@ -63,18 +63,18 @@ def _squad(content: Mapping[str, Any], path: str) -> Iterator[Question]:
     for a, article in enumerate(_field(content, "data", f"{path}")):
         where = f"{path}, data[{a}]"
         paragraphs = _field(article, "paragraphs", where)
-        contexts = [_field(p, "context", f"{where}.paragraphs[{i}]") for i, p in enumerate(paragraphs)]
+        contexts = [_text(p, "context", f"{where}.paragraphs[{i}]") for i, p in enumerate(paragraphs)]
         for i, paragraph in enumerate(paragraphs):
             inside = f"{where}.paragraphs[{i}]"
             for j, question in enumerate(_field(paragraph, "qas", inside)):
                 place = f"{inside}.qas[{j}]"
                 if question.get("is_impossible"):
                     continue
-                answers = [_field(answer, "text", f"{place}.answers") for answer in _field(question, "answers", place)]
+                answers = [_text(answer, "text", f"{place}.answers") for answer in _field(question, "answers", place)]
                 if not answers:
                     raise DataError(f"{place} has an empty list of answers; want one or more, or is_impossible.")
                 near = tuple(text for text in contexts if text != contexts[i])
-                yield Question(_field(question, "question", place), tuple(dict.fromkeys(answers)), (contexts[i],), near)
+                yield Question(_text(question, "question", place), tuple(dict.fromkeys(answers)), (contexts[i],), near)
 
 
 def _hotpot(content: Sequence[Any], path: str) -> Iterator[Question]:
@@ -87,10 +87,17 @@ def _hotpot(content: Sequence[Any], path: str) -> Iterator[Question]:
             raise DataError(f"{where}: supporting fact {missing[0]!r} is not among the titles of its context.")
         gold = tuple(documents[title] for title in named)
         near = tuple(text for title, text in documents.items() if title not in named)
-        answer = _field(item, "answer", where)
+        answer = _text(item, "answer", where)
         if not answer:
             raise DataError(f"{where} has an empty answer.")
-        yield Question(_field(item, "question", where), (answer,), gold, near)
+        yield Question(_text(item, "question", where), (answer,), gold, near)
+
+
+def _text(record: Any, name: str, where: str) -> str:
+    value = _field(record, name, where)
+    if not isinstance(value, str):
+        raise DataError(f"{where}: {name!r} is a {type(value).__name__}; want a text.")
+    return value
 
 
 def _field(record: Any, name: str, where: str) -> Any:

@@ -41,13 +41,7 @@ def tokenise(
     loss_weight: Sequence[float],
     weighting: Weighting,
 ) -> list[Sample]:
-    """Samples of all records, in order.
-
-    Args:
-        loss_on: per task id, whether every token or only the answer is learnt from.
-        loss_weight: per task id, factor of the loss.
-        weighting: `tokens` counts every token alike, so that long samples dominate; `samples` divides by the number
-            of a sample's learnt tokens.
+    """Samples of all records, in order; see `make_sample` for the other arguments.
 
     Raises:
         DataError: no record, or one that is longer than a row.
@@ -61,18 +55,42 @@ def tokenise(
                 f"record {index} ({TASKS[record.task]}) has {len(ids)} tokens; a row holds {row_length}. "
                 "Raise data.row_length, lower data.max_tokens, or shorten the record."
             )
-        first = 0 if loss_on[record.task] == "all" else max(len(prompt) - 1, 0)
-        weights = np.zeros(len(ids), np.float32)
-        weights[first : len(ids) - 1] = loss_weight[record.task]
-        if weighting == "samples":
-            weights /= max(len(ids) - 1 - first, 1)
-        labels = np.append(ids[1:], 0).astype(np.int32)
         samples.append(
-            Sample(ids, labels, weights, np.array([len(prompt)], np.int32), np.array([record.task], np.int32))
+            make_sample(ids, len(prompt), record.task, loss_on=loss_on, loss_weight=loss_weight, weighting=weighting)
         )
     if not samples:
         raise DataError("The data set is empty. Give records, or a folder of texts to build them from.")
     return samples
+
+
+def make_sample(
+    ids: np.ndarray,
+    prompt_length: int,
+    task: int,
+    *,
+    loss_on: Sequence[LossOn],
+    loss_weight: Sequence[float],
+    weighting: Weighting,
+    learnable: np.ndarray | None = None,
+) -> Sample:
+    """The sample of a prompt and its answer, `ids` int32 `[n]`.
+
+    Args:
+        loss_on: per task id, whether every token or only the answer is learnt from.
+        loss_weight: per task id, factor of the loss.
+        weighting: `tokens` counts every token alike, so that long samples dominate; `samples` divides by the number
+            of a sample's learnt tokens.
+        learnable: bool `[n]`, tokens that may be learnt at all; None for every one.
+    """
+    first = 0 if loss_on[task] == "all" else max(prompt_length - 1, 0)
+    weights = np.zeros(len(ids), np.float32)
+    weights[first : len(ids) - 1] = loss_weight[task]
+    if learnable is not None:
+        weights[:-1] *= learnable[1:]
+    if weighting == "samples":
+        weights /= max(np.count_nonzero(weights), 1)
+    labels = np.append(ids[1:], 0).astype(np.int32)
+    return Sample(ids, labels, weights, np.array([prompt_length], np.int32), np.array([task], np.int32))
 
 
 class Rows(NamedTuple):

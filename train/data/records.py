@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from elastic_jax.errors import DataError
+from elastic_jax.json_text import parse_json
 
 TASKS = ("Single QA", "MultiHop QA", "Summarization", "Code", "In-Context Learning")
 """Task labels; a label's index is its task id."""
@@ -74,22 +75,14 @@ def read_jsonl(path: Path) -> Iterable[tuple[str, Any]]:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: cannot be read as UTF-8 text ({error}).") from error
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(text.split("\n"), start=1):  # texts may hold other line separators
         if not line.strip():
             continue
         where = f"{path}:{number}"
         try:
-            yield where, json.loads(line)
-        except json.JSONDecodeError as error:
+            yield where, parse_json(line)
+        except ValueError as error:
             raise DataError(f"{where}: not valid JSON ({error}).") from error
-
-
-def read_records(path: Path) -> list[Record]:
-    """Every record of a JSON-lines file; the first bad line raises `DataError` with file and line."""
-    records = [parse_record(raw, where) for where, raw in read_jsonl(path)]
-    if not records:
-        raise DataError(f"{path}: holds no records. Want one JSON object per line.")
-    return records
 
 
 def write_records(path: Path, records: Iterable[Record]) -> None:

@@ -3,13 +3,14 @@ import json
 import pytest
 
 from elastic_jax.errors import DataError
-from train.data.records import CODE, Record, read_records, write_records
+from train.data.records import CODE, Record, write_records
+from train.data.sources import read_records
 
 GOOD = {"context": "c", "question": "q", "answer": "a", "metadata": {"task": "Code"}}
 
 
 def test_records_survive_a_round_trip(tmp_path):
-    records = [Record("text\nmore", "why?", "so", CODE, is_prefix=False), Record("ü", "", "b", 0)]
+    records = [Record("text\nmore", "why?", "so", CODE, is_prefix=False), Record("ü\u2028\x85 and on", "", "b", 0)]
     write_records(tmp_path / "r.jsonl", records)
     assert read_records(tmp_path / "r.jsonl") == records
 

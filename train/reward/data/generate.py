@@ -13,8 +13,9 @@ from functools import cache
 import numpy as np
 
 from elastic_jax.errors import ConfigError
+from elastic_jax.judge_prompts import LETTERS, answers_prompt
 from elastic_jax.text_split import Split, split_of
-from train.reward.data.records import PreferenceRecord, conversation
+from train.reward.data.records import JudgeRecord, PreferenceRecord, conversation
 from train.reward.data.vocabulary import Vocabulary, vocabulary
 
 KINDS = ("wrong", "beside", "off-topic", "shuffled", "refusal", "truncated", "repetitive", "rude")
@@ -33,6 +34,19 @@ _LENGTH = 1.15
 """Characters of stock sentences for each of a right answer, whose digits are tokens of their own."""
 _MOST_FURTHER = 2
 """Further true sentences that an answer may have."""
+
+_REMARKS = {
+    "right": "answers the question with what the text says",
+    "wrong": "gives a value that the text does not state for it",
+    "beside": "says something true that was not asked for",
+    "off-topic": "talks about something else",
+    "shuffled": "puts the words in a wrong order",
+    "refusal": "refuses to answer",
+    "truncated": "breaks off before the answer",
+    "repetitive": "only repeats the question",
+    "rude": "insults the user instead of answering",
+}
+"""What a judge says of an answer, by its flaw."""
 
 _STATEMENTS = {
     "keeper": ("{b} is looked after by {v}", "Who looks after {b}?"),
@@ -107,6 +121,51 @@ def ranked_answers(record: PreferenceRecord, size: int, seed: int) -> tuple[list
     return [_shuffled(record.chosen, share, rng) for share in shares], [
         round(1.0 - float(share), 3) for share in shares
     ]
+
+
+def judge_records(count: int, seed: int, split: Split = "train", *, buildings: int = 4) -> list[JudgeRecord]:
+    """`count` judgements of pairs, with the prompt of `eval long-rewardbench`: a remark on each answer, then a verdict.
+
+    Arguments as for `records`.
+    """
+    return [
+        JudgeRecord(record.prompt, record.chosen, record.context)
+        for record in judge_preferences(count, seed, split, buildings=buildings)
+    ]
+
+
+def judge_preferences(
+    count: int, seed: int, split: Split = "train", *, rejects: int = 1, buildings: int = 4
+) -> list[PreferenceRecord]:
+    """`count` preferences between judgements of pairs: the right one, then one whose remarks and verdict are exchanged,
+    then a right one that forgets the verdict.
+
+    Arguments as for `records`, with one or two rejected judgements.
+
+    Raises:
+        ConfigError: more than two rejected judgements.
+    """
+    if rejects > 2:
+        raise ConfigError(f"rejects is {rejects}; judgements are generated with 1 or 2.")
+    pairs = records(count, seed, split, buildings=buildings)
+    return [_judgements(pair, [seed, _SIDE[split], index, 1], rejects) for index, pair in enumerate(pairs)]
+
+
+def _judgements(pair: PreferenceRecord, seed: list[int], rejects: int) -> PreferenceRecord:
+    (message,), (rejected,), (kind,) = pair.prompt, pair.rejected, pair.kinds
+    right = int(np.random.default_rng(seed).integers(2))
+    answers, remarks = [rejected, rejected], [_REMARKS[kind]] * 2
+    answers[right], remarks[right] = pair.chosen, _REMARKS["right"]
+    told = [f"Assistant {letter} {remark}." for letter, remark in zip(LETTERS, remarks, strict=False)]
+    mixed = [f"Assistant {letter} {remark}." for letter, remark in zip(LETTERS, remarks[::-1], strict=False)]
+    asked = answers_prompt(message.content, answers, ranking=False)
+    return PreferenceRecord(
+        prompt=conversation(("system", asked.system), ("user", asked.before + asked.context + asked.after)),
+        chosen=" ".join([*told, f"[[{LETTERS[right]}]]"]),
+        rejected=(" ".join([*mixed, f"[[{LETTERS[1 - right]}]]"]), " ".join(told))[:rejects],
+        context=pair.context,
+        kinds=("wrong verdict", "no verdict")[:rejects],
+    )
 
 
 def _record(rng: np.random.Generator, split: Split, rejects: int, buildings: int) -> PreferenceRecord:

@@ -1,0 +1,115 @@
+import json
+
+import numpy as np
+import pytest
+
+from elastic_jax.errors import DataError
+from train.data.records import CODE, TASKS, Record, write_records
+from train.data.sources import holds_packed_rows, read_packed, read_records
+
+RECORDS = [Record(f"context {i}", "why?", f"so {i}", i % 5, is_prefix=bool(i % 2)) for i in range(7)]
+OPTIONS = dict(row_length=64, loss_on=["all"] * 5, loss_weight=[1.0] * 5, weighting="tokens")
+
+
+def raw(record: Record, metadata=lambda value: value) -> dict:
+    return record.to_json() | {"metadata": metadata(record.to_json()["metadata"]), "length": 12}
+
+
+@pytest.mark.parametrize("form", [dict, json.dumps, repr])
+def test_metadata_may_be_an_object_or_its_text(tmp_path, form):
+    lines = [json.dumps(raw(record, form)) for record in RECORDS]
+    (tmp_path / "r.jsonl").write_text("\n".join(lines))
+    assert read_records(tmp_path / "r.jsonl") == RECORDS
+
+
+def test_metadata_that_is_no_object_is_named(tmp_path):
+    (tmp_path / "r.jsonl").write_text(json.dumps(raw(RECORDS[0], lambda _: "print(1)")))
+    with pytest.raises(DataError, match="r.jsonl:1: `metadata` is text, but neither JSON nor a Python literal"):
+        read_records(tmp_path / "r.jsonl")
+
+
+@pytest.mark.parametrize("kind", ["parquet", "arrow"])
+def test_tables_hold_the_same_records(tmp_path, kind):
+    pyarrow = pytest.importorskip("pyarrow")
+    table = pyarrow.Table.from_pylist([raw(record, repr) for record in RECORDS])
+    file = tmp_path / f"r.{kind}"
+    if kind == "parquet":
+        import pyarrow.parquet
+
+        pyarrow.parquet.write_table(table, file)
+    else:
+        with pyarrow.OSFile(str(file), "wb") as sink, pyarrow.ipc.new_stream(sink, table.schema) as writer:
+            writer.write_table(table)
+    assert read_records(file) == RECORDS
+    assert not holds_packed_rows(file)
+
+
+def packed_row(**changes) -> dict:
+    """Two samples of 5 and 4 tokens, prompts of 3 and 2, and one token of padding."""
+    ids = list(range(10, 20))
+    row = {
+        "input_ids": ids,
+        "labels": [-100, *ids[1:5], -100, *ids[6:9], -100],
+        "seq_lengths": [0, 5, 9],
+        "task_ids": [CODE, 0],
+        "task_type": [TASKS[CODE], TASKS[0]],
+        "range_ids": [[0, 0, 0, 2, 0, 2, 3, 4], [0, 0, 0, 1, 0, 1, 2, 3]],
+    }
+    return row | changes
+
+
+def write(path, *rows):
+    path.write_text("\n".join(map(json.dumps, rows)))
+    return path
+
+
+def test_packed_rows_are_taken_apart(tmp_path):
+    file = write(tmp_path / "p.jsonl", packed_row())
+    assert holds_packed_rows(file)
+    first, second = read_packed(file, **OPTIONS)
+    np.testing.assert_array_equal(first.input_ids, [10, 11, 12, 13, 14])
+    np.testing.assert_array_equal(first.labels, [11, 12, 13, 14, 0])
+    np.testing.assert_array_equal(first.weights, [1, 1, 1, 1, 0])
+    np.testing.assert_array_equal(second.input_ids, [15, 16, 17, 18])
+    assert [int(s.prompt_lengths[0]) for s in (first, second)] == [3, 2]
+    assert [int(s.task_ids[0]) for s in (first, second)] == [CODE, 0]
+
+
+def test_answers_alone_can_be_learnt_and_what_a_row_ignores_is_not(tmp_path):
+    labels = [-100] * 4 + [14] + [-100] * 5
+    file = write(tmp_path / "p.jsonl", packed_row(labels=labels))
+    first, second = read_packed(file, **OPTIONS)
+    np.testing.assert_array_equal(first.weights, [0, 0, 0, 1, 0])
+    assert not second.weights.any()
+    answers = read_packed(write(tmp_path / "q.jsonl", packed_row()), **(OPTIONS | {"loss_on": ["answer"] * 5}))
+    np.testing.assert_array_equal(answers[0].weights, [0, 0, 1, 1, 0])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"range_ids": None}, "p.jsonl:2: a packed row lacks range_ids"),
+        ({"labels": [1, 2]}, "10 input_ids, 2 labels"),
+        ({"seq_lengths": [0, 5, 99]}, "rising numbers from 0 to 10"),
+        ({"seq_lengths": [0, 5, 5]}, "rising numbers"),
+        ({"task_ids": [5, 0]}, "task_ids .5.; want 0 to 4"),
+        ({"range_ids": [[0, 0, 0, 9, 0, 9, 3, 4], [0] * 8]}, "do not fit samples"),
+        ({"input_ids": ["a"]}, "wrong form"),
+    ],
+)
+def test_malformed_packed_rows_are_named(tmp_path, changes, message):
+    file = write(tmp_path / "p.jsonl", packed_row(), packed_row(**changes))
+    with pytest.raises(DataError, match=message):
+        read_packed(file, **OPTIONS)
+
+
+def test_a_packed_sample_longer_than_a_row_is_refused(tmp_path):
+    with pytest.raises(DataError, match="sample 0 has 5 tokens; a row holds 4"):
+        read_packed(write(tmp_path / "p.jsonl", packed_row()), **(OPTIONS | {"row_length": 4}))
+
+
+def test_files_without_rows_are_refused(tmp_path):
+    with pytest.raises(DataError, match="holds no records"):
+        read_records(write(tmp_path / "r.jsonl"))
+    write_records(tmp_path / "good.jsonl", RECORDS)
+    assert read_records(tmp_path / "good.jsonl") == RECORDS

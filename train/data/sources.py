@@ -1,0 +1,121 @@
+"""Training data of others, by what its rows hold: records of text, or rows of tokens packed by the released code.
+
+The released code's packed rows (Elastic Attention, its `packed_maxseq` files) have `input_ids` and `labels` `[T]`
+(a label is the token at its own place, -100 where it is not learnt), `seq_lengths` `[B + 1]` (cumulative, from 0),
+`task_ids` `[B]` and `range_ids` `[B, 8]`, of which numbers 2 and 3 are the first and the last token of the prompt.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from elastic_jax.errors import DataError
+from train.data.packing import LossOn, Sample, Weighting, make_sample
+from train.data.records import TASKS, Record, parse_record
+from train.reward.data.tables import read_rows
+
+PACKED_FIELDS = ("input_ids", "labels", "seq_lengths", "task_ids", "range_ids")
+IGNORED_LABEL = -100
+
+
+def read_records(path: Path) -> list[Record]:
+    """Every record of a JSON-lines, Parquet or Arrow file or folder.
+
+    `metadata` may be an object or the text of one (JSON or a Python literal), as released data have it.
+
+    Raises:
+        ConfigError: Parquet or Arrow, and pyarrow is not installed.
+        DataError: no record, or a bad one (named with file and row).
+    """
+    records = [parse_record(_with_metadata(raw, where), where) for where, raw in read_rows(path)]
+    if not records:
+        raise DataError(f"{path}: holds no records. Want one object (context, question, answer, metadata) a row.")
+    return records
+
+
+def holds_packed_rows(path: Path) -> bool:
+    """Whether the first row of the file or folder is one of packed tokens.
+
+    Raises:
+        ConfigError, DataError: as `read_records`.
+    """
+    first = next(iter(read_rows(path)), (None, None))[1]
+    return isinstance(first, dict) and "input_ids" in first and "seq_lengths" in first
+
+
+def read_packed(
+    path: Path,
+    *,
+    row_length: int,
+    loss_on: Sequence[LossOn],
+    loss_weight: Sequence[float],
+    weighting: Weighting,
+) -> list[Sample]:
+    """The samples in packed rows, taken apart again, so that each can start on a block boundary.
+
+    See `train.data.packing.make_sample` for the arguments; what the rows say is not learnt is not learnt either way.
+
+    Raises:
+        ConfigError: Parquet or Arrow, and pyarrow is not installed.
+        DataError: no rows, a malformed one, or a sample longer than a row.
+    """
+    options: Any = dict(loss_on=loss_on, loss_weight=loss_weight, weighting=weighting)
+    samples = []
+    for where, raw in read_rows(path):
+        ids, labels, ends, tasks, prompts = _arrays(raw, where)
+        for index, (begin, end) in enumerate(zip(ends[:-1], ends[1:], strict=True)):
+            if end - begin > row_length:
+                raise DataError(f"{where}: sample {index} has {end - begin} tokens; a row holds {row_length}.")
+            learnable = labels[begin:end] != IGNORED_LABEL
+            sample = make_sample(ids[begin:end], int(prompts[index]), tasks[index], learnable=learnable, **options)
+            samples.append(sample)
+    if not samples:
+        raise DataError(f"{path}: holds no packed rows.")
+    return samples
+
+
+def _arrays(raw: Any, where: str) -> tuple[np.ndarray, np.ndarray, list[int], list[int], np.ndarray]:
+    """(ids, labels, cumulative lengths, task ids, prompt lengths) of a packed row."""
+    missing = [name for name in PACKED_FIELDS if not isinstance(raw, dict) or raw.get(name) is None]
+    if missing:
+        raise DataError(f"{where}: a packed row lacks {', '.join(missing)}; want {', '.join(PACKED_FIELDS)}.")
+    try:
+        ids, labels = (np.asarray(raw[name], np.int32).reshape(-1) for name in ("input_ids", "labels"))
+        ends, tasks = (np.asarray(raw[name], np.int64).reshape(-1).tolist() for name in ("seq_lengths", "task_ids"))
+        ranges = np.asarray(raw["range_ids"], np.int64).reshape(len(tasks), 8)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise DataError(f"{where}: numbers of a packed row have the wrong form ({error}).") from error
+    if len(labels) != len(ids) or len(ends) != len(tasks) + 1 or not tasks:
+        raise DataError(
+            f"{where}: {len(ids)} input_ids, {len(labels)} labels, {len(ends)} seq_lengths, {len(tasks)} task_ids; "
+            "want as many labels as input_ids and one more of seq_lengths than of task_ids."
+        )
+    if ends[0] != 0 or ends[-1] > len(ids) or any(b >= e for b, e in zip(ends[:-1], ends[1:], strict=True)):
+        raise DataError(f"{where}: seq_lengths {ends!s:.80}: want rising numbers from 0 to {len(ids)} at most.")
+    unknown = [task for task in tasks if not 0 <= task < len(TASKS)]
+    if unknown:
+        raise DataError(f"{where}: task_ids {unknown}; want 0 to {len(TASKS) - 1}. Remove samples of other tasks.")
+    prompts = ranges[:, 3] + 1
+    lengths = np.diff(ends)
+    if (prompts < 1).any() or (prompts > lengths).any():
+        raise DataError(f"{where}: prompts of {prompts.tolist()} tokens do not fit samples of {lengths.tolist()}.")
+    return ids, labels, ends, tasks, prompts
+
+
+def _with_metadata(raw: Any, where: str) -> Any:
+    """The record with `metadata` read, where it is the text of an object."""
+    if not isinstance(raw, dict) or not isinstance(raw.get("metadata"), str):
+        return raw
+    text = raw["metadata"]
+    for read in (json.loads, ast.literal_eval):
+        try:
+            return raw | {"metadata": read(text)}
+        except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
+            continue
+    raise DataError(f"{where}: `metadata` is text, but neither JSON nor a Python literal: {text[:80]!r}.")

@@ -1,0 +1,103 @@
+"""Records to tokenised samples: comparisons for preference losses, judgements for supervised ones."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from elastic_jax.errors import DataError
+from train.data.packing import Sample
+from train.reward.data.pairs import PairSample
+from train.reward.data.records import JudgeRecord, PreferenceRecord
+from train.reward.data.tally import Tally
+from train.reward.data.tokens import cut_context, encode
+
+LONG_PROMPT = "the prompt is too long even without its context"
+
+
+def pair_samples(
+    records: Sequence[PreferenceRecord], tokenizer: Any, *, prompt_length: int, response_length: int
+) -> tuple[list[PairSample], Tally]:
+    """Tokenised comparisons, in order, and what was left out or shortened.
+
+    A longer prompt loses tokens from the middle of its context; an answer is never cut: a longer chosen one leaves the
+    record out, a longer rejected one itself.
+
+    Args:
+        prompt_length, response_length: most tokens of a prompt and of one answer.
+
+    Raises:
+        DataError: a template that does not fit (see `encode`), or no record left.
+    """
+    tally, samples = Tally(), []
+    for index, record in enumerate(records):
+        where = f"record {index}"
+        encoded = encode(tokenizer, record.prompt, (record.chosen, *record.rejected), record.context)
+        if len(encoded.answer_ids[0]) > response_length:
+            tally.skip(f"the chosen answer has more than {response_length} tokens", where)
+            continue
+        short = [place for place, ids in enumerate(encoded.answer_ids) if len(ids) <= response_length]
+        for _ in range(len(encoded.answer_ids) - len(short)):
+            tally.skip(f"a rejected answer has more than {response_length} tokens", where)
+        if len(short) < 2:
+            tally.skip("no rejected answer is short enough", where)
+            continue
+        prompt_ids = cut_context(encoded, prompt_length)
+        if prompt_ids is None:
+            tally.skip(LONG_PROMPT, where)
+            continue
+        _count_cut(tally, len(encoded.prompt_ids) - len(prompt_ids))
+        kinds = tuple(record.kinds[place - 1] for place in short[1:]) if record.kinds else ()
+        answers = tuple(encoded.answer_ids[place] for place in short)
+        samples.append(PairSample(prompt_ids, answers, record.margin or 0.0, kinds))
+    return _whole(samples, tally)
+
+
+def judge_samples(records: Sequence[JudgeRecord], tokenizer: Any, *, row_length: int) -> tuple[list[Sample], Tally]:
+    """Tokenised judgements for `train.data.pipeline.make_pipeline`, in order, and what was left out or shortened.
+
+    The loss is on the answer only. A prompt that leaves no room for its answer in a row loses tokens from the middle of
+    its context; an answer is never cut.
+
+    Raises:
+        DataError: a template that does not fit (see `encode`), or no record left.
+    """
+    tally, samples = Tally(), []
+    for index, record in enumerate(records):
+        where = f"record {index}"
+        encoded = encode(tokenizer, record.prompt, (record.answer,), record.context)
+        (answer_ids,) = encoded.answer_ids
+        if len(answer_ids) >= row_length:
+            tally.skip(f"the answer leaves no room for a prompt in {row_length} tokens", where)
+            continue
+        prompt_ids = cut_context(encoded, row_length - len(answer_ids))
+        if prompt_ids is None:
+            tally.skip(LONG_PROMPT, where)
+            continue
+        _count_cut(tally, len(encoded.prompt_ids) - len(prompt_ids))
+        samples.append(answer_sample(prompt_ids, answer_ids))
+    return _whole(samples, tally)
+
+
+def answer_sample(prompt_ids: np.ndarray, answer_ids: np.ndarray) -> Sample:
+    """A row's sample that learns each token of the answer, the first one from the last token of the prompt."""
+    ids = np.concatenate([prompt_ids, answer_ids]).astype(np.int32)
+    weights = np.zeros(len(ids), np.float32)
+    weights[max(len(prompt_ids) - 1, 0) : len(ids) - 1] = 1.0
+    labels = np.append(ids[1:], 0).astype(np.int32)
+    return Sample(ids, labels, weights, np.array([len(prompt_ids)], np.int32), np.array([0], np.int32))
+
+
+def _count_cut(tally: Tally, tokens: int) -> None:
+    if tokens:
+        tally.cut += 1
+        tally.cut_tokens += tokens
+
+
+def _whole[S](samples: list[S], tally: Tally) -> tuple[list[S], Tally]:
+    tally.kept = len(samples)
+    if not samples:
+        raise DataError(f"No record fits the row. Raise its lengths, or shorten the answers.\n{tally}")
+    return samples, tally

@@ -1,0 +1,108 @@
+"""Rows of JSON-lines, Parquet and Arrow files, each with the place that a complaint can name."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from elastic_jax.errors import ConfigError, DataError
+from train.data.records import read_jsonl
+
+_LINES = (".jsonl", ".json", ".ndjson")
+_WANTED = "a .jsonl or .parquet file, a folder of either, or a folder that `datasets` saved (Arrow)"
+
+
+def read_rows(path: Path) -> Iterator[tuple[str, Any]]:
+    """Yields (`file:line` or `file:row n`, value) of every row, in the order of the files.
+
+    Args:
+        path: a JSON-lines or Parquet file, a folder of files of one of these kinds, or a folder written by
+            `datasets.Dataset.save_to_disk`.
+
+    Raises:
+        ConfigError: Parquet or Arrow files, and pyarrow is not installed.
+        DataError: nothing there that can be read, or a damaged file.
+    """
+    if path.is_dir():
+        files = _files_of(path)
+    elif path.is_file():
+        files = [path]
+    else:
+        raise DataError(f"{path}: no such file or folder. Want {_WANTED}.")
+    for file in files:
+        if file.suffix in _LINES:
+            yield from read_jsonl(file)
+        elif file.suffix == ".parquet":
+            yield from _parquet_rows(file)
+        elif file.suffix == ".arrow":
+            yield from _arrow_rows(file)
+        else:
+            raise DataError(f"{file}: unknown kind of file {file.suffix!r}. Want {_WANTED}.")
+
+
+def _files_of(folder: Path) -> list[Path]:
+    if (folder / "dataset_dict.json").is_file():
+        splits = ", ".join(sorted(entry.name for entry in folder.iterdir() if entry.is_dir()))
+        raise DataError(f"{folder} holds several splits ({splits}). Give the folder of one of them.")
+    if (folder / "state.json").is_file():
+        return _saved_files(folder)
+    by_kind = {suffix: sorted(folder.glob(f"*{suffix}")) for suffix in (".jsonl", ".parquet", ".arrow")}
+    found = [files for files in by_kind.values() if files]
+    if len(found) != 1:
+        kinds = ", ".join(suffix for suffix, files in by_kind.items() if files) or "none"
+        raise DataError(f"{folder}: want files of one kind, .jsonl, .parquet or .arrow; found {kinds}.")
+    return found[0]
+
+
+def _saved_files(folder: Path) -> list[Path]:
+    """The data files that `save_to_disk` lists; its caches lie beside them and are left alone."""
+    try:
+        names = [entry["filename"] for entry in json.loads((folder / "state.json").read_text())["_data_files"]]
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{folder / 'state.json'}: not the state of a saved data set ({error!r}).") from error
+    missing = [name for name in names if not (folder / name).is_file()]
+    if missing or not names:
+        raise DataError(f"{folder}: data files are missing: {', '.join(missing) or 'all'}. Fetch the folder again.")
+    return [folder / name for name in names]
+
+
+def _parquet_rows(file: Path) -> Iterator[tuple[str, Any]]:
+    pyarrow = _pyarrow("parquet")
+    try:
+        with pyarrow.parquet.ParquetFile(file) as table:
+            yield from _numbered(file, (batch.to_pylist() for batch in table.iter_batches(batch_size=256)))
+    except pyarrow.ArrowException as error:
+        raise DataError(f"{file}: cannot be read as Parquet ({error}). Fetch it again.") from error
+
+
+def _arrow_rows(file: Path) -> Iterator[tuple[str, Any]]:
+    pyarrow = _pyarrow("ipc")
+    try:
+        with pyarrow.memory_map(str(file)) as source, pyarrow.ipc.open_stream(source) as stream:
+            yield from _numbered(file, (batch.to_pylist() for batch in stream))
+    except pyarrow.ArrowException as error:
+        raise DataError(f"{file}: cannot be read as an Arrow stream ({error}). Fetch it again.") from error
+
+
+def _numbered(file: Path, batches: Iterator[list[Any]]) -> Iterator[tuple[str, Any]]:
+    number = 0
+    for batch in batches:
+        for row in batch:
+            number += 1
+            yield f"{file}:row {number}", row
+
+
+def _pyarrow(part: str) -> ModuleType:
+    """pyarrow with one of its modules imported."""
+    import importlib
+
+    try:
+        importlib.import_module(f"pyarrow.{part}")
+        return importlib.import_module("pyarrow")
+    except ImportError as error:
+        raise ConfigError(
+            "Parquet and Arrow files need pyarrow: pip install 'elastic-jax[arrow]', or convert them to JSON lines."
+        ) from error

@@ -1,0 +1,96 @@
+"""Token ids of conversations and their answers, and how over-long prompts are cut.
+
+The chat template alone decides what stands around the messages, the beginning-of-text token included: nothing is added
+when its text becomes tokens. A conversation's ids are those of its whole text, so that training sees what evaluation
+and other programs see; where a token reaches over the border of prompt and answer, it counts as part of the answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from elastic_jax.errors import DataError
+from train.reward.data.records import Message
+
+
+class Encoded(NamedTuple):
+    """A prompt and its answers. `prompt_ids` followed by one of `answer_ids` is a whole conversation."""
+
+    prompt_ids: np.ndarray
+    """`[n]` int32."""
+    answer_ids: tuple[np.ndarray, ...]
+    context: tuple[int, int]
+    """First and last + 1 of the prompt's tokens that may be cut."""
+
+
+def encode(tokenizer: Any, prompt: Sequence[Message], answers: Sequence[str], context: str | None) -> Encoded:
+    """Tokens of one prompt with each of its answers.
+
+    Args:
+        context: the part of a message that may be cut; None for the longest message.
+
+    Raises:
+        DataError: no chat template, one that begins twice or does not continue its prompt with the answer, or a context
+            that the templated prompt does not have.
+    """
+    if not getattr(tokenizer, "chat_template", None):
+        raise DataError(
+            "The tokenizer has no chat template. Use an instruction-tuned model, or put a chat_template.jinja beside "
+            "its tokenizer.json."
+        )
+    turns = [message.to_json() for message in prompt]
+    head = _render(tokenizer, turns, add_generation_prompt=True)
+    wholes = [_render(tokenizer, [*turns, {"role": "assistant", "content": answer}]) for answer in answers]
+    if not all(whole.startswith(head) for whole in wholes):
+        raise DataError("The chat template does not continue its own prompt with the answer. Use another template.")
+    encoded = tokenizer(head, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    rows = [np.array(ids, np.int32) for ids in tokenizer(wholes, add_special_tokens=False, verbose=False)["input_ids"]]
+    begin = tokenizer.bos_token_id
+    if begin is not None and rows[0][:2].tolist() == [begin, begin]:
+        raise DataError(
+            f"The conversation begins with {tokenizer.bos_token!r} twice: the chat template writes it, and the prompt "
+            "has it too. Take it out of the prompt."
+        )
+    shared = np.array(encoded["input_ids"], np.int32)
+    for row in rows:
+        shared = shared[: _common(shared, row)]
+    offsets = np.array(encoded["offset_mapping"])[: len(shared)]
+    return Encoded(shared, tuple(row[len(shared) :] for row in rows), _token_span(head, prompt, context, offsets))
+
+
+def cut_context(encoded: Encoded, limit: int) -> np.ndarray | None:
+    """The prompt's ids without as many of the context's middle as it takes to have `limit`; None if that cannot be."""
+    excess = len(encoded.prompt_ids) - limit
+    if excess <= 0:
+        return encoded.prompt_ids
+    first, end = encoded.context
+    keep = end - first - excess
+    if keep < 1:
+        return None
+    head = first + keep // 2
+    return np.concatenate([encoded.prompt_ids[:head], encoded.prompt_ids[head + excess :]])
+
+
+def _token_span(head: str, prompt: Sequence[Message], context: str | None, offsets: np.ndarray) -> tuple[int, int]:
+    part = (context or max((message.content for message in prompt), key=len)).strip()
+    start = head.find(part)
+    if start < 0:
+        raise DataError(f"the context {part[:40]!r}... is not in the prompt that the chat template makes.")
+    inside = np.flatnonzero((offsets[:, 0] >= start) & (offsets[:, 1] <= start + len(part)))
+    return (int(inside[0]), int(inside[-1]) + 1) if len(inside) else (0, 0)
+
+
+def _render(tokenizer: Any, turns: list[dict[str, str]], *, add_generation_prompt: bool = False) -> str:
+    return tokenizer.apply_chat_template(
+        turns, tokenize=False, add_generation_prompt=add_generation_prompt, enable_thinking=False
+    )
+
+
+def _common(left: np.ndarray, right: np.ndarray) -> int:
+    """How many ids the two begin with alike."""
+    size = min(len(left), len(right))
+    different = np.flatnonzero(left[:size] != right[:size])
+    return int(different[0]) if len(different) else size

@@ -93,8 +93,8 @@ def plan_text(plan: Plan, price: float | None) -> str:
     if price is not None:
         cost = values["price"]
         lines.append(
-            f"  price {cost['per_1000_tokens']:.3g} for 1,000 tokens, {cost['step']:.3g} a step, {cost['run']:,.2f} for "
-            f"{plan.config.optim.steps} steps"
+            f"  price {cost['per_1000_tokens']:.3g} for 1,000 tokens, {cost['step']:.3g} a step, {cost['run']:,.2f} "
+            f"for {plan.config.optim.steps} steps"
         )
     lines += ["", "fits" if plan.fits else f"does not fit: {_shortage(plan)}"]
     return "\n".join(lines)

@@ -37,6 +37,7 @@ def plan_values(plan: Plan, price: float | None) -> dict[str, Any]:
         "bytes": plan.memory._asdict() | {"total": plan.memory.total},
         "limit_bytes": round(plan.topology.chip.memory * GIB),
         "fits": plan.fits,
+        "vector_memory_bytes": plan.kernels,
         "step": work._asdict(),
         "overrides": overrides(plan),
     }
@@ -81,6 +82,9 @@ def plan_text(plan: Plan, price: float | None) -> str:
     ]
     if memory.host:
         lines.append(f"  {'on the host, for each device':<36}{memory.host / GIB:8.2f} of about {chip.host:g}")
+    if plan.kernels:
+        forward, backward, limit = (plan.kernels[name] / 2**20 for name in ("forward", "backward", "limit"))
+        lines += ["", f"vector memory: forward kernel {forward:.1f} MiB, backward {backward:.1f}, of {limit:.0f}"]
     saved = 1 - work.attention_flops / work.full_attention_flops
     flops = work.matrix_flops + work.attention_flops
     lines += [

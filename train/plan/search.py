@@ -13,6 +13,7 @@ from elastic_jax.errors import ConfigError
 from elastic_jax.sharding import AXES, MeshConfig
 from train.config import RouterTrainConfig
 from train.plan.chips import GIB, Topology
+from train.plan.kernels import kernel_bytes
 from train.plan.memory import Memory, step_memory
 from train.plan.work import Work, step_work
 
@@ -24,6 +25,8 @@ class Plan(NamedTuple):
     mesh: AbstractMesh
     topology: Topology
     memory: Memory
+    kernels: dict[str, int]
+    """Vector memory of the TPU kernels, see `kernel_bytes`."""
     work: Work
 
     @property
@@ -52,8 +55,14 @@ def make_plan(model: ModelConfig, config: RouterTrainConfig, topology: Topology,
             f"{config.router.block_size} want a multiple of {shard}."
         )
     mesh = AbstractMesh(tuple(sizes.values()), AXES)
-    memory = step_memory(model, config, mesh)
-    return Plan(config, mesh, topology, memory, step_work(model, config, mesh, topology, sparse_share))
+    return Plan(
+        config,
+        mesh,
+        topology,
+        step_memory(model, config, mesh),
+        kernel_bytes(model, topology.chip, 2 if config.dtype == "bfloat16" else 4),
+        step_work(model, config, mesh, topology, sparse_share),
+    )
 
 
 def search(model: ModelConfig, config: RouterTrainConfig, topology: Topology, sparse_share: float) -> list[Plan]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import cache
 from typing import NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AbstractMesh
 
@@ -82,7 +83,7 @@ def step_work(
 
 @cache
 def _streaming_skip(tokens: int, model: ModelConfig) -> float:
-    return float(np.asarray(streaming_skip_ratio(np.array([tokens]), model))[0])
+    return float(np.asarray(streaming_skip_ratio(jnp.array([tokens]), model))[0])
 
 
 def default_sparse_share(config: RouterTrainConfig) -> float:

@@ -63,6 +63,12 @@ def test_work_counts_what_routing_saves():
     assert per_token == pytest.approx(6 * 6.95e9 + 4 * 4096 * 151936, rel=0.01), "three products with each weight"
 
 
+def test_kernels_say_their_vector_memory():
+    tpu, gpu = (make_plan(QWEN, RUN, parse_topology(name), 0.8).kernels for name in ("v6e:8x8", "a100:8"))
+    assert gpu == {}
+    assert 2**20 < tpu["forward"] < tpu["limit"] and 2**20 < tpu["backward"] < tpu["limit"]
+
+
 def test_search_keeps_the_batch_and_gives_the_fastest_first():
     topology = parse_topology("v5e:4x4")
     plans = search(QWEN, RUN, topology, 0.8)

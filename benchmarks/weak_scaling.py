@@ -64,7 +64,7 @@ def draw(results: list[dict[str, float]], file: Path) -> None:
     memory.set(ylabel="GiB on each chip", ylim=(0, 34))
     memory.legend(loc="lower right")
     work.plot(chips, [result["flops"] / 1e15 for result in results], "s--", color="C1")
-    work.set(ylabel="PFLOP on each chip, one step (estimate)", ylim=(0, 1.2 * results[-1]["flops"] / 1e15))
+    work.set(ylabel="PFLOP a chip and step, estimated", ylim=(0, 1.2 * results[-1]["flops"] / 1e15))
     for axes in (memory, work):
         axes.set_xscale("log", base=2)
         axes.set_xticks(chips, [f"{n:.0f}" for n in chips])

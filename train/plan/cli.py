@@ -27,6 +27,8 @@ def main(argv: Sequence[str]) -> int:
 
     from dataclasses import replace
 
+    from elastic_jax.model import param_shapes
+    from elastic_jax.sharding import explain
     from train.plan.compile import compile_step, tpu_mesh
     from train.plan.models import model_shape
     from train.plan.report import compiled_text, plan_text, plan_values
@@ -59,6 +61,8 @@ def main(argv: Sequence[str]) -> int:
             total = plan.memory.total / 2**30
             flags = " ".join(plan_values(plan, None)["overrides"])
             print(f"  {plan.work.seconds:8.1f} s {total:8.2f} GiB  {flags}")
+    if settings.explain:
+        print(f"\n{explain(param_shapes(model, config.dtype), best.mesh)}")
     if compiled is not None:
         print(f"\n{compiled_text(compiled)}")
     return 0 if fits else 1

@@ -35,8 +35,9 @@ LIVE_KV = 10.0
 summed in float32."""
 LIVE_HEADS = 4.0
 """Arrays as wide as all query heads then."""
-SAVED_LAYER = 14.0
-"""Without recomputation, arrays as wide as the model that a layer keeps, its MLP apart (which keeps three of its)."""
+KEPT_WIDTH = 6.0
+"""Without recomputation, arrays as wide as the model that every layer keeps, three of them in float32; and besides, the
+arrays of the MLP and of attention above."""
 
 
 class Memory(NamedTuple):
@@ -48,7 +49,7 @@ class Memory(NamedTuple):
     """Both moments of Adam, and the gradient that is summed."""
     batch: int
     layer_inputs: int
-    """What is kept of every layer until the backward pass."""
+    """What is kept of every layer until the backward pass: its input, or all that it needs."""
     gathered: int
     """Weights of one layer, whole but for `tensor`."""
     keys_and_values: int
@@ -96,7 +97,8 @@ def step_memory(model: ModelConfig, config: RouterTrainConfig, mesh: AbstractMes
     queries = tokens * model.num_heads * model.head_dim * item / tensor
     keys = rows * T * max(model.num_kv_heads / tensor, 1) * model.head_dim * item
     width, mlp = tokens * D * item, tokens * F * item / tensor
-    inputs = model.num_layers * width if config.remat else model.num_layers * (SAVED_LAYER * width + 3 * mlp)
+    kept = SAVED_HEADS * queries + SAVED_KV * keys
+    inputs = model.num_layers * (width if config.remat else KEPT_WIDTH * width + LIVE_MLP * mlp + kept)
     offload = config.remat == "offload"
     return Memory(
         weights=sum(each.values()) - routers,
@@ -107,7 +109,7 @@ def step_memory(model: ModelConfig, config: RouterTrainConfig, mesh: AbstractMes
         gathered=layer,
         keys_and_values=round(LIVE_KV * keys),
         attention=round(LIVE_HEADS * max(width, queries)),
-        mlp=round(LIVE_MLP * mlp + LIVE_WIDTH * width + SAVED_HEADS * queries + SAVED_KV * keys),
+        mlp=round(LIVE_MLP * mlp + LIVE_WIDTH * width + kept),
         head=round(D * model.vocab_size * item / tensor + 10 * CE_CHUNK * model.vocab_size / tensor + 4 * width),
         host=round(inputs) if offload else 0,
     )

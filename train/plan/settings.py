@@ -17,6 +17,8 @@ class PlanSettings(RouterTrainConfig):
     search: bool = False
     """Look for the fastest mesh, rows in a micro-batch and recomputation that fit; the whole batch (rows x accumulate)
     stays."""
+    explain: bool = False
+    """Print where every parameter goes, and its bytes on one device."""
     compile: bool = False
     """Compile one step with the TPU compiler (extra `tpu-aot`) and report what it says: minutes, no TPU needed."""
     sparse_share: float | None = None

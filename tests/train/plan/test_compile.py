@@ -37,6 +37,26 @@ def test_slices_form_the_outermost_axis():
 
 @pytest.mark.slow
 @needs_libtpu
+def test_a_small_step_compiles_and_is_reported():
+    model = replace(
+        QWEN, num_layers=1, hidden_size=256, intermediate_size=512, num_heads=2, num_kv_heads=2, vocab_size=1024
+    )
+    config = replace(
+        RUN,
+        remat="offload",
+        data=replace(RUN.data, row_length=1024, max_segments=2),
+        optim=replace(RUN.optim, rows=2, accumulate=2),
+        mesh=MeshConfig(fsdp=2, context=2),
+    )
+    compiled = compile_step(model, config, tpu_mesh(config, parse_topology("v6e:2x2")))
+    assert compiled.refusal == ""
+    assert compiled.arguments < compiled.total < GIB
+    assert compiled.host == 512 * 256 * 2, "the input of the layer: 512 tokens on each device"
+    assert compiled.collectives["all-gather"] > 0 and compiled.flops > 0
+
+
+@pytest.mark.slow
+@needs_libtpu
 @pytest.mark.timeout(3600)
 def test_qwen3_8b_at_64k_compiles_and_the_estimate_is_near():
     topology = parse_topology("v6e:8x8")

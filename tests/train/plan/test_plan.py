@@ -133,9 +133,10 @@ def test_command_fails_where_it_does_not_fit(capsys):
     assert code == 1 and json.loads(text) == {"topology": "v5e:1x1", "fits": False}
 
 
-def test_command_searches(capsys):
-    code, text = run(capsys, "--config", "router_qwen3_8b_64k", "--topology", "v6e:2x2", "--search")
+def test_command_searches_and_explains(capsys):
+    code, text = run(capsys, "--config", "router_qwen3_8b_64k", "--topology", "v6e:2x2", "--search", "--explain")
     assert code == 0 and "flags: --mesh." in text
+    assert "layers.mlp.down_proj.kernel" in text and "GiB on each device, " in text
 
 
 def test_command_refuses_in_one_line(capsys):

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from elastic_jax.cli_args import parse_verb, required
-from eval.judge_options import TWIN, JudgeSettings
+from eval.judge_options import TWIN, JudgeSettings, run_judge, with_template
 from eval.options import LISTS, split_commas
 
 if TYPE_CHECKING:
@@ -17,15 +18,22 @@ if TYPE_CHECKING:
 VERB = "eval long-rewardbench"
 
 
+@dataclass(frozen=True)
+class LongRewardBenchSettings(JudgeSettings):
+    """Which records, and how they are judged."""
+
+    ask: Literal["verdict", "reward"] = "verdict"
+    """verdict: a written reply, read by the parsers; reward: the score of each answer by a reward model, in its chat
+    template whether or not --chat is given."""
+
+
 def main(argv: Sequence[str]) -> int:
     """Long-RewardBench: which of two answers to a long question is better, and how two to four of them rank."""
-    asked = parse_verb(JudgeSettings, split_commas(argv, *LISTS), verb=VERB, summary=str(main.__doc__))
-    settings = asked.settings
+    asked = parse_verb(LongRewardBenchSettings, split_commas(argv, *LISTS), verb=VERB, summary=str(main.__doc__))
+    settings = with_template(asked.settings, asked.settings.ask)
     out = Path(required(settings.out, "--out FOLDER", "folder for the report"))
 
-    from eval.benchmark import run_benchmark
-
-    run_benchmark(long_rewardbench(settings), settings, out, dry_run=asked.dry_run)
+    run_judge(long_rewardbench(settings, settings.ask), settings, settings.ask, out, dry_run=asked.dry_run)
     if not asked.dry_run:
         print(f"Report: {out / 'results.md'}")
     return 0

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from elastic_jax.cli_args import parse_verb, required
-from eval.judge_options import TWIN, JudgeSettings
+from eval.judge_options import TWIN, JudgeSettings, run_judge, with_template
 from eval.options import LISTS, split_commas
 
 if TYPE_CHECKING:
@@ -22,19 +22,18 @@ VERB = "eval memory-rewardbench"
 class MemoryRewardBenchSettings(JudgeSettings):
     """Which records, and how they are judged."""
 
-    ask: Literal["verdict", "choice"] = "verdict"
-    """verdict: a written reply, read by the parsers; choice: the likelier of A and B, one forward pass, no parsing."""
+    ask: Literal["verdict", "choice", "reward"] = "verdict"
+    """verdict: a written reply, read by the parsers; choice: the likelier of A and B, one forward pass, no parsing;
+    reward: the score of each answer by a reward model, in its chat template whether or not --chat is given."""
 
 
 def main(argv: Sequence[str]) -> int:
     """MemoryRewardBench: which of two memory trajectories over a long text is better, in ten settings."""
     asked = parse_verb(MemoryRewardBenchSettings, split_commas(argv, *LISTS), verb=VERB, summary=str(main.__doc__))
-    settings = asked.settings
+    settings = with_template(asked.settings, asked.settings.ask)
     out = Path(required(settings.out, "--out FOLDER", "folder for the report"))
 
-    from eval.benchmark import run_benchmark
-
-    run_benchmark(memory_rewardbench(settings, settings.ask), settings, out, dry_run=asked.dry_run)
+    run_judge(memory_rewardbench(settings, settings.ask), settings, settings.ask, out, dry_run=asked.dry_run)
     if not asked.dry_run:
         print(f"Report: {out / 'results.md'}")
     return 0

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from elastic_jax.model import ElasticForCausalLM, to_params
+from elastic_jax.reward import ElasticRewardModel
 from eval.samples import Sample
 
 _ROUTER = "layers.router."
@@ -23,8 +24,12 @@ def router_digest(model: ElasticForCausalLM) -> str:
 
 def backbone_digest(model: ElasticForCausalLM) -> str:
     """Of the other weights, by `_SAMPLED` evenly spaced values of each: a large model is not read as a whole."""
-    backbone = {path: p for path, p in to_params(model).items() if not path.startswith(_ROUTER)}
-    return _digest({path: p.reshape(-1)[:: max(1, p.size // _SAMPLED)] for path, p in backbone.items()}, "")
+    return _digest(_backbone(model), "")
+
+
+def reward_digest(model: ElasticRewardModel) -> str:
+    """Of a reward model's weights but its routers': those of the head, and of the backbone as in `backbone_digest`."""
+    return _digest(_backbone(model.decoder) | {"score": model.score_head[...]}, "")
 
 
 def tokens_digest(samples: Iterable[Sample]) -> str:
@@ -34,6 +39,11 @@ def tokens_digest(samples: Iterable[Sample]) -> str:
         prompt, continuation = (list(sample.fields[name]) for name in ("prompt_ids", "continuation_ids"))
         digest.update(f"{sample.uid} {prompt} {continuation}\n".encode())
     return digest.hexdigest()[:12]
+
+
+def _backbone(model: ElasticForCausalLM) -> dict[str, Any]:
+    backbone = {path: p for path, p in to_params(model).items() if not path.startswith(_ROUTER)}
+    return {path: p.reshape(-1)[:: max(1, p.size // _SAMPLED)] for path, p in backbone.items()}
 
 
 def _digest(arrays: dict[str, Any], note: str) -> str:

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
-from typing import Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
 from elastic_jax.errors import ConfigError
 from eval.options import BenchmarkSettings
+
+if TYPE_CHECKING:
+    from eval.benchmark import Benchmark
+    from eval.benchmarks.judging import Ask
 
 TWIN = "twin"
 _LONGEST = 131_072
@@ -36,3 +42,17 @@ class JudgeSettings(BenchmarkSettings):
                 raise ConfigError(f"{name} is {getattr(self, name)}; want at least 1.")
         if not self.lengths or not 0 < min(self.lengths) <= max(self.lengths) <= _LONGEST:
             raise ConfigError(f"lengths is {list(self.lengths)}; want one or more from 1 to {_LONGEST} tokens.")
+
+
+def with_template[S: JudgeSettings](settings: S, ask: Ask) -> S:
+    """The settings with the chat template on where it must be: a scalar reward is that of a conversation."""
+    return dataclasses.replace(settings, chat=True) if ask == "reward" else settings
+
+
+def run_judge(benchmark: Benchmark, settings: JudgeSettings, ask: Ask, out: Path, *, dry_run: bool) -> None:
+    """Runs a reward benchmark with the judge that the settings name: a reward model for `ask="reward"`."""
+    from eval.backends.reward import open_reward_backend
+    from eval.benchmark import run_benchmark
+
+    backend = open_reward_backend(settings) if ask == "reward" and not dry_run else None
+    run_benchmark(benchmark, settings, out, dry_run=dry_run, backend=backend)

@@ -11,7 +11,6 @@ import math
 import os
 import re
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache, partial
@@ -215,7 +214,7 @@ def make_checks() -> dict[str, Callable[[], dict[str, Any]]]:
             "", keys, **({"kv_heads": 2, "groups": 2, "head_dim": 8, "batch": 2, "block": 8, "local": 3} | changes)
         )
 
-    packed = case(160, sink=2, segments=((50, 100), (9, 1, 110)))
+    packed = case(128, sink=2, segments=((128,), (9, 1, 100)))
     far = case(128, sink=3, local=7, batch=1, lengths=(121,))
     odd = case(150, lengths=(150, 37))
     window = case(160, window=30, segments=((50, 100), (9, 1, 110)))
@@ -251,8 +250,7 @@ def main(names: list[str]) -> None:
     os.environ |= {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": FLAGS}
     checks = make_checks()
     for name in names:
-        start = time.perf_counter()
-        print(json.dumps({"check": name} | checks[name]() | {"seconds": time.perf_counter() - start}), flush=True)
+        print(json.dumps({"check": name} | checks[name]()), flush=True)
 
 
 if __name__ == "__main__":

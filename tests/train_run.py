@@ -2,14 +2,17 @@
 
 import os
 import sys
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from tiny import CONFIG, tiny_model
 
+from elastic_jax.settings import load_settings, settings_yaml
 from train.config import DataConfig, OptimConfig, RouterTrainConfig, RunConfig
 from train.data.packing import Sample
+from train.distributed import start
 from train.interrupt import Interrupted
 from train.router_run import train_router
 
@@ -46,9 +49,15 @@ def environment() -> dict[str, str]:
     return os.environ | {"PYTHONPATH": f"{here.parent}:{here}"}
 
 
-def main(directory: str) -> int:
+def main(directory: str, *overrides: str) -> int:
+    """Trains in `directory` with `tiny_config()` and overrides of its settings."""
+    with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
+        file.write(settings_yaml(tiny_config()))
+        file.flush()
+        config = load_settings(RouterTrainConfig, file.name, overrides)
+    start(config.distributed, config.run)
     try:
-        train_router(tiny_config(), tiny_model(), tiny_samples(), Path(directory))
+        train_router(config, tiny_model(), tiny_samples(), Path(directory))
     except Interrupted as stopped:
         print(stopped, file=sys.stderr)
         return stopped.exit_code
@@ -56,4 +65,4 @@ def main(directory: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1]))
+    sys.exit(main(*sys.argv[1:]))

@@ -10,6 +10,7 @@ from elastic_jax import smollm2
 from elastic_jax.cli_args import parse_verb, required
 from train.config import RouterTrainConfig
 from train.data.records import TASKS
+from train.distributed import is_main, run_mesh, start
 
 
 def main(argv: Sequence[str]) -> int:
@@ -18,26 +19,27 @@ def main(argv: Sequence[str]) -> int:
     config = asked.settings
     source = smollm2.source(required(config.model, "--model SOURCE", "model to train routers for"))
     directory = Path(required(config.run.directory, "--run.directory DIRECTORY", "run directory"))
+    if not asked.dry_run:
+        start(config.distributed, config.run)
 
     from elastic_jax.tokenizer import load_tokenizer
     from elastic_jax.weights import from_pretrained
     from train.dataset import load_samples
-    from train.distributed import run_mesh, start
     from train.interrupt import Interrupted
     from train.router_run import train_router
 
-    start(config.distributed, config.run)
     samples = load_samples(config, load_tokenizer(source))
     if asked.dry_run:
         print(_data_summary(samples))
         return 0
-    model = from_pretrained(source, dtype=config.dtype, router=config.init, mesh=run_mesh(config.mesh))
+    model = from_pretrained(source, dtype=config.dtype, mesh=run_mesh(config.mesh), router=config.init)
     try:
         train_router(config, model, samples, directory)
     except Interrupted as stopped:
         print(f"elastic-jax train router: {stopped}", file=sys.stderr)
         return stopped.exit_code
-    print(f"Trained {config.optim.steps} steps; wrote {', '.join(config.run.export)} to {directory}")
+    if is_main():
+        print(f"Trained {config.optim.steps} steps; wrote {', '.join(config.run.export)} to {directory}")
     return 0
 
 

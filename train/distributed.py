@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,10 @@ from jax.sharding import Mesh
 from elastic_jax.errors import ConfigError
 from elastic_jax.sharding import MeshConfig, make_mesh
 from train.run_config import DistributedConfig, RunConfig
+
+MEETING_TIMEOUT_MS = 30 * 60 * 1000
+_MEETINGS = itertools.count()
+"""Numbers that make the names of meetings unique."""
 
 
 def start(config: DistributedConfig, run: RunConfig) -> None:
@@ -53,11 +58,14 @@ def is_main() -> bool:
 
 
 def wait_for_all(name: str) -> None:
-    """Returns when every process has come here."""
-    if jax.process_count() > 1:
-        from jax.experimental import multihost_utils
+    """Returns when every process has come here; all must come to the same places in the same order.
 
-        multihost_utils.sync_global_devices(name)
+    Asks the coordinator, not the devices, whose first meeting allows for seconds only.
+    """
+    if jax.process_count() > 1:
+        from orbax.checkpoint import multihost
+
+        multihost.get_barrier_sync_fn()(key=f"{name} {next(_MEETINGS)}", timeout_ms=MEETING_TIMEOUT_MS)
 
 
 def placed(tree: Any, shardings: Any) -> Any:

@@ -15,7 +15,7 @@ from elastic_jax.errors import ConfigError, DataError, ElasticError
 from elastic_jax.settings import settings_dict
 from elastic_jax.sharding import replicated
 from train.checkpoint import Checkpoints
-from train.distributed import placed
+from train.distributed import placed, wait_for_all
 from train.interrupt import Interrupted, StopRequest
 from train.metrics import MetricLog, Values, to_plain
 from train.nonfinite import SKIPPED, Step, dump_batch, not_finite, skipping
@@ -95,6 +95,7 @@ def fit(job: Job, directory: Path) -> Any:
         checkpoints.save(done, state, data=position, settings=settings_dict(config), figures=figures)
 
     step = _compiled(job)
+    wait_for_all("first step")
     with (
         closing(checkpoints),
         closing(MetricLog(directory, first_step=done, labels=job.labels)) as log,

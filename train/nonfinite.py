@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from train.distributed import is_main
 from train.metrics import Values
 
 FOLDER = "nonfinite"
@@ -44,21 +45,16 @@ def not_finite(values: Values, watched: Sequence[str]) -> list[str]:
 
 
 def dump_batch(directory: Path, step: int, batch: Any, bad: Sequence[str], values: Values) -> Path:
-    """Writes the batch (`.safetensors`, what this process holds of it) and the figures (`.json`) of a step."""
+    """Writes the whole batch of a step (`.safetensors`) and its figures (`.json`); of several processes, the first."""
     from safetensors.numpy import save_file
 
-    folder = directory / FOLDER
-    folder.mkdir(exist_ok=True)
-    process = f"_process_{jax.process_index()}" if jax.process_count() > 1 else ""
-    file = folder / f"step_{step:06d}{process}.safetensors"
-    arrays = {jax.tree_util.keystr(path, simple=True): np.asarray(leaf) for path, leaf in _leaves(batch)}
-    draft = file.with_suffix(".tmp")
-    save_file(arrays, draft)
-    draft.replace(file)
-    figures = {name: str(value) for name, value in values.items()}
-    file.with_suffix(".json").write_text(json.dumps({"step": step, "not finite": list(bad), "figures": figures}))
+    file = directory / FOLDER / f"step_{step:06d}.safetensors"
+    if is_main():
+        file.parent.mkdir(exist_ok=True)
+        named = jax.tree_util.tree_flatten_with_path(batch)[0]
+        draft = file.with_suffix(".tmp")
+        save_file({jax.tree_util.keystr(path, simple=True): np.asarray(leaf) for path, leaf in named}, draft)
+        draft.replace(file)
+        figures = {name: str(value) for name, value in values.items()}
+        file.with_suffix(".json").write_text(json.dumps({"step": step, "not finite": list(bad), "figures": figures}))
     return file
-
-
-def _leaves(batch: Any) -> list[tuple[Any, Any]]:
-    return jax.tree_util.tree_flatten_with_path(batch)[0]

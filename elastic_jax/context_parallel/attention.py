@@ -206,7 +206,7 @@ def head_by_head(everything: Op, nearby: Op, mesh_axes: tuple[str, ...], rows: R
     """
     B, own, N, H = rows.q_BTNH.shape
     K, M = rows.k_BTKH.shape[2], rows.choice_BMK.shape[1]
-    present_BM = (rows.ids_BT[:, None, :] == jnp.arange(1, M + 1)[:, None]).any(-1)
+    present_BM = (jnp.minimum(rows.ids_BT, M)[:, None, :] == jnp.arange(1, M + 1)[:, None]).any(-1)
     full_K = ((rows.choice_BMK == 0) & present_BM[..., None]).any((0, 1))
     full_K = lax.psum(full_K.astype(jnp.int32), mesh_axes) > 0
 

@@ -51,11 +51,7 @@ class ModelBackend:
         }
 
     def label(self, arm: Arm) -> str:
-        """The label of routed attention carries a digest of the router, and that of imposed modes one of these:
-        another router leaves the baselines valid and never reads the results of this one."""
-        if arm.modes_LK is not None:
-            return f"{arm.name}@{zlib.crc32(repr(arm.modes_LK).encode()):08x}"
-        return f"{arm.name}@{self._router}" if arm.view == "elastic" else arm.name
+        return arm_label(arm, self._router)
 
     @property
     def router(self) -> str:
@@ -138,6 +134,14 @@ class ModelBackend:
                 )
             )
         return replies
+
+
+def arm_label(arm: Arm, router: str) -> str:
+    """Names an arm in journal keys. The label of routed attention carries a digest of the router, and that of imposed
+    modes one of these: another router leaves the baselines valid and never reads the results of this one."""
+    if arm.modes_LK is not None:
+        return f"{arm.name}@{zlib.crc32(repr(arm.modes_LK).encode()):08x}"
+    return f"{arm.name}@{router}" if arm.view == "elastic" else arm.name
 
 
 def with_router_settings(model: ElasticForCausalLM, **changes: Any) -> ElasticForCausalLM:

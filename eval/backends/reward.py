@@ -2,24 +2,35 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from functools import partial
+from typing import TYPE_CHECKING, Any, Protocol
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 from numpy.typing import ArrayLike
 
-from elastic_jax.errors import ShapeError
-from eval.arms import Arm
-from eval.backends.local import length_batches
+from elastic_jax.errors import ConfigError, ShapeError
+from elastic_jax.reward import ElasticRewardModel
+from eval.arms import Arm, View
+from eval.backends.local import arm_label, length_batches, with_router_settings
+from eval.digests import reward_digest, router_digest
 from eval.samples import Kind, Prompt, Reply
+from eval.scoring import imposed_modes
+
+if TYPE_CHECKING:
+    from eval.options import BenchmarkSettings
 
 
 class RewardModel(Protocol):
     """What gives a conversation, tokens to its end, one number."""
 
-    def score(self, input_ids: np.ndarray, lengths: np.ndarray) -> ArrayLike:
-        """Rewards `[B]` of right-padded token ids `[B, T]` with `lengths` `[B]` tokens each."""
+    def score(self, input_ids: Any, lengths: Any) -> Any:
+        """Rewards `[B]` of right-padded token ids `[B, T]` with `lengths` `[B]` tokens each, all of them arrays."""
         ...
 
 
@@ -44,6 +55,10 @@ class RewardBackend:
     def label(self, arm: Arm) -> str:
         return arm.name
 
+    def rewards(self, ids: np.ndarray, lengths: np.ndarray, arm: Arm) -> ArrayLike:
+        """Rewards `[B]` of a batch; a model that is no `ElasticRewardModel` scores alike under every arm."""
+        return self.model.score(ids, lengths)
+
     def run(
         self, kind: Kind, prompts: Sequence[Prompt], arm: Arm, *, batch_tokens: int, most_rows: int
     ) -> Iterator[tuple[Prompt, Reply]]:
@@ -53,9 +68,66 @@ class RewardBackend:
             for row, prompt in enumerate(batch):
                 ids[row, : len(prompt.prompt_ids)] = prompt.prompt_ids
                 lengths[row] = len(prompt.prompt_ids)
-            rewards = np.asarray(self.model.score(ids, lengths), np.float64)
+            rewards = np.asarray(self.rewards(ids, lengths, arm), np.float64)
             if rewards.shape != (rows,):
                 raise ShapeError(f"the reward model returned {rewards.shape} for {rows} conversations; want ({rows},).")
             for prompt, reward in zip(batch, rewards.tolist(), strict=False):
                 bad = None if math.isfinite(reward) else f"the reward is {reward}; want a finite number"
                 yield prompt, Reply(numbers={} if bad else {"reward": reward}, error=bad)
+
+
+class ElasticRewardBackend(RewardBackend):
+    """An `ElasticRewardModel` with full, sparse, routed or imposed attention, as the arm says."""
+
+    def __init__(self, model: ElasticRewardModel):
+        sparse = model.config.router
+        identity = {
+            "reward": reward_digest(model),
+            "dtype": str(model.score_head[...].dtype),
+            "blocks": [sparse.sink_blocks, sparse.local_blocks, sparse.block_size],
+            "pattern": sparse.pattern,
+        }
+        super().__init__(model, identity=identity, max_tokens=model.config.max_position_embeddings)
+        self._router = router_digest(model.decoder)
+        self._elastic = model
+
+    def label(self, arm: Arm) -> str:
+        return arm_label(arm, self._router)
+
+    def rewards(self, ids: np.ndarray, lengths: np.ndarray, arm: Arm) -> ArrayLike:
+        bias, modes_LBK = jnp.float32(arm.router_bias), imposed_modes(arm, len(ids))
+        return _rewards(self._elastic, ids, lengths, modes_LBK, bias, view=arm.view)
+
+
+def open_reward_backend(settings: BenchmarkSettings) -> ElasticRewardBackend:
+    """The reward model that the settings name.
+
+    Raises:
+        ConfigError: settings that mean nothing for a scalar reward: an endpoint, or a smaller cache.
+        CheckpointError: no checkpoint with a score head of one label.
+    """
+    if settings.endpoint is not None:
+        raise ConfigError("an endpoint gives no scalar reward. Leave --endpoint out, or ask for a verdict.")
+    if settings.cache_bits:
+        raise ConfigError("a reward is read in one pass, without a cache. Leave --cache-bits out.")
+    source, router = settings.resolved()
+    model = ElasticRewardModel.from_pretrained(source, dtype=settings.dtype, router=router)
+    decoder = with_router_settings(
+        model.decoder, pattern=settings.pattern, sink_blocks=settings.sink_blocks, local_blocks=settings.local_blocks
+    )
+    config = dataclasses.replace(model.config, router=decoder.config.router)
+    return ElasticRewardBackend(ElasticRewardModel(decoder, model.score_head[...], config))
+
+
+@partial(nnx.jit, static_argnames=("view",))
+def _rewards(
+    model: ElasticRewardModel,
+    ids_BT: jax.Array,
+    lengths_B: jax.Array,
+    modes_LBK: jax.Array | None,
+    router_bias: jax.Array,
+    *,
+    view: View,
+) -> jax.Array:
+    routing = modes_LBK if modes_LBK is not None else None if view == "elastic" else view
+    return model(ids_BT, lengths=lengths_B, routing=routing, router_bias=router_bias)

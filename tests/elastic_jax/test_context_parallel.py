@@ -22,17 +22,17 @@ FAST = (
     "packed, halo",
     "packed, all keys",
     "window, halo",
-    "tokens that do not divide",
-    "pooling, boundary",
     "model",
 )
 SLOW = (
+    "tokens that do not divide",
     "halo over several shards",
     "window, all keys",
     "both outputs",
     "rows and heads only",
     "blocks of the ops, halo",
     "blocks of the ops, all keys",
+    "pooling, boundary",
     "pooling, prompt",
 )
 TRAINING = (
@@ -62,7 +62,7 @@ def assert_equal_to_one_device(reports: dict[str, dict], checks: tuple[str, ...]
 
 
 def test_attention_over_a_mesh_is_that_of_one_device():
-    """Outputs and gradients of the ops, pooled keys, logits; under a window keys move between neighbours only."""
+    """Outputs and gradients of the ops, logits of a routing model; under a window keys move between neighbours only."""
     reports = run_on_eight_devices(*FAST)
     assert_equal_to_one_device(reports, FAST)
     assert not {"all-gather", "reduce-scatter"} & set(reports["window, halo"]["collectives"])

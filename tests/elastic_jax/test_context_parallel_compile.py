@@ -69,12 +69,15 @@ def test_training_form_compiles_in_bounded_memory(topology):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("topology", ["v5e:2x4", "v5p:2x2x2"])
-def test_heads_that_stream_need_no_gather(topology):
-    """Gathers stand in a branch only; under a token window there is none."""
-    mode = ((1, KV_HEADS), jnp.int32, BY_HEAD)
-    by_head = compile_on(topology, hybrid, Q, KV, KV, mode, Q)
-    assert kinds(by_head)["conditional"] >= 2
-    window = compile_on(topology, windowed, Q, KV, KV, mode, Q)
-    print(topology, dict(kinds(by_head)), dict(kinds(window)))
-    assert kinds(window)["collective-permute"] > 0
-    assert set(kinds(window)) <= {"collective-permute", "custom-call"}
+def test_heads_that_stream_may_pass_the_gather_by(topology):
+    """Each head takes one of two ways, forward and backward."""
+    found = kinds(compile_on(topology, hybrid, Q, KV, KV, ((1, KV_HEADS), jnp.int32, BY_HEAD), Q))
+    print(topology, dict(found))
+    assert found["conditional"] >= 2 and found["all-gather"] > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("topology", ["v5e:2x4", "v5p:2x2x2"])
+def test_under_a_window_keys_move_between_neighbours_only(topology):
+    found = kinds(compile_on(topology, windowed, Q, KV, KV, ((1, KV_HEADS), jnp.int32, BY_HEAD), Q))
+    assert set(found) == {"collective-permute", "custom-call"}

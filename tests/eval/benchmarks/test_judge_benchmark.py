@@ -4,17 +4,21 @@ import csv
 import dataclasses
 import json
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from chat_tokenizers import chat_tokenizer
 from cheap_tokenizer import CheapTokenizer
 from judge_runs import in_shown_order, judge, shown_answers
 from tiny import tiny_model
 from tiny_text import VOCAB, tiny_tokenizer
 
 from elastic_jax import save_pretrained
-from elastic_jax.errors import ConfigError, DataError
+from elastic_jax.errors import CheckpointError, ConfigError, DataError
+from elastic_jax.reward import ElasticRewardModel
 from eval import cli_long_rewardbench, cli_memory_rewardbench
-from eval.backends.reward import RewardBackend
+from eval.arms import Arm
+from eval.backends.reward import ElasticRewardBackend, RewardBackend
 from eval.backends.scripted import ScriptedBackend
 from eval.benchmark import run_benchmark
 from eval.benchmarks import long_twin, memory_twin
@@ -148,6 +152,78 @@ def test_scalar_rewards_are_reported_as_rankings(settings, tmp_path):
     figures = json.loads((tmp_path / "judge.json").read_text())["full"]
     assert list(figures["parsers"]) == ["reward"] and figures["all"]["failed"] == {}
     assert figures["all"]["match"] == float(np.mean([row["score"] for row in report["rows"] for _ in range(row["n"])]))
+
+
+@pytest.fixture(scope="module")
+def reward_checkpoint(tmp_path_factory):
+    """A tiny random reward model with a chat tokenizer, as a directory."""
+    folder = tmp_path_factory.mktemp("reward") / "model"
+    reward_model().save_pretrained(folder)
+    chat_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def reward_model() -> ElasticRewardModel:
+    decoder = tiny_model(vocab_size=VOCAB + 8, tie_word_embeddings=True, max_position_embeddings=1024)
+    head = np.random.default_rng(3).standard_normal((decoder.config.hidden_size, 1), np.float32)
+    return ElasticRewardModel(decoder, jnp.asarray(head), decoder.config)
+
+
+@pytest.mark.parametrize("verb", [cli_long_rewardbench, cli_memory_rewardbench])
+def test_reward_models_are_evaluated_from_the_command_line(verb, reward_checkpoint, tmp_path):
+    """The ranking is the one of the model's own scores of the templated conversations."""
+    pair = RECORD | {"question": "Who?", "task": "Sequential-Noise", "subtask": "qa1", "ctx_length": "8k"}
+    name = "Math" if verb is cli_long_rewardbench else "Long-context_Reasoning"
+    (tmp_path / f"{name}.jsonl").write_text(json.dumps(pair) + "\n")
+    flags = ["--model", str(reward_checkpoint), "--dtype", "float32", "--data", str(tmp_path), "--ask", "reward"]
+    assert verb.main([*flags, "--views", "full,sparse", "--out", str(tmp_path / "out")]) == 0
+    report = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert report["done"] == report["wanted"] == 4
+    tokenizer, model = chat_tokenizer(), ElasticRewardModel.from_pretrained(reward_checkpoint, dtype="float32")
+    scores = []
+    for answer in ("Ana", "Bo"):
+        turns = [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": answer}]
+        ids = tokenizer.encode(tokenizer.apply_chat_template(turns, tokenize=False), add_special_tokens=False)
+        scores.append(float(model(jnp.array([ids]), routing="full")[0]))
+    journal = [json.loads(line) for line in (tmp_path / "out" / "journal.jsonl").read_text().splitlines()[1:]]
+    found = {line["value"]["showing"]["label"]: line["value"] for line in journal if line["value"]["arm"] == "full"}
+    rewards = [found[f"answer{place}"]["scores"]["reward"] for place in range(2)]
+    np.testing.assert_allclose(rewards, scores, rtol=1e-4)
+    full = [row for row in report["rows"] if row["arm"] == "full"]
+    assert [row["score"] for row in full] == [float(scores[0] > scores[1])]
+
+
+def test_rewards_follow_the_views():
+    model = reward_model()
+    backend = ElasticRewardBackend(model)
+    ids, lengths = np.arange(400).reshape(2, 200) % 300, np.array([200, 150])
+    arms = {name: Arm(name, name) for name in ("full", "sparse", "elastic")}
+    full, sparse, elastic = (np.asarray(backend.rewards(ids, lengths, arm)) for arm in arms.values())
+    assert not np.allclose(full, sparse) and not np.allclose(full, elastic)
+    np.testing.assert_allclose(elastic, model(jnp.asarray(ids), lengths=jnp.asarray(lengths)), rtol=1e-5)
+    forced = Arm("forced", modes_LK=((1, 1), (1, 1)))
+    np.testing.assert_allclose(backend.rewards(ids, lengths, forced), sparse, rtol=1e-5)
+    labels = {backend.label(arm) for arm in [*arms.values(), forced]}
+    assert len(labels) == 4 and "full" in labels and "elastic" not in labels
+
+
+@pytest.mark.parametrize(
+    ("flags", "complaint"),
+    [
+        (["--endpoint", "http://localhost"], "an endpoint gives no scalar reward"),
+        (["--cache-bits", "2"], "Leave --cache-bits out"),
+    ],
+)
+def test_settings_that_rewards_do_not_have_are_refused(flags, complaint, reward_checkpoint, tmp_path):
+    with pytest.raises(ConfigError, match=complaint):
+        cli_long_rewardbench.main(
+            ["--model", str(reward_checkpoint), "--ask", "reward", "--out", str(tmp_path / "out"), *flags]
+        )
+
+
+def test_a_language_model_is_no_reward_model(checkpoint, tmp_path):
+    with pytest.raises(CheckpointError, match="score.weight"):
+        cli_long_rewardbench.main(["--model", str(checkpoint), "--ask", "reward", "--out", str(tmp_path / "out")])
 
 
 def test_real_records_come_from_a_folder(settings, tmp_path):

@@ -38,19 +38,6 @@ class PairBatch(NamedTuple):
     """`[...]` float32, 0 where none."""
 
 
-def pair_rows(
-    samples: Sequence[PairSample], *, prompt_length: int, response_length: int, rejects: int
-) -> list[PairBatch]:
-    """Every sample padded to a row of a `PairBatch` (no leading axes); of more rejected answers the first are taken.
-
-    Raises:
-        DataError: no sample, or one longer than the shapes.
-    """
-    if not samples:
-        raise DataError("The preference data set is empty. Give records that have a chosen and a rejected answer.")
-    return [_row(sample, index, prompt_length, response_length, rejects) for index, sample in enumerate(samples)]
-
-
 def pair_pipeline(
     samples: Sequence[PairSample],
     *,
@@ -75,12 +62,13 @@ def pair_pipeline(
     """
     import grain
 
-    padded = pair_rows(samples, prompt_length=prompt_length, response_length=response_length, rejects=rejects)
+    _check(samples, prompt_length, response_length, rejects)
     return (
-        grain.MapDataset.source(padded)
+        grain.MapDataset.source(samples)
         .seed(seed)
         .shuffle()
         .repeat()
+        .map(lambda sample: _row(sample, prompt_length, response_length, rejects))
         .to_iter_dataset(grain.ReadOptions(num_threads=0))
         .batch(rows * accumulate)
         .map(lambda batch: PairBatch(*(np.reshape(field, (accumulate, rows, *np.shape(field)[1:])) for field in batch)))
@@ -97,23 +85,31 @@ def pair_batches(
     Raises:
         DataError: no sample, or one longer than the shapes.
     """
-    padded = pair_rows(samples, prompt_length=prompt_length, response_length=response_length, rejects=rejects)
+    _check(samples, prompt_length, response_length, rejects)
     batches = []
-    for start in range(0, len(padded), rows):
-        part = padded[start : start + rows]
+    for start in range(0, len(samples), rows):
+        part = [_row(sample, prompt_length, response_length, rejects) for sample in samples[start : start + rows]]
         filled = part + [part[-1]] * (rows - len(part))
         batches.append((PairBatch(*(np.stack(fields) for fields in zip(*filled, strict=True))), len(part)))
     return batches
 
 
-def _row(sample: PairSample, index: int, prompt_length: int, response_length: int, rejects: int) -> PairBatch:
+def _check(samples: Sequence[PairSample], prompt_length: int, response_length: int, rejects: int) -> None:
+    if not samples:
+        raise DataError("The preference data set is empty. Give records that have a chosen and a rejected answer.")
+    for index, sample in enumerate(samples):
+        longest = max(map(len, sample.response_ids[: 1 + rejects]))
+        if len(sample.prompt_ids) > prompt_length or longest > response_length:
+            raise DataError(
+                f"comparison {index} has {len(sample.prompt_ids)} tokens of prompt and {longest} of answer; a row "
+                f"holds {prompt_length} and {response_length}. Give these lengths to `pair_samples`, which cuts "
+                "prompts and leaves out what cannot fit."
+            )
+
+
+def _row(sample: PairSample, prompt_length: int, response_length: int, rejects: int) -> PairBatch:
+    """A sample padded to a row without leading axes; of more rejected answers the first are taken."""
     responses = sample.response_ids[: 1 + rejects]
-    longest = max(map(len, responses))
-    if len(sample.prompt_ids) > prompt_length or longest > response_length:
-        raise DataError(
-            f"comparison {index} has {len(sample.prompt_ids)} tokens of prompt and {longest} of answer; a row holds "
-            f"{prompt_length} and {response_length}. Give these lengths to `pair_samples`, which cuts or leaves out."
-        )
     response_ids = np.zeros((1 + rejects, response_length), np.int32)
     lengths = np.zeros(1 + rejects, np.int32)
     for place, response in enumerate(responses):

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from elastic_jax.errors import DataError
 from train.data.packing import Sample
+from train.progress import CountProgress
 from train.reward.data.pairs import PairSample
 from train.reward.data.records import JudgeRecord, PreferenceRecord
 from train.reward.data.tally import Tally
 from train.reward.data.tokens import cut_context, encode
+
+_MANY = 1000
+"""Records from which on tokenising takes long enough for a progress bar."""
 
 LONG_PROMPT = "the prompt is too long even without its context"
 
@@ -32,7 +36,7 @@ def pair_samples(
         DataError: a template that does not fit (see `encode`), or no record left.
     """
     tally, samples = Tally(), []
-    for index, record in enumerate(records):
+    for index, record in _told(records):
         where = f"record {index}"
         encoded = encode(tokenizer, record.prompt, (record.chosen, *record.rejected), record.context)
         if len(encoded.answer_ids[0]) > response_length:
@@ -65,7 +69,7 @@ def judge_samples(records: Sequence[JudgeRecord], tokenizer: Any, *, row_length:
         DataError: a template that does not fit (see `encode`), or no record left.
     """
     tally, samples = Tally(), []
-    for index, record in enumerate(records):
+    for index, record in _told(records):
         where = f"record {index}"
         encoded = encode(tokenizer, record.prompt, (record.answer,), record.context)
         (answer_ids,) = encoded.answer_ids
@@ -88,6 +92,17 @@ def answer_sample(prompt_ids: np.ndarray, answer_ids: np.ndarray) -> Sample:
     weights[max(len(prompt_ids) - 1, 0) : len(ids) - 1] = 1.0
     labels = np.append(ids[1:], 0).astype(np.int32)
     return Sample(ids, labels, weights, np.array([len(prompt_ids)], np.int32), np.array([0], np.int32))
+
+
+def _told[R](records: Sequence[R]) -> Iterator[tuple[int, R]]:
+    """The records with their numbers, while a bar shows how many are done, where they are many."""
+    if len(records) < _MANY:
+        yield from enumerate(records)
+        return
+    with CountProgress("records tokenised", len(records)) as bar:
+        for index, record in enumerate(records):
+            yield index, record
+            bar.update(index + 1)
 
 
 def _count_cut(tally: Tally, tokens: int) -> None:

@@ -36,11 +36,7 @@ def encode(tokenizer: Any, prompt: Sequence[Message], answers: Sequence[str], co
         DataError: no chat template, one that begins twice or does not continue its prompt with the answer, or a context
             that the templated prompt does not have.
     """
-    if not getattr(tokenizer, "chat_template", None):
-        raise DataError(
-            "The tokenizer has no chat template. Use an instruction-tuned model, or put a chat_template.jinja beside "
-            "its tokenizer.json."
-        )
+    _check_template(tokenizer)
     turns = [message.to_json() for message in prompt]
     head = _render(tokenizer, turns, add_generation_prompt=True)
     wholes = [_render(tokenizer, [*turns, {"role": "assistant", "content": answer}]) for answer in answers]
@@ -61,6 +57,17 @@ def encode(tokenizer: Any, prompt: Sequence[Message], answers: Sequence[str], co
     return Encoded(shared, tuple(row[len(shared) :] for row in rows), _token_span(head, prompt, context, offsets))
 
 
+def prompt_tokens(tokenizer: Any, prompt: Sequence[Message]) -> int:
+    """Tokens of a prompt up to where the answer begins.
+
+    Raises:
+        DataError: no chat template.
+    """
+    _check_template(tokenizer)
+    head = _render(tokenizer, [message.to_json() for message in prompt], add_generation_prompt=True)
+    return len(tokenizer(head, add_special_tokens=False, verbose=False)["input_ids"])
+
+
 def cut_context(encoded: Encoded, limit: int) -> np.ndarray | None:
     """The prompt's ids without as many of the context's middle as it takes to have `limit`; None if that cannot be."""
     excess = len(encoded.prompt_ids) - limit
@@ -72,6 +79,14 @@ def cut_context(encoded: Encoded, limit: int) -> np.ndarray | None:
         return None
     head = first + keep // 2
     return np.concatenate([encoded.prompt_ids[:head], encoded.prompt_ids[head + excess :]])
+
+
+def _check_template(tokenizer: Any) -> None:
+    if not getattr(tokenizer, "chat_template", None):
+        raise DataError(
+            "The tokenizer has no chat template. Use an instruction-tuned model, or put a chat_template.jinja beside "
+            "its tokenizer.json."
+        )
 
 
 def _token_span(head: str, prompt: Sequence[Message], context: str | None, offsets: np.ndarray) -> tuple[int, int]:

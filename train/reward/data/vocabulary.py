@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from elastic_jax.text_split import Split, split_of
@@ -94,12 +95,15 @@ def vocabulary(split: Split) -> Vocabulary:
     """The words of one side. Names, towns and stock sentences are never shared with the other side; buildings and their
     looks are too few to divide."""
     return Vocabulary(
-        *(_side(words, split) for words in (_NAMES, _TOWNS)),
-        tuple(_LOOKS),
-        tuple(_BUILDINGS),
-        *(_side(sentences, split) for sentences in (_OFF_TOPIC, _REFUSAL, _RUDE)),
+        names=_side(_NAMES, split),
+        towns=_side(_TOWNS, split),
+        looks=tuple(_LOOKS),
+        buildings=tuple(_BUILDINGS),
+        off_topic=_side(_OFF_TOPIC, split),
+        refusal=_side(_REFUSAL, split),
+        rude=_side(_RUDE, split),
     )
 
 
-def _side(entries: list[str] | tuple[str, ...], split: Split) -> tuple[str, ...]:
+def _side(entries: Sequence[str], split: Split) -> tuple[str, ...]:
     return tuple(entry for entry in entries if split_of(entry) == split)

@@ -33,7 +33,7 @@ def lines_file(folder, *rows):
             "rejected": [ASKED, said("In the car.")],
         },
         {"chosen": [ASKED, said("In the box.")], "rejected": [ASKED, said("In the car.")]},
-        {"chat_template": [ASKED], "chosen": "In the box.", "rejects": ["In the car."], "context": "not of the prompt"},
+        {"chat_template": [ASKED], "chosen": "In the box.", "rejects": ["In the car."], "context": "the key"},
     ],
     ids=["plain", "conversational", "messages", "repeated prompt", "implicit prompt", "LongRM"],
 )

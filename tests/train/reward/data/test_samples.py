@@ -4,6 +4,9 @@ from chat_tokenizers import CHATML, LLAMA, chat_tokenizer
 from tiny_text import tiny_tokenizer
 
 from elastic_jax.errors import DataError
+from eval import samples as eval_samples
+from eval.encoding import Encoder
+from eval.samples import Rendered
 from train.reward.data.generate import records
 from train.reward.data.records import JudgeRecord, PreferenceRecord, conversation
 from train.reward.data.samples import answer_sample, judge_samples, pair_samples
@@ -30,6 +33,15 @@ def test_prompt_and_response_are_the_whole_conversation(template, first):
         whole = tokenizer.encode(text, add_special_tokens=False)
         assert np.concatenate([sample.prompt_ids, ids]).tolist() == whole
         assert len(ids) > 1
+
+
+def test_training_sees_the_tokens_that_evaluation_scores():
+    tokenizer = chat_tokenizer()
+    (sample,), _ = samples_of([PLAIN], tokenizer)
+    turns = [*((message.role, message.content) for message in PLAIN.prompt), ("assistant", PLAIN.chosen)]
+    rendered = Rendered(tuple(eval_samples.Message.of(role, content) for role, content in turns))
+    scored = Encoder(tokenizer, chat=True).encode(rendered)
+    assert np.concatenate([sample.prompt_ids, sample.response_ids[0]]).tolist() == scored
 
 
 def test_a_token_over_the_border_belongs_to_the_answers():

@@ -1,0 +1,68 @@
+import json
+
+import pytest
+from cheap_tokenizer import CheapTokenizer
+
+from elastic_jax.errors import ConfigError, DataError
+from eval.backends.reward import RewardBackend
+from eval.benchmark import run_benchmark
+from eval.benchmarks.long_rewardbench import read_folder
+from eval.cli_long_rewardbench import long_rewardbench
+from eval.judge_options import JudgeSettings
+from train.reward.data.benchmark_file import write_long_rewardbench
+from train.reward.data.cli_example_data import main
+from train.reward.data.generate import records
+from train.reward.data.readers import read_judge_records, read_preferences
+
+SMALL = ["--train", "6", "--held-out", "3", "--pairs", "8", "--rankings", "2"]
+
+
+def test_every_file_can_be_read_by_its_reader(tmp_path):
+    assert main([*SMALL, "--out", str(tmp_path)]) == 0
+    answers, _ = read_preferences(tmp_path / "answers_train.jsonl")
+    assert answers == records(6, 0, rejects=2)
+    assert len(read_preferences(tmp_path / "judge_preferences_held_out.jsonl")[0]) == 3
+    assert [len(read_judge_records(tmp_path / f"judge_{name}.jsonl")[0]) for name in ("train", "held_out")] == [6, 3]
+    (items,) = read_folder(tmp_path / "long-rewardbench").values()
+    assert len(items) == 8 + 3 * 2 and sorted(len(item.answers) for item in items if item.ranking) == [2, 2, 3, 3, 4, 4]
+    held_out = {record.prompt[-1].content for record in read_preferences(tmp_path / "answers_held_out.jsonl")[0]}
+    assert not held_out & {item.question for item in items}
+
+
+class Knowing:
+    """Prefers the longest answer that no flaw marks: an oracle that has seen the file."""
+
+    def __init__(self, best):
+        self.best = best
+
+    def score(self, input_ids, lengths):
+        texts = [bytes(ids[:n].tolist()) for ids, n in zip(input_ids, lengths, strict=True)]
+        return [float(any(text.endswith(answer) for answer in self.best)) for text in texts]
+
+
+class ByteTokenizer(CheapTokenizer):
+    """One token for each byte, so that a judge can read the text."""
+
+    def __call__(self, text, **options):
+        return {"input_ids": list(text.encode())}
+
+
+def test_a_judge_that_knows_the_right_answers_gets_every_pair(tmp_path):
+    pairs = records(12, 1, "evaluation")
+    write_long_rewardbench(tmp_path, pairs, pairs[:2], seed=0)
+    backend = RewardBackend(Knowing([r.chosen.encode() for r in pairs]), identity={"oracle": 1}, max_tokens=None)
+    settings = JudgeSettings(model="toy", views=("full",), data=str(tmp_path))
+    benchmark = long_rewardbench(settings, ask="reward")
+    run_benchmark(benchmark, settings, tmp_path / "out", backend=backend, tokenizer=ByteTokenizer())
+    figures = json.loads((tmp_path / "out" / "judge.json").read_text())["full"]
+    by_kind = figures["by"]["subtype"]
+    assert {kind for record in pairs for kind in record.kinds} <= set(by_kind)
+    assert all(by_kind[kind]["match"] == 1 for record in pairs for kind in record.kinds)
+    assert by_kind["2"]["match"] == 1 and by_kind["4"]["top1"] == 1
+
+
+def test_nothing_to_write_is_refused(tmp_path):
+    with pytest.raises(DataError, match="no record to write"):
+        write_long_rewardbench(tmp_path, [], [], 0)
+    with pytest.raises(ConfigError, match="train is 0"):
+        main(["--train", "0", "--out", str(tmp_path)])

@@ -18,7 +18,7 @@ import numpy as np
 from elastic_jax.errors import DataError
 from train.data.packing import LossOn, Sample, Weighting, make_sample
 from train.data.records import TASKS, Record, parse_record
-from train.reward.data.tables import read_rows
+from train.data.tables import read_rows
 
 PACKED_FIELDS = ("input_ids", "labels", "seq_lengths", "task_ids", "range_ids")
 IGNORED_LABEL = -100

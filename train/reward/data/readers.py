@@ -21,8 +21,8 @@ from typing import Any
 import numpy as np
 
 from elastic_jax.errors import DataError
+from train.data.tables import read_rows
 from train.reward.data.records import ROLES, JudgeRecord, Message, PreferenceRecord
-from train.reward.data.tables import read_rows
 from train.reward.data.tally import Tally
 
 NO_REJECTED = "no rejected answer"

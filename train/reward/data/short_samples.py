@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from elastic_jax.errors import DataError
+from train.data.tables import read_rows
 from train.reward.data.perspectives import PERSPECTIVES
 from train.reward.data.synthesis import Chunk, ShortSample
-from train.reward.data.tables import read_rows
 
 
 @dataclass(frozen=True)

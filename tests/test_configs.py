@@ -6,9 +6,15 @@ import pytest
 
 from elastic_jax.settings import find_config, load_settings, settings_dict
 from train.config import RouterTrainConfig
+from train.reward.config import BradleyTerryTrainConfig, SftConfig, SimpoTrainConfig
 
 FOLDER = Path(__file__).parents[1] / "configs"
-SETTINGS = {"router": RouterTrainConfig}
+SETTINGS = {
+    "router": RouterTrainConfig,
+    "sft": SftConfig,
+    "simpo": SimpoTrainConfig,
+    "bt": BradleyTerryTrainConfig,
+}
 """Settings class by the first word of the file's name."""
 
 

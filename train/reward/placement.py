@@ -1,0 +1,69 @@
+"""Where the arrays of judge and reward-model training are on a mesh: what learns and the optimizer's averages divided
+as the weights are, rows over data and fsdp."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+from jax.sharding import Mesh
+
+from elastic_jax.errors import ConfigError
+from elastic_jax.sharding import batch_sharding, param_shardings, replicated
+from train.data.packing import Rows
+from train.distributed import placed
+from train.reward.config import AdamConfig, ModelSettings, PairSettings
+from train.reward.data.pairs import PairBatch
+from train.reward.optim import make_optimizer
+from train.reward.step import TrainState, first_state
+
+
+def check_mesh(config: ModelSettings, mesh: Mesh) -> None:
+    """Refuses rows or a layout that the mesh cannot divide, with `ConfigError`."""
+    divided = mesh.shape["data"] * mesh.shape["fsdp"]
+    if config.optim.rows % divided:
+        raise ConfigError(
+            f"optim.rows is {config.optim.rows}; the mesh divides rows over {divided} devices (data x fsdp). "
+            f"Set optim.rows to a multiple of {divided} and optim.accumulate accordingly."
+        )
+    if isinstance(config, PairSettings) and mesh.shape["context"] > 1:
+        raise ConfigError(
+            f"mesh.context is {mesh.shape['context']}; only train sft divides the tokens of a row. Use mesh.fsdp and "
+            "mesh.tensor for preferences."
+        )
+
+
+def placed_state(params: Mapping[str, Any], config: AdamConfig, mesh: Mesh) -> TrainState:
+    """The state before the first step on a mesh; the optimizer's arrays are made in parts where they belong."""
+    whole, divided = replicated(mesh), param_shardings(params, mesh)
+    shapes = jax.eval_shape(lambda params: first_state(params, config), dict(params))
+    averages = optax.tree_utils.tree_map_params(
+        make_optimizer(config).init,
+        lambda _, sharding: sharding,
+        shapes.opt_state,
+        divided,
+        transform_non_params=lambda _: whole,
+    )
+    places: Any = TrainState(divided, averages, whole)  # pyrefly: ignore[bad-argument-type]
+    make = jax.jit(lambda params: first_state(params, config), out_shardings=places)
+    return make(placed(dict(params), divided))
+
+
+def batch_shardings(batch: Any, mesh: Mesh, *, leading: int) -> Any:
+    """Where batches like this one go: rows, after so many leading axes, over data and fsdp; tokens of packed rows over
+    context."""
+    tokens, few = (batch_sharding(mesh, leading=leading, tokens=tokens) for tokens in (True, False))
+    if isinstance(batch, Rows):
+        return Rows(tokens, tokens, tokens, tokens, few, few)
+    return PairBatch(*(few,) * len(PairBatch._fields))
+
+
+def gathered(arrays: Mapping[str, jax.Array], mesh: Mesh | None) -> dict[str, Any]:
+    """The whole arrays, in host memory where several processes hold parts of them; every process must ask."""
+    if mesh is None or jax.process_count() == 1:
+        return dict(arrays)
+    join = jax.jit(lambda array: array, out_shardings=replicated(mesh))
+    return {path: np.asarray(join(array)) for path, array in arrays.items()}

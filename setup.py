@@ -9,7 +9,7 @@ setup(
     package_dir={"elastic_jax.configs": "configs"},
     package_data={
         "elastic_jax": ["data/**/*"],
-        "elastic_jax.configs": ["**/*.yaml"],
+        "elastic_jax.configs": ["**/*.yaml", "models/*.json"],
         "pallas_kernels.gpu": ["tile_tables/*.json"],
         "pallas_kernels.tpu": ["tile_tables/*.json"],
     },

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from elastic_jax.attention import Attention, LayerContext, LayerRecord, per_row
 from elastic_jax.config import ModelConfig
@@ -19,7 +20,16 @@ from elastic_jax.layout import Layout, make_layout
 from elastic_jax.rope import rope_table
 from elastic_jax.router import AttentionRouter, SampledGates, SoftGates, pooling_weights
 from elastic_jax.routing import HeadMode, Routing, modes_from
+from elastic_jax.sharding import divide_tokens
 
+LAYER_INPUT = "layer_input"
+"""Name of what is recomputed from, for offloading."""
+_OFFLOAD = jax.checkpoint_policies.save_and_offload_only_these_names(
+    names_which_can_be_saved=[],
+    names_which_can_be_offloaded=[LAYER_INPUT],
+    offload_src="device",
+    offload_dst="pinned_host",
+)
 Gates = Routing | jax.Array | str | SampledGates | SoftGates | None
 
 
@@ -149,7 +159,7 @@ class ElasticForCausalLM(nnx.Module):
         prompt_lengths: jax.Array | None = None,
         gates: Gates = None,
         router_bias: float | jax.Array = 0.0,
-        remat: bool = False,
+        remat: bool | Literal["offload"] = False,
         num_segments: int | None = None,
         return_layers: bool = False,
         return_kv: bool = False,
@@ -158,7 +168,8 @@ class ElasticForCausalLM(nnx.Module):
 
         `prompt_lengths` `[B]` (`[B, M]` packed) bounds what the routers pool (default: every token). `gates` also
         takes `SampledGates` or `SoftGates`, which make the result differentiable in the routers or in the gates.
-        `remat` recomputes each layer in the backward pass. `num_segments` bounds the sequences of a packed row.
+        `remat` recomputes each layer in the backward pass from its input, which "offload" keeps in the host's memory.
+        `num_segments` bounds the sequences of a packed row.
         """
         if input_ids_BT.ndim != 2:
             raise ShapeError(f"input_ids has shape {input_ids_BT.shape}; want [batch, tokens]. Add a batch axis.")
@@ -195,14 +206,16 @@ class ElasticForCausalLM(nnx.Module):
 
         def step(x_BTD: jax.Array, xs: tuple) -> tuple[jax.Array, tuple]:
             state, layer_gates, index = xs
-            y_BTD, record = nnx.merge(graph, state)(x_BTD, context, layer_gates, index)
+            if remat == "offload":
+                x_BTD = checkpoint_name(x_BTD, LAYER_INPUT)
+            y_BTD, record = nnx.merge(graph, state)(divide_tokens(x_BTD), context, layer_gates, index)
             kept = (record.k_BTKH, record.v_BTKH) if return_kv else None
             told = (record.logits, record.gates, record.pooled, record.skipped)
             routed = jax.tree.map(lambda x: per_row(x, layout), told)
             return y_BTD, (routed, x_BTD if return_layers else None, kept)
 
-        body = jax.checkpoint(step) if remat else step
-        x_BTD = self.embed(input_ids_BT)
+        body = jax.checkpoint(step, policy=_OFFLOAD if remat == "offload" else None) if remat else step
+        x_BTD = divide_tokens(self.embed(input_ids_BT))
         x_BTD, (routed, inputs, kv) = jax.lax.scan(body, x_BTD, (stacked, imposed, jnp.arange(config.num_layers)))
         hidden_BTD = self.norm(x_BTD)
         layers = jnp.concatenate([inputs, hidden_BTD[None]]) if return_layers else None

@@ -49,7 +49,7 @@ def find_config(name: str | Path) -> Path:
     """The YAML file at `name`, or the shipped recipe of that name (`"train/router_smollm2"`)."""
     if Path(name).is_file():
         return Path(name)
-    root = _shipped()
+    root = shipped_configs()
     recipes = {str(file.relative_to(root).with_suffix("")): file for file in root.rglob("*.yaml")}
     recipe = str(name).removesuffix(".yaml")
     if recipe in recipes:
@@ -101,7 +101,8 @@ class _StrictLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def _shipped() -> Path:
+def shipped_configs() -> Path:
+    """The folder of shipped recipes and model shapes."""
     package = Path(__file__).parent
     installed = package / "configs"
     return installed if installed.is_dir() else package.parent / "configs"

@@ -195,6 +195,28 @@ def batch_sharding(mesh: Mesh, *, leading: int = 0, tokens: bool = True) -> Name
     return NamedSharding(mesh, _spec(present, PartitionSpec))
 
 
+def divide_tokens(x: jax.Array) -> jax.Array:
+    """Holds an array `[rows, tokens, ...]` to the places of a batch on the mesh in use, the other axes whole.
+
+    Without it the compiler may follow the weights instead and divide the model width. Without a mesh, `x` itself.
+    """
+    import jax
+
+    spec = token_spec(x.shape)
+    return x if not any(spec) else jax.lax.with_sharding_constraint(x, spec)
+
+
+def token_spec(shape: Sequence[int]) -> PartitionSpec:
+    """How an array `[rows, tokens, ...]` is divided over the mesh in use, by the axes that divide it."""
+    import jax
+    from jax.sharding import PartitionSpec
+
+    mesh = jax.sharding.get_abstract_mesh()
+    present = [tuple(axis for axis in names if mesh.shape.get(axis, 1) > 1) for names in (ROWS, ("context",))]
+    divided = [_that_divide(size, names, mesh) for size, names in zip(shape, present, strict=False)]
+    return _spec(divided, PartitionSpec)
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     """The whole array on every device."""
     from jax.sharding import NamedSharding, PartitionSpec

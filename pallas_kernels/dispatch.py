@@ -33,8 +33,12 @@ def nvidia_capability() -> int | None:
 
 
 def preferred() -> tuple[str, ...]:
-    """Names of the implementations for the default platform, the best first."""
-    platform = jax.default_backend()
+    """Names of the implementations for the default platform, the best first.
+
+    A mesh in use that is made of TPUs counts more: it may be one that programs are only compiled for.
+    """
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    platform = "tpu" if device is not None and device.platform == "tpu" else jax.default_backend()
     if platform != "gpu":
         return (platform, "xla")
     capability = nvidia_capability() or 0

@@ -64,6 +64,38 @@ def loads(name: str, **axes: int) -> dict[str, Any]:
     }
 
 
+def nll(**axes: int) -> dict[str, float]:
+    """Cross-entropy of tokens and its slope over a mesh: the largest difference from one device."""
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+
+    from elastic_jax.sharding import MeshConfig, batch_sharding, make_mesh, param_shardings
+    from train.losses import token_nll
+
+    rng = np.random.default_rng(0)
+    hidden, head = rng.normal(size=(4, 24, 16)), rng.normal(size=(16, 64))
+    labels = rng.integers(0, 64, (4, 24))
+    needed = rng.random((4, 24)) < 0.7
+    needed[:2] = False  # some devices have nothing to do
+
+    def run(hidden: Any, head: Any, labels: Any, needed: Any) -> Any:
+        out, pull = jax.vjp(lambda x: token_nll(x, head, labels, needed, 8), hidden)
+        return out, pull(jnp.cos(out))[0]
+
+    whole = [jnp.asarray(x, kind) for x, kind in ((hidden, "float32"), (head, "float32"), (labels, "int32"))]
+    wanted = jax.jit(run)(*whole, jnp.asarray(needed))
+    mesh = make_mesh(MeshConfig(**axes))
+    by_token = batch_sharding(mesh)
+    by_rule = param_shardings({"lm_head.kernel": whole[1]}, mesh)["lm_head.kernel"]
+    places = (by_token, by_rule, by_token, by_token)
+    divided = [jax.device_put(x, place) for x, place in zip((*whole, jnp.asarray(needed)), places, strict=True)]
+    with jax.set_mesh(mesh):
+        found = jax.jit(run)(*divided)
+    errors = jax.tree.map(lambda a, b: float(np.abs(np.asarray(a) - np.asarray(b)).max()), found, wanted)
+    return {"error": max(errors), "largest": float(np.abs(np.asarray(wanted[1])).max())}
+
+
 def main() -> None:
     os.environ |= {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
     checks = {
@@ -71,6 +103,8 @@ def main() -> None:
         "load": loads("qwen3_untied", fsdp=2, tensor=2, context=2),
         "load_replicas": loads("llama_bias", data=4, fsdp=2),
         "load_unshared_heads": loads("qwen2", data=2, tensor=4),
+        "nll": nll(fsdp=2, tensor=2, context=2),
+        "nll_whole_vocabulary": nll(data=4, context=2),
     }
     print(json.dumps(checks))
 

@@ -10,7 +10,6 @@ from elastic_jax import smollm2
 from elastic_jax.cli_args import parse_verb, required
 from train.config import RouterTrainConfig
 from train.data.records import TASKS
-from train.distributed import is_main, run_mesh, start
 
 
 def main(argv: Sequence[str]) -> int:
@@ -19,15 +18,16 @@ def main(argv: Sequence[str]) -> int:
     config = asked.settings
     source = smollm2.source(required(config.model, "--model SOURCE", "model to train routers for"))
     directory = Path(required(config.run.directory, "--run.directory DIRECTORY", "run directory"))
-    if not asked.dry_run:
-        start(config.distributed, config.run)
 
     from elastic_jax.tokenizer import load_tokenizer
     from elastic_jax.weights import from_pretrained
     from train.dataset import load_samples
+    from train.distributed import is_main, run_mesh, start
     from train.interrupt import Interrupted
     from train.router_run import train_router
 
+    if not asked.dry_run:
+        start(config.distributed, config.run)
     samples = load_samples(config, load_tokenizer(source))
     if asked.dry_run:
         print(_data_summary(samples))

@@ -211,8 +211,9 @@ class RouterTrainConfig:
     """Router directory to start from; without it the routers start fresh."""
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     """Number format of the frozen backbone."""
-    remat: bool = False
-    """Recompute each layer in the backward pass: less memory, a third more time."""
+    remat: bool | Literal["offload"] = False
+    """Recompute each layer in the backward pass from its input: less memory, a third more time. `offload` keeps the
+    inputs in the host's memory."""
     router: RouterConfig = field(default_factory=RouterConfig)
     tasks: TasksConfig = field(default_factory=TasksConfig)
     data: DataConfig = field(default_factory=DataConfig)

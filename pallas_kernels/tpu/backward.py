@@ -104,6 +104,16 @@ def deal_heads(work_P: jax.Array) -> jax.Array:
     return jnp.concatenate([order[0::2], order[1::2]]).astype(jnp.int32)
 
 
+def backward_bytes(rows: int, head_dim: int, keys: int, item: int) -> int:
+    """Vector memory of the kernel, bytes: `rows` queries and tiles of `keys` keys with numbers of `item` bytes."""
+    return (
+        6 * padded_bytes(rows, head_dim, item)
+        + padded_bytes(head_dim, rows, 4)
+        + 4 * padded_bytes(keys, head_dim, item + 8)
+        + padded_bytes(keys, rows, 12 + 2 * item)
+    )
+
+
 def attention_backward(
     operands: Operands,
     out_PQRH: jax.Array,
@@ -154,12 +164,7 @@ def attention_backward(
     zeros = jnp.zeros(k_PJSH.shape, jnp.float32)
     buffers = [pltpu.VMEM((2, width, block, H), k_PJSH.dtype)] * 2 + [pltpu.VMEM((2, width, block, H), jnp.float32)] * 4
     item = q_PQRH.dtype.itemsize
-    need = (
-        6 * padded_bytes(R, H, item)
-        + padded_bytes(H, R, 4)
-        + 4 * padded_bytes(width * block, H, item + 8)
-        + padded_bytes(width * block, R, 12 + 2 * item)
-    )
+    need = backward_bytes(R, H, width * block, item)
     pairs = P * sum(range(layout.geometry.first_query_block + 1, layout.geometry.key_blocks + 1)) * R * block
     dq, dk, dv = pl.pallas_call(
         partial(backward_kernel, has_lists=lists is not None, layout=layout, spec=spec, width=width),

@@ -8,6 +8,7 @@ tile of a step is loaded during the last tile of the step before, across heads.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
@@ -171,6 +172,19 @@ def forward_kernel(*refs: Any, outputs: Outputs, has_lists: bool, layout: Layout
         out_refs[0][...] = near_ref[...].astype(q_ref.dtype)
 
 
+def forward_bytes(rows: int, head_dim: int, keys: int, item: int, out_items: Sequence[int]) -> int:
+    """Vector memory of the kernel, bytes: `rows` queries and tiles of `keys` keys with numbers of `item` bytes, and
+    outputs of the given ones."""
+    return (
+        2 * padded_bytes(rows, head_dim, item)
+        + 2 * sum(padded_bytes(rows, head_dim, out_item) for out_item in out_items)
+        + 4 * padded_bytes(keys, head_dim, item)
+        + 2 * padded_bytes(rows, head_dim, 4)
+        + 2 * padded_bytes(rows, LANES, 4)
+        + padded_bytes(rows, keys, 8 + item)
+    )
+
+
 def attention_forward(
     q_PQRH: jax.Array,
     k_PJSH: jax.Array,
@@ -225,14 +239,8 @@ def attention_forward(
         pltpu.SMEM((1,), jnp.int32),
         pltpu.SemaphoreType.DMA((2,)),
     ]
-    need = (
-        2 * padded_bytes(R, H, item)
-        + 2 * kinds.count("out") * padded_bytes(R, H, out_shapes["out"].dtype.itemsize)
-        + 4 * padded_bytes(width * block, H, item)
-        + 2 * padded_bytes(R, H, 4)
-        + 2 * padded_bytes(R, LANES, 4)
-        + padded_bytes(R, width * block, 8 + item)
-    )
+    out_items = [out_shapes["out"].dtype.itemsize] * kinds.count("out")
+    need = forward_bytes(R, H, width * block, item, out_items)
     pairs = P * sum(range(layout.geometry.first_query_block + 1, layout.geometry.key_blocks + 1)) * R * block
     return pl.pallas_call(
         partial(forward_kernel, outputs=outputs, has_lists=lists is not None, layout=layout, spec=spec, width=width),

@@ -165,3 +165,8 @@ def test_weights_are_read_into_their_shards(on_eight, check: str):
     assert found["different"] == [] and found["misplaced"] == []
     assert found["largest_read"] <= found["largest_block"], "more than a device's block of a layer was read at once"
     assert found["all_read"] == found["stored"], "each block is read once, whatever the number of its devices"
+
+
+@pytest.mark.parametrize("check", ["nll", "nll_whole_vocabulary"])
+def test_cross_entropy_over_a_divided_vocabulary(on_eight, check: str):
+    assert on_eight[check]["error"] < 1e-5 < on_eight[check]["largest"]

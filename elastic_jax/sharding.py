@@ -30,7 +30,7 @@ WEIGHTS = ("fsdp", "context")
 _DIVIDED = {"D": WEIGHTS, "N": ("tensor",), "K": ("tensor",), "F": ("tensor",), "V": ("tensor",)}
 """Mesh axes of a dimension, by its letter: model width, query heads, KV heads, MLP width, vocabulary."""
 _MAY_STAY_WHOLE = {
-    "K": "K/V projections are replicated over tensor, and attention runs whole on each of its devices",
+    "K": "K/V projections are replicated over tensor; attention repeats their heads for its devices",
     "V": "the vocabulary is not divided",
 }
 _RULES = {

@@ -1,8 +1,8 @@
 """One step of reward training on meshes of eight simulated devices: `python tests/reward_on_devices.py CASE ...`.
 
-A case is KIND:AXIS=N,AXIS=N. A program, because the number of devices must be set before jax starts. Prints as JSON, for each case, the largest
-difference of the loss and of Adam's averages of the gradient from one device, relative to the largest entry, and over
-how many devices the largest array of the optimizer is divided.
+A case is KIND:AXIS=N,AXIS=N. A program, as the number of devices must be set before jax starts. Prints as JSON, for
+each case, the largest difference of the loss and of Adam's averages of the gradient from one device, relative to the
+largest entry, and over how many devices the largest array of the optimizer is divided.
 """
 
 from __future__ import annotations

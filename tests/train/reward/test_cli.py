@@ -2,10 +2,14 @@
 
 from pathlib import Path
 
+import jax
 import pytest
+from checkpoints import GOLDEN
+from jax.sharding import NamedSharding
 
 from elastic_jax.errors import ConfigError
 from elastic_jax.settings import load_settings
+from elastic_jax.sharding import MeshConfig, make_mesh
 from train.reward import cli
 from train.reward.config import BradleyTerryTrainConfig, SftConfig, SimpoTrainConfig
 
@@ -62,3 +66,10 @@ def test_recipes_of_the_paper_hold_its_values() -> None:
         assert (optim.beta1, optim.beta2, optim.clip, optim.final_share) == (0.9, 0.95, 1.0, 0.1)
     lora = load_settings(BradleyTerryTrainConfig, "bt_longrm_8b").lora
     assert (lora.rank, lora.scale) == (8, 1.0)
+
+
+@pytest.mark.parametrize("verb", CLASSES)
+def test_every_kind_of_model_is_read_onto_the_mesh_of_the_run(verb: str) -> None:
+    model = cli._model(CLASSES[verb](), GOLDEN / "llama3", make_mesh(MeshConfig(), jax.devices()[:1]))
+    decoder = getattr(model, "decoder", model)
+    assert isinstance(decoder.embed.embedding[...].sharding, NamedSharding)

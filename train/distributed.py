@@ -52,6 +52,16 @@ def run_mesh(config: MeshConfig) -> Mesh | None:
     return make_mesh(config)
 
 
+def check_rows(rows: int, mesh: Mesh) -> None:
+    """Raises `ConfigError` for a number of rows that the mesh does not divide."""
+    divided = mesh.shape["data"] * mesh.shape["fsdp"]
+    if rows % divided:
+        raise ConfigError(
+            f"optim.rows is {rows}; the mesh divides rows over {divided} devices (data x fsdp). "
+            f"Set optim.rows to a multiple of {divided} and optim.accumulate accordingly."
+        )
+
+
 def is_main() -> bool:
     """Whether this process writes what only one may write."""
     return jax.process_index() == 0

@@ -24,7 +24,7 @@ from train.data.packing import Rows, Sample
 from train.data.pipeline import make_pipeline
 from train.data.records import TASKS
 from train.dataset import digest
-from train.distributed import is_main, placed, run_mesh, wait_for_all
+from train.distributed import check_rows, is_main, placed, run_mesh, wait_for_all
 from train.flops import router_step_flops
 from train.loop import Job, best_state, fit, has_checkpoint
 from train.metrics import Values
@@ -105,12 +105,7 @@ def rows_shardings(mesh: Mesh, *, leading: int) -> Rows:
 def _check_mesh(config: RouterTrainConfig, mesh: Mesh | None) -> None:
     if mesh is None:
         return
-    divided = mesh.shape["data"] * mesh.shape["fsdp"]
-    if config.optim.rows % divided:
-        raise ConfigError(
-            f"optim.rows is {config.optim.rows}; the mesh divides rows over {divided} devices (data x fsdp). "
-            f"Set optim.rows to a multiple of {divided} and optim.accumulate accordingly."
-        )
+    check_rows(config.optim.rows, mesh)
     if jax.process_count() > 1 and config.warm_start.rows:
         raise ConfigError(
             "warm_start.rows works in one process only. Make the warm start with steps of its own on one host, "

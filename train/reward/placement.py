@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from elastic_jax.errors import ConfigError
 from elastic_jax.sharding import batch_sharding, param_shardings, replicated
 from train.data.packing import Rows
-from train.distributed import placed
+from train.distributed import check_rows, placed
 from train.reward.config import AdamConfig, ModelSettings, PairSettings
 from train.reward.data.pairs import PairBatch
 from train.reward.optim import make_optimizer
@@ -23,12 +23,7 @@ from train.reward.step import TrainState, first_state
 
 def check_mesh(config: ModelSettings, mesh: Mesh) -> None:
     """Refuses rows or a layout that the mesh cannot divide, with `ConfigError`."""
-    divided = mesh.shape["data"] * mesh.shape["fsdp"]
-    if config.optim.rows % divided:
-        raise ConfigError(
-            f"optim.rows is {config.optim.rows}; the mesh divides rows over {divided} devices (data x fsdp). "
-            f"Set optim.rows to a multiple of {divided} and optim.accumulate accordingly."
-        )
+    check_rows(config.optim.rows, mesh)
     if isinstance(config, PairSettings) and mesh.shape["context"] > 1:
         raise ConfigError(
             f"mesh.context is {mesh.shape['context']}; only train sft divides the tokens of a row. Use mesh.fsdp and "

@@ -5,10 +5,11 @@ A tile never crosses a block of the schedule. The shared memory that a tile need
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cache
-from importlib import resources
+from typing import Any
+
+from pallas_kernels.tile_tables import Table, read_table, warn_of_unknown_chip
 
 SHARED_MEMORY = {80: 166912, 86: 101376, 87: 166912, 89: 101376, 90: 232448, 100: 232448, 103: 232448}
 """Bytes that one program may use, by compute capability (CUDA programming guide, technical specifications)."""
@@ -49,10 +50,14 @@ def shared_bytes(kernel: str, tile: Tile, capability: int, head_pad: int, itemsi
 
 
 @cache
-def table(capability: int) -> dict[str, dict[str, dict[str, int]]]:
-    """Tiles for 16-bit operands by kernel and padded head dim; empty for a chip without a file."""
-    file = resources.files("pallas_kernels.gpu") / "tile_tables" / f"sm_{capability}.json"
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+def table(capability: int) -> Table:
+    """Tiles for 16-bit operands by kernel and padded head dim; empty for a chip without a sound file."""
+    return read_table("pallas_kernels.gpu", f"sm_{capability}", _is_tile)
+
+
+def _is_tile(entry: Any) -> bool:
+    sizes = {field.name for field in fields(Tile)}
+    return isinstance(entry, dict) and set(entry) == sizes and all(type(n) is int and n > 0 for n in entry.values())
 
 
 def rule_of_thumb(kernel: str, capability: int, head_pad: int, itemsize: int, limit: int) -> Tile:
@@ -72,6 +77,8 @@ def _check_capability(capability: int) -> None:
         raise ValueError(
             f"The GPU kernels need compute capability 8.0; this GPU has {capability / 10}. Use impl='xla'."
         )
+    if capability not in SHARED_MEMORY:
+        warn_of_unknown_chip(f"Compute capability {capability / 10}")
 
 
 def choose_tile(kernel: str, capability: int, head_pad: int, itemsize: int, block: int) -> Tile:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from functools import cache
-from importlib import resources
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 from jax.experimental.pallas import tpu as pltpu
 
+from pallas_kernels.tile_tables import Table, read_table, warn_of_unknown_chip
 from pallas_kernels.tpu.plan import Layout
 
 LANES = 128
@@ -26,14 +25,20 @@ VECTOR_MEMORY = 60 * 2**20
 def chip() -> str | None:
     """Short name of the TPU that programs are made for, a compile-only one too; None for anything else."""
     device = jax.sharding.get_abstract_mesh().abstract_device or jax.devices()[0]
-    return CHIPS.get(device.device_kind)
+    name = CHIPS.get(device.device_kind)
+    if name is None and device.platform == "tpu":
+        warn_of_unknown_chip(device.device_kind)
+    return name
 
 
 @cache
-def table(name: str | None) -> dict[str, dict[str, int]]:
-    """Key blocks of a whole tile by kernel and head dim; empty for a chip without a file."""
-    file = resources.files("pallas_kernels.tpu") / "tile_tables" / f"{name}.json"
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+def table(name: str | None) -> Table:
+    """Key blocks of a whole tile by kernel and head dim; empty for a chip without a sound file."""
+    return read_table("pallas_kernels.tpu", str(name), _is_width)
+
+
+def _is_width(entry: Any) -> bool:
+    return type(entry) is int and entry > 0 and entry.bit_count() == 1
 
 
 def tile_width(kernel: Literal["forward", "backward"], layout: Layout) -> int:

@@ -16,12 +16,12 @@ from train_run import STEPS
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
-ROWS = ("optim.rows=8", "optim.accumulate=1")
+ROWS = ("optim.rows=8", "optim.accumulate=1", "data.held_out=0.2", "run.eval_every=10")
 SAME = ("loss", "lm_loss", "sparsity_loss", "grad_norm", "msr", "multiplier_below")
 
 
-def lines(directory: Path) -> list[dict]:
-    file = directory / "metrics.jsonl"
+def lines(directory: Path, name: str = "metrics.jsonl") -> list[dict]:
+    file = directory / name
     return [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
 
 
@@ -46,15 +46,20 @@ def stop_after(directory: Path, steps: int, process: subprocess.Popen) -> None:
 def alone(tmp_path_factory):
     directory = tmp_path_factory.mktemp("alone") / "run"
     assert finish(start(directory, devices=1)) == [(0, "")]
-    return lines(directory)
+    return directory
 
 
-def assert_same_curve(directory: Path, wanted: list[dict]) -> None:
+def assert_same_curve(directory: Path, alone: Path) -> None:
+    """Losses step by step, and what was measured on held-out samples."""
     found = lines(directory)
     assert [line["step"] for line in found] == list(range(STEPS))
     for name in SAME:
-        got, want = (np.array([line[name] for line in curve], float) for curve in (found, wanted))
+        got, want = (np.array([line[name] for line in curve], float) for curve in (found, lines(alone)))
         np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5, err_msg=name)
+    found, wanted = (lines(run, "evaluation.jsonl") for run in (directory, alone))
+    assert [line["step"] for line in found] == [10, STEPS]
+    for got, want in zip(found, wanted, strict=True):
+        assert got == pytest.approx(want, rel=1e-4, abs=1e-5)
 
 
 def test_eight_devices_then_four_then_one(tmp_path, alone):

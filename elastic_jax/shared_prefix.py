@@ -12,7 +12,7 @@ row.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -128,11 +128,11 @@ def separate_rows_hidden(
     *,
     routing: Routing | jax.Array | str | None = None,
     router_bias: float | jax.Array = 0.0,
-    remat: bool = False,
+    remat: bool | Literal["offload"] = False,
 ) -> SharedPrefix:
     """The same as `shared_prefix_hidden` from rows that hold the prompt anew for each response: for every model.
 
-    The arguments are those of `shared_prefix_hidden`, without bounds on P.
+    The arguments are those of `shared_prefix_hidden`, without bounds on P; `remat` as for `ElasticForCausalLM.hidden`.
     """
     config = model.config
     (B, P), (V, R) = prompts_BP.shape, responses_BVR.shape[1:]

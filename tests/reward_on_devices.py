@@ -46,6 +46,12 @@ def main(cases: list[str]) -> None:
     kinds = {
         "sft": (SftConfig(**common, data=data), sft_objective, tiny_model(), judge_rows(8, length=128)),
         "simpo": (SimpoTrainConfig(**common), simpo_objective, tiny_model(), pair_batch(8)),
+        "simpo-apart": (
+            SimpoTrainConfig(**common, layout="separate", routing="routers"),
+            simpo_objective,
+            tiny_model(),
+            pair_batch(8),
+        ),
         "bt": (
             BradleyTerryTrainConfig(**common, lora=LoraConfig(rank=2)),
             bradley_terry_objective,

@@ -77,7 +77,9 @@ def make_tables(sparse: jax.Array, rows: Rows, layout: Layout) -> Tables:
             f"The block tables of {layout.batch} rows of {J} key blocks need {need} bytes of the TPU's scalar memory; "
             f"wanted at most {SCALAR_MEMORY}. Split the batch."
         )
-    return tables
+    # A backward pass keeps the tables. As results of a conversion, kept by both branches of a conditional, they crash
+    # libtpu 0.0.48 (conditional code motion).
+    return lax.optimization_barrier(tables)
 
 
 def is_sparse(tables: Any, head: jax.Array, block: jax.Array, layout: Layout) -> jax.Array:

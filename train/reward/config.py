@@ -204,8 +204,9 @@ class ModelSettings:
     block_size: int | None = None
     """Tokens that rows are rounded up to; unset for the model's, which routed heads need. A smaller one saves padding
     after short responses."""
-    remat: bool = True
-    """Recompute each layer in the backward pass: less memory, a third more time."""
+    remat: bool | Literal["offload"] = True
+    """Recompute each layer in the backward pass from its input: less memory, a third more time. `offload` keeps the
+    inputs in the host's memory."""
     lora: LoraConfig = field(default_factory=LoraConfig)
     optim: AdamConfig = field(default_factory=AdamConfig)
     mesh: MeshConfig = field(default_factory=MeshConfig)
@@ -232,6 +233,11 @@ class PairSettings(ModelSettings):
     """`shared`: a prompt is computed once for its responses; `separate`: anew with each, for models whose rope or
     sparse pattern depends on what follows."""
     data: PairDataConfig = field(default_factory=PairDataConfig)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.layout == "shared" and self.remat == "offload":
+            raise ConfigError("remat offload is for rows of their own; set layout separate, or remat true.")
 
 
 @dataclass(frozen=True)

@@ -105,16 +105,11 @@ def bradley_terry_objective(assembly: Assembly, config: BradleyTerryTrainConfig)
 
 def _hidden(model: Any, batch: PairBatch, config: PairSettings) -> jax.Array:
     """`[B, 1 + V, R + 1, D]`; see `SharedPrefix`."""
-    run = shared_prefix_hidden if config.layout == "shared" else separate_rows_hidden
-    return run(
-        model,
-        batch.prompt_ids,
-        batch.prompt_lengths,
-        batch.response_ids,
-        batch.response_lengths,
-        routing=_gates(config.routing),
-        remat=config.remat,
-    ).hidden
+    rows = batch.prompt_ids, batch.prompt_lengths, batch.response_ids, batch.response_lengths
+    routing = _gates(config.routing)
+    if config.layout == "shared":
+        return shared_prefix_hidden(model, *rows, routing=routing, remat=bool(config.remat)).hidden
+    return separate_rows_hidden(model, *rows, routing=routing, remat=config.remat).hidden
 
 
 def _gates(routing: str) -> str | None:

@@ -24,10 +24,10 @@ from train.reward.step import TrainState, first_state
 def check_mesh(config: ModelSettings, mesh: Mesh) -> None:
     """Refuses rows or a layout that the mesh cannot divide, with `ConfigError`."""
     check_rows(config.optim.rows, mesh)
-    if isinstance(config, PairSettings) and mesh.shape["context"] > 1:
+    if isinstance(config, PairSettings) and config.layout == "shared" and mesh.shape["context"] > 1:
         raise ConfigError(
-            f"mesh.context is {mesh.shape['context']}; only train sft divides the tokens of a row. Use mesh.fsdp and "
-            "mesh.tensor for preferences."
+            f"mesh.context is {mesh.shape['context']}; the tokens of a prompt that its responses share cannot be "
+            "divided. Set layout separate, or use mesh.fsdp and mesh.tensor."
         )
 
 

@@ -19,6 +19,7 @@ CASES = (
     "sft:data=2,context=4",
     "sft:fsdp=2,tensor=2,context=2",
     "simpo:data=4,fsdp=2",
+    "simpo-apart:fsdp=2,context=4",
     "bt:fsdp=4,tensor=2",
 )
 
@@ -40,6 +41,9 @@ def test_rows_and_layouts_that_a_mesh_cannot_divide_are_refused() -> None:
     three = AdamConfig(rows=3)
     with pytest.raises(ConfigError, match="multiple of 8"):
         check_mesh(SftConfig(optim=three), mesh(data=2, fsdp=4))
-    with pytest.raises(ConfigError, match="only train sft"):
+    with pytest.raises(ConfigError, match="Set layout separate"):
         check_mesh(SimpoTrainConfig(optim=three), mesh(context=2))
+    check_mesh(SimpoTrainConfig(optim=three, layout="separate"), mesh(context=2))
+    with pytest.raises(ConfigError, match="offload is for rows of their own"):
+        SimpoTrainConfig(remat="offload")
     check_mesh(SftConfig(optim=three), mesh(context=2, fsdp=3))

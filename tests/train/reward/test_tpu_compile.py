@@ -69,7 +69,7 @@ CASES: dict[str, tuple[Any, Any, Any, dict[str, int]]] = {
         SftConfig(data=JudgeDataConfig(row_length=8192), routing="routers"),
         sft_objective,
         judge_rows,
-        {"fsdp": 8},
+        {"fsdp": 2, "context": 4},
     ),
     "simpo": (SimpoTrainConfig(data=PAIRS), simpo_objective, pair_batch, {"fsdp": 4, "tensor": 2}),
     "bt": (
@@ -79,10 +79,10 @@ CASES: dict[str, tuple[Any, Any, Any, dict[str, int]]] = {
         {"data": 2, "fsdp": 4},
     ),
     "bt, separate rows": (
-        BradleyTerryTrainConfig(data=PAIRS, layout="separate", routing="routers"),
+        BradleyTerryTrainConfig(data=PAIRS, layout="separate", routing="routers", remat="offload"),
         bradley_terry_objective,
         pair_batch,
-        {"fsdp": 8},
+        {"fsdp": 2, "context": 4},
     ),
 }
 

@@ -7,23 +7,21 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 PAGES = ["README.md", *(str(page.relative_to(ROOT)) for page in sorted(ROOT.glob("docs/*.md")))]
-TOY = "<!-- toy -->"
-"""Stands before a block that is run on a tiny model, with smaller sizes."""
+TOY, AS_IT_IS = "<!-- toy -->", "<!-- test -->"
+"""What stands before a block that is run with a tiny model and small sizes, and before one that is run unchanged."""
 
-_FENCE = re.compile(
-    r"^(?P<mark>(?:<!-- \w+ -->)?)\n?^```(?P<language>\w*)\n(?P<text>.*?)^```", re.MULTILINE | re.DOTALL
-)
+_FENCE = re.compile(r"^(<!-- [^\n]* -->\n)?```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 _ASSIGNED = re.compile(r'^(\w+)=(?:"([^"]*)"|(\S*))$')
 
 
 @dataclass(frozen=True)
 class Block:
-    """A fenced block; `mark` is the HTML comment on the line before it."""
+    """A fenced block; `mark` is the HTML comment on the line before it, or nothing."""
 
     page: str
     line: int
-    language: str
     mark: str
+    language: str
     text: str
 
     @property
@@ -38,23 +36,27 @@ def text_of(page: str) -> str:
 def blocks(page: str) -> list[Block]:
     text = text_of(page)
     return [
-        Block(page, text.count("\n", 0, found.start("language")) + 1, found["language"], found["mark"], found["text"])
+        Block(page, text.count("\n", 0, found.start(2)) + 1, (found[1] or "").strip(), found[2], found[3])
         for found in _FENCE.finditer(text)
     ]
 
 
 def shell_commands(block: Block) -> list[list[str]]:
-    """Words of every command of a shell block; names that the block assigns are put in, comments are left out."""
+    """Words of every command of a block; names that it assigns are put in, comments are left out.
+
+    A block without a language is somebody's output, in which only `elastic-jax` begins a command.
+    """
     known: dict[str, str] = {}
     commands = []
+    if block.language == "":
+        return [shlex.split(line) for line in block.text.splitlines() if line.startswith("elastic-jax ")]
     for line in re.sub(r"\\\n\s*", "", block.text).splitlines():
         for name, value in known.items():
             line = line.replace(f"${name}", value)
-        words = shlex.split(line, comments=True)
         assigned = _ASSIGNED.match(line.partition("#")[0].strip())
         if assigned:
             known[assigned[1]] = assigned[2] or assigned[3]
-        elif words:
+        elif words := shlex.split(line, comments=True):
             commands.append(words)
     return commands
 
@@ -76,7 +78,7 @@ def prose(page: str) -> str:
 
 
 def inline_code(page: str) -> list[str]:
-    return re.findall(r"`([^`]+)`", prose(page).replace("\n", " "))
+    return [" ".join(code.split()) for code in re.findall(r"`([^`]+)`", prose(page))]
 
 
 def links(page: str) -> list[str]:
@@ -85,6 +87,8 @@ def links(page: str) -> list[str]:
 
 
 def anchors(page: str) -> set[str]:
-    """Names that a link may give after `#`, by the rule of GitHub and of the site for plain headings."""
-    titles = re.findall(r"^#+ (.+)$", prose(page), re.MULTILINE)
-    return {re.sub(r"[^\w\- ]", "", title.lower()).strip().replace(" ", "-") for title in titles}
+    """Names that a link may give after `#`, by the rule of GitHub and of the site; of `:::` the name itself."""
+    text = prose(page)
+    titles = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    names = {re.sub(r"[^\w\- ]", "", title.lower()).strip().replace(" ", "-") for title in titles}
+    return names | set(re.findall(r"^::: (\S+)$", text, re.MULTILINE))

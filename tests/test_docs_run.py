@@ -1,11 +1,10 @@
-"""Blocks of the documentation after `<!-- toy -->` run, page by page and in their order, on a model of a few kilobytes."""
+"""Blocks of the documentation after `<!-- toy -->` run, page by page and in order, on a model of a few kilobytes."""
 
 import json
 import os
 import shutil
 from pathlib import Path
 
-import jax.numpy as jnp
 import pytest
 from chat_tokenizers import chat_tokenizer
 from doc_pages import PAGES, TOY, Block, blocks, elastic_arguments, shell_commands
@@ -44,7 +43,9 @@ def here(checkpoint, tmp_path, monkeypatch) -> Path:
     (tmp_path / "TEXTS").mkdir()
     for number in range(3):
         (tmp_path / "TEXTS" / f"prose{number}.txt").write_text(f"{number}. {sentences}" * 80)
-        shutil.copyfile(Path(os.__file__).with_name(("textwrap.py", "heapq.py", "bisect.py")[number]), f"TEXTS/{number}.py")
+        shutil.copyfile(
+            Path(os.__file__).with_name(("textwrap.py", "heapq.py", "bisect.py")[number]), f"TEXTS/{number}.py"
+        )
     (tmp_path / "long.txt").write_text(sentences * 10)
     pair = {"prompt": "Where is the key?", "chosen": "In the box.", "rejected": ["In the car.", "I cannot tell."]}
     lines = [json.dumps(pair | {"prompt": f"{number}. {pair['prompt']}"}) for number in range(160)]

@@ -21,7 +21,10 @@ SMALL = {
     "train synthesise": "--target-tokens 1500 --reserve 40",
 }
 """Flags that take the place of a command's own or join them, by verb, so that it takes seconds."""
-PAGES_RUN = [page for page in PAGES if any(block.mark == TOY for block in blocks(page))]
+LONGER = {"docs/serving.md": pytest.mark.slow}
+PAGES_RUN = [
+    pytest.param(page, marks=LONGER.get(page, ())) for page in PAGES if any(block.mark == TOY for block in blocks(page))
+]
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ PYENV_PYTHONS = "$${PYENV_ROOT:-$$HOME/.pyenv}"/versions/3.1[2-9]*/bin/python
 CANDIDATES = $(PYTHON) python3.12 python3.13 python3.14 python3 python $(PYENV_PYTHONS)
 USABLE = import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 12))
 
-.PHONY: setup demo test lint lock
+.PHONY: setup demo test lint docs notebooks coverage lock
 
 setup: $(STAMP)
 
@@ -41,6 +41,18 @@ test: lint
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/pyrefly check
+
+# Takes longer than `make test`: every line that runs is counted.
+coverage: $(STAMP)
+	COVERAGE_CORE=sysmon $(BIN)/python -m pytest -n 2 --dist loadfile --cov --cov-report=term:skip-covered
+
+docs: $(STAMP)
+	$(BIN)/python -m pip install --quiet --editable '.[docs]'
+	$(BIN)/mkdocs build --strict
+
+# NAME.ipynb from NAME.py
+notebooks: $(STAMP)
+	$(BIN)/python notebooks/sync.py
 
 # Versions already in constraints.txt are kept where they still fit; delete its lines to move to newer ones.
 lock: $(STAMP)

@@ -142,7 +142,7 @@ def list_blocks(
     if layout.groups > MAX_LISTED_GROUPS:
         raise NotImplementedError(
             f"Block masks on TPU take at most {MAX_LISTED_GROUPS} query heads for each KV head; got {layout.groups}. "
-            "Use impl='reference'."
+            "Use impl='xla'."
         )
     geometry, G = layout.geometry, layout.groups
     J, first = geometry.key_blocks, geometry.first_query_block

@@ -17,6 +17,7 @@ from elastic_jax.errors import CheckpointError, ShapeError
 from elastic_jax.generation import bucket
 from elastic_jax.layout import Layout, make_layout
 from elastic_jax.model import ElasticForCausalLM, Gates, from_params, param_shapes
+from elastic_jax.routing import Routing, modes_from
 
 SCORE = "score.kernel"
 _SCORE_TENSOR = "score.weight"
@@ -117,8 +118,16 @@ class ElasticRewardModel(nnx.Module):
         scores_BM = score_hidden(hidden_BTD, self.score_head[...], layout)
         return scores_BM if layout.packed else scores_BM[:, 0]
 
-    def score(self, input_ids: jax.Array, lengths: jax.Array | None = None) -> jax.Array:
+    def score(
+        self, input_ids: jax.Array, lengths: jax.Array | None = None, *, routing: Routing | jax.Array | str | None = "full"
+    ) -> jax.Array:
         """Float32 scores `[B]` of right-padded rows `[B, T]`; padding never changes a score.
+
+        Args:
+            input_ids: token ids of whole conversations.
+            lengths: tokens of each row `[B]`; default T.
+            routing: every head full by default, as in `transformers`: a checkpoint of a reward model has no routers, so
+                that those of the model decide at random. None lets them decide, for a model that was given trained ones.
 
         Raises:
             ShapeError: rows of another form, a row without tokens, or more tokens than the model has positions.
@@ -134,8 +143,10 @@ class ElasticRewardModel(nnx.Module):
             raise ShapeError(
                 f"{T} tokens; the model has {self.config.max_position_embeddings} positions. Shorten them."
             )
+        config = self.config
+        modes = None if routing is None else modes_from(routing, (config.num_layers, B, config.num_kv_heads))
         padded = jnp.asarray(np.pad(ids, ((0, 0), (0, bucket(T) - T))))
-        return _score(self, padded, jnp.asarray(counts))
+        return _score(self, padded, jnp.asarray(counts), modes)
 
     def save_pretrained(self, directory: str | Path, *, overwrite: bool = False) -> None:
         """Writes a checkpoint that `transformers` opens as a sequence classifier; see `save_reward_model`."""
@@ -157,8 +168,10 @@ def score_hidden(hidden_BTD: jax.Array, score_D1: jax.Array, layout: Layout) -> 
 
 
 @nnx.jit
-def _score(model: ElasticRewardModel, input_ids_BT: jax.Array, lengths_B: jax.Array) -> jax.Array:
-    return model(input_ids_BT, lengths=lengths_B)
+def _score(
+    model: ElasticRewardModel, input_ids_BT: jax.Array, lengths_B: jax.Array, modes_LBK: jax.Array | None
+) -> jax.Array:
+    return model(input_ids_BT, lengths=lengths_B, routing=modes_LBK)
 
 
 def _headless(config: ModelConfig) -> ModelConfig:

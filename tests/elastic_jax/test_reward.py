@@ -39,6 +39,13 @@ def test_padding_never_changes_a_score(model: ElasticRewardModel) -> None:
     assert abs(short[1] - model.score(ids)[1]) > 1e-3
 
 
+def test_a_score_is_that_of_full_attention_unless_the_routers_are_asked(model: ElasticRewardModel) -> None:
+    ids = random_ids((2, 150))
+    np.testing.assert_allclose(model.score(ids), model(ids, routing="full"), rtol=1e-5)
+    np.testing.assert_allclose(model.score(ids, routing=None), model(ids), rtol=1e-5)
+    assert abs(model.score(ids) - model.score(ids, routing=None)).max() > 1e-3
+
+
 def test_packed_sequences_score_as_alone(model: ElasticRewardModel) -> None:
     first, second = random_ids((1, 20)), random_ids((1, 33), seed=1)
     ids = jnp.zeros((1, 96), jnp.int32).at[:, :20].set(first).at[:, 32:65].set(second)

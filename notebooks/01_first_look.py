@@ -72,6 +72,7 @@ BIASES = [-4, -2, -1, -0.5, 0, 0.5, 1, 2, 4]  # stops of the quality slider
 # The weights come from a Python package, the routers with elastic-jax. A folder or a hub id works as well.
 
 # %%
+# %matplotlib inline
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import optax

@@ -3,7 +3,7 @@
 from notebook_runs import run_notebook
 
 SIZE = """
-PROMPT_TOKENS = 1024
+PROMPT_TOKENS = 1536
 WINDOWS = 1
 SCORED_TOKENS = 8
 CACHES = {"16 bits": (16, "full"), "2 bits, elastic": (2, None)}

@@ -102,7 +102,8 @@ for prompt in prompts:
 # ## What the routers decide
 #
 # Each column is a layer, each row a key/value head. Dark is a high probability of full attention, and a dot marks the
-# heads that run full. The question keeps more of them than code does: compare where the dots are.
+# heads that run full. Most heads decide alike for all three; the others are where the question, which has to look
+# back, keeps full heads that code does without.
 
 # %%
 from elastic_jax.inspection import route_prompt

@@ -97,8 +97,8 @@ for form, files in sizes.items():
 # %% [markdown]
 # ## Bit for bit
 #
-# Every tensor is compared with what was saved. `hf` has no routers, so only the backbone is there to compare; `hf` and
-# `router` together are the whole model again.
+# Every tensor is compared with what was saved; one of them stands for all layers, which are stacked here. `hf` has no
+# routers, so only the backbone is there to compare; `hf` and `router` together are the whole model again.
 
 
 # %%

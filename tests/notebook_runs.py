@@ -37,11 +37,18 @@ def run_notebook(name: str, folder: Path, *, size: str, facts: Mapping[str, str]
     client = NotebookClient(
         notebook, km=_kernel(folder), timeout=CELL_TIMEOUT, resources={"metadata": {"path": str(folder)}}
     )
-    asyncio.run(client.async_execute(env=os.environ | {"PYTHONPATH": str(ROOT)}))
+    asyncio.run(_execute(client))
     outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
     told = json.loads(notebook.cells[-1].outputs[0].text)
     pictures = sum("image/png" in output.get("data", {}) for output in outputs)
     return NotebookRun(told, pictures, "".join(output.get("text", "") for output in outputs))
+
+
+async def _execute(client: NotebookClient) -> None:
+    try:
+        await client.async_execute(env=os.environ | {"PYTHONPATH": str(ROOT)})
+    finally:
+        await client.km.shutdown_kernel(now=True)
 
 
 def _kernel(folder: Path) -> AsyncKernelManager:

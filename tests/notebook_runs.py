@@ -15,7 +15,6 @@ from jupyter_client.manager import AsyncKernelManager
 from nbclient import NotebookClient
 
 ROOT = Path(__file__).parents[1]
-CELL_TIMEOUT = 400  # seconds; a first run compiles
 
 
 class NotebookRun(NamedTuple):
@@ -34,9 +33,7 @@ def run_notebook(name: str, folder: Path, *, size: str, facts: Mapping[str, str]
     asked = ", ".join(f"{key!r}: {expression}" for key, expression in facts.items())
     notebook.cells.append(nbformat.v4.new_code_cell(f"import json\nprint(json.dumps({{{asked}}}))"))
 
-    client = NotebookClient(
-        notebook, km=_kernel(folder), timeout=CELL_TIMEOUT, resources={"metadata": {"path": str(folder)}}
-    )
+    client = NotebookClient(notebook, km=_kernel(folder), timeout=None, resources={"metadata": {"path": str(folder)}})
     asyncio.run(_execute(client))
     outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
     told = json.loads(notebook.cells[-1].outputs[0].text)

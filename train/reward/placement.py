@@ -33,6 +33,12 @@ def check_mesh(config: ModelSettings, mesh: Mesh) -> None:
 
 def placed_state(params: Mapping[str, Any], config: AdamConfig, mesh: Mesh) -> TrainState:
     """The state before the first step on a mesh; the optimizer's arrays are made in parts where they belong."""
+    make = jax.jit(lambda params: first_state(params, config), out_shardings=state_shardings(params, config, mesh))
+    return make(placed(dict(params), param_shardings(params, mesh)))
+
+
+def state_shardings(params: Mapping[str, Any], config: AdamConfig, mesh: Mesh) -> Any:
+    """Where the arrays of the state of these parameters (or their shapes) are, as a `TrainState` of shardings."""
     whole, divided = replicated(mesh), param_shardings(params, mesh)
     shapes = jax.eval_shape(lambda params: first_state(params, config), dict(params))
     averages = optax.tree_utils.tree_map_params(
@@ -42,9 +48,7 @@ def placed_state(params: Mapping[str, Any], config: AdamConfig, mesh: Mesh) -> T
         divided,
         transform_non_params=lambda _: whole,
     )
-    places: Any = TrainState(divided, averages, whole)  # pyrefly: ignore[bad-argument-type]
-    make = jax.jit(lambda params: first_state(params, config), out_shardings=places)
-    return make(placed(dict(params), divided))
+    return TrainState(divided, averages, whole)  # pyrefly: ignore[bad-argument-type]
 
 
 def batch_shardings(batch: Any, mesh: Mesh, *, leading: int) -> Any:

@@ -119,15 +119,19 @@ class ElasticRewardModel(nnx.Module):
         return scores_BM if layout.packed else scores_BM[:, 0]
 
     def score(
-        self, input_ids: jax.Array, lengths: jax.Array | None = None, *, routing: Routing | jax.Array | str | None = "full"
+        self,
+        input_ids: jax.Array,
+        lengths: jax.Array | None = None,
+        *,
+        routing: Routing | jax.Array | str | None = "full",
     ) -> jax.Array:
         """Float32 scores `[B]` of right-padded rows `[B, T]`; padding never changes a score.
 
         Args:
             input_ids: token ids of whole conversations.
             lengths: tokens of each row `[B]`; default T.
-            routing: every head full by default, as in `transformers`: a checkpoint of a reward model has no routers, so
-                that those of the model decide at random. None lets them decide, for a model that was given trained ones.
+            routing: every head full by default, as in `transformers`: checkpoints of reward models have no routers, and
+                fresh ones decide at random. None lets the routers decide, where the model was given trained ones.
 
         Raises:
             ShapeError: rows of another form, a row without tokens, or more tokens than the model has positions.

@@ -128,12 +128,10 @@ plt.show()
 # ## Score long answers
 #
 # The trained model is a checkpoint like any other. It now scores both answers to new texts, most of them longer than
-# any that it was trained on. It was trained with full attention, so it is asked with full attention.
+# any that it was trained on. `score` runs every head full, as training did.
 
 # %%
-import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
 import elastic_jax as ej
 from train.reward.data.generate import records
@@ -150,12 +148,11 @@ def token_ids(record, answer):
 pairs = [records(1, seed=1, split="evaluation", buildings=buildings)[0] for buildings in LENGTHS]
 rows = [token_ids(pair, answer) for pair in pairs for answer in (pair.chosen, pair.rejected[0])]
 lengths = [len(row) for row in rows]
-padded = np.zeros((len(rows), -(-max(lengths) // 128) * 128), np.int32)
+padded = np.zeros((len(rows), max(lengths)), np.int32)
 for row, ids in enumerate(rows):
     padded[row, : len(ids)] = ids
 
-score = nnx.jit(lambda model, ids, lengths: model(ids, lengths=lengths, routing="full"))
-scores = np.asarray(score(model, jnp.asarray(padded), jnp.asarray(lengths)))
+scores = np.asarray(model.score(padded, lengths))
 
 # %%
 places = np.arange(len(pairs))

@@ -22,7 +22,7 @@ Add --debug anywhere for the full traceback of an error.
 
 verbs:
 """
-EXIT_OK, EXIT_FAILED, EXIT_USAGE = 0, 1, 2
+EXIT_OK, EXIT_USAGE = 0, 2
 EXIT_INTERRUPTED = 128 + signal.SIGINT
 
 

@@ -103,11 +103,6 @@ def fold_keys(x_BSKH: jax.Array, geometry: Geometry) -> jax.Array:
     return jnp.pad(x_BSKH, ((0, 0), (0, geometry.right), (0, 0), (0, 0))).transpose(0, 2, 1, 3)
 
 
-def unfold_keys(x_BKSH: jax.Array, geometry: Geometry) -> jax.Array:
-    """Inverse of `fold_keys`."""
-    return x_BKSH.transpose(0, 2, 1, 3)[:, : geometry.keys]
-
-
 def clear_padding(x: jax.Array, valid_BS: jax.Array | None, value: float = 0.0) -> jax.Array:
     """Sets the tokens of `x` (`[B, S or T, ., .]`, the last positions) that do not exist, whatever they hold."""
     if valid_BS is None:

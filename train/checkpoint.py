@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from elastic_jax.errors import CheckpointError
 
 SETTINGS = "settings"
 DATA = "data"
+EVALUATIONS = "evaluations"
 
 
 class Checkpoints:
@@ -25,19 +27,17 @@ class Checkpoints:
         policies = ocp.training.preservation_policies
         policy: Any = policies.LatestN(keep)
         if best is not None:
-            name = best.removeprefix("-")
-            lowest = policies.BestN(
-                get_metric_fn=lambda figures: figures[name],
-                reverse=not best.startswith("-"),
-                n=1,
-                keep_checkpoints_without_metrics=False,
-            )
-            policy = policies.AnyPreservationPolicy([policy, lowest])
+            policy = policies.AnyPreservationPolicy([policy, self])
         self.directory = directory
         self._best = best
         self._checkpointer = ocp.training.Checkpointer(
             str(directory.absolute()), preservation_policy=policy, cleanup_tmp_directories=True
         )
+        stored = {} if self.latest_step is None else self._metadata()[EVALUATIONS]
+        self.evaluations: dict[int, Mapping[str, float]] = {int(step): figures for step, figures in stored.items()}
+        """Figures of evaluation by steps done, up to the newest checkpoint and since; each save stores them. They are
+        not Orbax's metrics of a checkpoint: a run that was stopped in the step of an evaluation has that checkpoint
+        before it has its figures."""
 
     @property
     def latest_step(self) -> int | None:
@@ -48,12 +48,12 @@ class Checkpoints:
     @property
     def best_step(self) -> int | None:
         """Steps done at the best complete checkpoint; None where none was evaluated."""
-        if self._best is None:
-            return None
-        name, sign = self._best.removeprefix("-"), -1 if self._best.startswith("-") else 1
-        evaluated: Any = [checkpoint for checkpoint in self._checkpointer.checkpoints if checkpoint.metrics]
-        found = [(sign * checkpoint.metrics[name], checkpoint.step) for checkpoint in evaluated]
-        return min(found)[1] if found else None
+        return self._lowest([checkpoint.step for checkpoint in self._checkpointer.checkpoints])
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> Sequence[bool]:
+        """Orbax's question which checkpoints stay: the best one."""
+        lowest = self._lowest([checkpoint.step for checkpoint in checkpoints])
+        return [checkpoint.step == lowest for checkpoint in checkpoints]
 
     def save(
         self,
@@ -62,7 +62,6 @@ class Checkpoints:
         *,
         data: dict[str, Any],
         settings: dict[str, Any],
-        figures: Mapping[str, float] | None = None,
     ) -> None:
         """Copies the state and writes it in the background; a kill at any moment leaves the earlier ones whole.
 
@@ -77,8 +76,11 @@ class Checkpoints:
                     step,
                     state,
                     force=True,
-                    metrics=None if figures is None else dict(figures),
-                    custom_metadata={DATA: data, SETTINGS: settings},
+                    custom_metadata={
+                        DATA: data,
+                        SETTINGS: settings,
+                        EVALUATIONS: {str(done): dict(figures) for done, figures in self.evaluations.items()},
+                    },
                 )
 
     def settings(self) -> dict[str, Any]:
@@ -121,9 +123,17 @@ class Checkpoints:
                 "and run the same command again."
             ) from error
 
+    def _lowest(self, steps: Sequence[int]) -> int | None:
+        """Of these steps the one with the best figure, the first of equals."""
+        if self._best is None:
+            return None
+        name, sign = self._best.removeprefix("-"), -1 if self._best.startswith("-") else 1
+        found = [(sign * self.evaluations[step][name], step) for step in steps if step in self.evaluations]
+        return min((pair for pair in found if not math.isnan(pair[0])), default=(0, None))[1]
+
     def _metadata(self, step: int | None = None) -> dict[str, Any]:
         step = self.latest_step if step is None else step
         found = self._checkpointer.metadata(step).custom_metadata
-        if not isinstance(found, dict) or SETTINGS not in found or DATA not in found:
+        if not isinstance(found, dict) or not {SETTINGS, DATA, EVALUATIONS} <= found.keys():
             raise CheckpointError(f"{self.directory}: checkpoint {step} was not written by this program.")
         return found

@@ -90,20 +90,29 @@ def fit(job: Job, directory: Path) -> Any:
         job.batches.set_state(position["iterator"])
         skipped = position[SKIPPED]
 
-    def save(figures: Mapping[str, float] | None) -> None:
+    def due(done: int) -> bool:
+        return run.eval_every > 0 and (done % run.eval_every == 0 or done == steps)
+
+    def save() -> None:
         position = {"iterator": job.batches.get_state(), "digest": job.fingerprint, SKIPPED: skipped}
-        checkpoints.save(done, state, data=position, settings=settings_dict(config), figures=figures)
+        checkpoints.save(done, state, data=position, settings=settings_dict(config))
+
+    def evaluate() -> None:
+        checkpoints.evaluations[done] = job.evaluate(state, job.frozen)  # pyrefly: ignore[not-callable]
+        log.write_evaluation(done, checkpoints.evaluations[done])
 
     step = _compiled(job)
     wait_for_all("first step")
     with (
         closing(checkpoints),
-        closing(MetricLog(directory, first_step=done, labels=job.labels)) as log,
+        closing(MetricLog(directory, done, evaluated=done in checkpoints.evaluations, labels=job.labels)) as log,
         closing(ProfileWindow(run.profile, directory / "profile")) as profile,
         nullcontext() if job.mesh is None else jax.set_mesh(job.mesh),
         StopRequest() as stop,
         TrainingProgress(steps, done, job.describe) as progress,
     ):
+        if done and due(done) and done not in checkpoints.evaluations:
+            evaluate()  # the run was stopped in this step
         while done < steps:
             profile.before(done)
             begin = time.perf_counter()
@@ -124,12 +133,10 @@ def fit(job: Job, directory: Path) -> Any:
             done += 1
             progress.update(done, values)
             asked = stop.agreed(done)
-            figures = None
-            if run.eval_every and (done == steps or (asked is None and done % run.eval_every == 0)):
-                figures = job.evaluate(state, job.frozen)  # pyrefly: ignore[not-callable]
-                log.write_evaluation(done, figures)
-            if asked is not None or figures is not None or done % run.save_every == 0 or done == steps:
-                save(figures)
+            if due(done) and (asked is None or done == steps):
+                evaluate()
+            if asked is not None or done in checkpoints.evaluations or done % run.save_every == 0 or done == steps:
+                save()
             if asked is not None and done < steps:
                 raise Interrupted(
                     f"stopped by {asked.name} after step {done} of {steps}; saved in "

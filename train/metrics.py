@@ -26,11 +26,11 @@ def to_plain(metrics: Mapping[str, object]) -> dict[str, float | list[float]]:
 class MetricLog:
     """Appends lines and TensorBoard scalars for steps and evaluations; of several processes, only the first writes."""
 
-    def __init__(self, directory: Path, *, first_step: int, labels: Mapping[str, Sequence[str]]):
-        """`labels` names the entries of vector metrics.
+    def __init__(self, directory: Path, first_step: int, *, evaluated: bool, labels: Mapping[str, Sequence[str]]):
+        """`labels` names the entries of vector metrics; `evaluated`: the checkpoint of `first_step` has its figures.
 
         Lines of steps from `first_step` on, left by a run that was killed after its last checkpoint, are dropped, and
-        so are evaluations after more steps than that.
+        so are evaluations that the checkpoint does not know.
         """
         self._labels = labels
         self._active = jax.process_index() == 0
@@ -39,7 +39,7 @@ class MetricLog:
         from tensorboardX import SummaryWriter
 
         self._steps = _reopened(directory / METRICS_FILE, first_step)
-        self._evaluations = _reopened(directory / EVALUATION_FILE, first_step + 1)
+        self._evaluations = _reopened(directory / EVALUATION_FILE, first_step + evaluated)
         self._board = SummaryWriter(str(directory / "tensorboard"), purge_step=first_step)
 
     def write(self, step: int, values: Values) -> None:

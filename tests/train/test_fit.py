@@ -16,6 +16,7 @@ from toy_job import ToyConfig, ToyOptim
 from train_run import environment
 
 from elastic_jax.errors import ConfigError
+from train.interrupt import Interrupted
 from train.loop import TrainingDiverged, best_state, fit
 from train.run_config import DistributedConfig, RunConfig
 
@@ -100,6 +101,30 @@ def test_the_best_evaluated_checkpoint_is_kept(tmp_path, best, step):
         (8, 2.0),
     ]
     assert int(best_state(job, tmp_path / "run")["count"]) == step
+
+
+def test_a_run_stopped_in_the_step_of_an_evaluation_makes_up_for_it(tmp_path, monkeypatch):
+    """The second attempt dies at step 6, before it has saved anything."""
+
+    def go_on(*figures):
+        job = toy_job.toy_job(with_run(eval_every=2, save_every=8, keep=1), evaluate=scores(*figures), best="score")
+        fit(job, tmp_path / "run")
+        return job
+
+    def evaluated():
+        return [(line["step"], line["score"]) for line in lines(tmp_path / "run", "evaluation.jsonl")]
+
+    monkeypatch.setenv("TOY_SIGNAL", "TERM:3")
+    with pytest.raises(Interrupted):
+        go_on(5.0)
+    assert saved_steps(tmp_path / "run")[-1] == 4 and evaluated() == [(2, 5.0)]
+    monkeypatch.delenv("TOY_SIGNAL")
+    with pytest.raises(StopIteration):
+        go_on(1.0)
+    assert evaluated() == [(2, 5.0), (4, 1.0)]
+    job = go_on(1.0, 3.0, 2.0)
+    assert evaluated() == [(2, 5.0), (4, 1.0), (6, 3.0), (8, 2.0)]
+    assert saved_steps(tmp_path / "run") == [4, 8] and int(best_state(job, tmp_path / "run")["count"]) == 4
 
 
 def test_evaluation_without_anything_to_evaluate_is_refused(tmp_path):

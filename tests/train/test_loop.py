@@ -106,7 +106,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_after_its_metrics_are_written(t
 
 def test_metric_lines_after_the_checkpoint_and_cut_ones_are_dropped(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"step": 0}\n{"step": 1}\n{"step": 2}\n{"st')
-    log = MetricLog(tmp_path, first_step=2, labels={})
+    log = MetricLog(tmp_path, 2, evaluated=False, labels={})
     log.write(2, {"loss": 1.5})
     log.close()
     assert lines(tmp_path) == [{"step": 0}, {"step": 1}, {"step": 2, "loss": 1.5}]

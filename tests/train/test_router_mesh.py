@@ -57,11 +57,9 @@ def assert_same_curve(directory: Path, alone: Path) -> None:
         got, want = (np.array([line[name] for line in curve], float) for curve in (found, lines(alone)))
         np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5, err_msg=name)
     found, wanted = (lines(run, "evaluation.jsonl") for run in (directory, alone))
-    wanted = {line["step"]: line for line in wanted}
-    assert sorted(wanted) == [10, STEPS]
-    assert found[-1]["step"] == STEPS  # a stop that comes in step 10 leaves out its evaluation
-    for line in found:
-        assert line == pytest.approx(wanted[line["step"]], rel=1e-4, abs=1e-5)
+    assert [line["step"] for line in found] == [line["step"] for line in wanted] == [10, STEPS]
+    for line, other in zip(found, wanted, strict=True):
+        assert line == pytest.approx(other, rel=1e-4, abs=1e-5)
 
 
 def test_eight_devices_then_four_then_one(tmp_path, alone):

@@ -6,6 +6,17 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+INPUT_RANKS = {
+    "attn.q_proj": 1,
+    "attn.k_proj": 1,
+    "attn.v_proj": 1,
+    "attn.o_proj": 2,
+    "mlp.gate_proj": 1,
+    "mlp.up_proj": 1,
+    "mlp.down_proj": 1,
+}
+"""The linear maps of a decoder layer, routers apart, and how many axes their input spans."""
+
 
 class Linear(nnx.Module):
     """`y = x · kernel + bias`; `inputs` and `outputs` may span several axes, such as (heads, head_dim)."""

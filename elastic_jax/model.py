@@ -15,6 +15,7 @@ from elastic_jax.attention import Attention, LayerContext, LayerRecord, per_row
 from elastic_jax.config import ModelConfig
 from elastic_jax.errors import CheckpointError, ShapeError
 from elastic_jax.extras import Extras
+from elastic_jax.int8_linear import int8_maps, int8_shapes, join_int8
 from elastic_jax.layers import GatedMLP, Linear, RMSNorm
 from elastic_jax.layout import Layout, make_layout
 from elastic_jax.rope import rope_table
@@ -255,10 +256,14 @@ def to_params(model: nnx.Module) -> dict[str, Any]:
 def from_params(config: ModelConfig, params: Mapping[str, Any], *, source: str | None = None) -> ElasticForCausalLM:
     """Builds a model around existing arrays; its dtype is that of the embedding table.
 
+    int8 kernels of layers come with a scale each, see `elastic_jax.int8_linear`.
+
     Raises:
         CheckpointError: paths missing, unknown or of another shape, all listed.
     """
     wanted = param_shapes(config, params["embed.embedding"].dtype if "embed.embedding" in params else jnp.bfloat16)
+    maps = int8_maps(params)
+    wanted = int8_shapes(wanted, maps)
     problems = [f"missing {path} {spec.shape}" for path, spec in wanted.items() if path not in params]
     problems += [f"unexpected {path} {np.shape(array)}" for path, array in params.items() if path not in wanted]
     problems += [
@@ -269,6 +274,8 @@ def from_params(config: ModelConfig, params: Mapping[str, Any], *, source: str |
     if problems:
         raise CheckpointError("parameters do not fit the configuration:\n  " + "\n  ".join(problems))
     model = _abstract(config, wanted["embed.embedding"].dtype)
+    for name in maps:
+        join_int8(model, name, *(wanted[f"layers.{name}.{leaf}"] for leaf in ("kernel", "scale")))
     state = nnx.state(model, nnx.Param)
     filled = [
         (path, leaf.replace(jnp.asarray(params[name], wanted[name].dtype)))

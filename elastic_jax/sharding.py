@@ -43,12 +43,17 @@ _RULES = {
     "layers.attn.q_proj.bias": "LNH",
     "layers.attn.k_proj.bias": "LKH",
     "layers.attn.v_proj.bias": "LKH",
+    "layers.attn.q_proj.scale": "LNH",
+    "layers.attn.k_proj.scale": "LKH",
+    "layers.attn.v_proj.scale": "LKH",
     "layers.mlp.gate_proj.kernel": "LDF",
     "layers.mlp.up_proj.kernel": "LDF",
+    "layers.mlp.gate_proj.scale": "LF",
+    "layers.mlp.up_proj.scale": "LF",
     "layers.mlp.down_proj.kernel": "LFD",
 }
-"""Letters of the dimensions of every parameter that is divided; all others (norms, routers, multipliers, score heads,
-adapters) are replicated."""
+"""Letters of the dimensions of every parameter that is divided (scales are those of int8 kernels); all others (norms,
+routers, multipliers, score heads, adapters) are replicated."""
 
 
 @dataclass(frozen=True)

@@ -64,6 +64,32 @@ def loads(name: str, **axes: int) -> dict[str, Any]:
     }
 
 
+def rounded(name: str, **axes: int) -> dict[str, Any]:
+    """Layers made int8 where they are, on eight devices and on one: differences, places, and int8 bytes of a device."""
+    import jax
+    import numpy as np
+    from checkpoints import GOLDEN
+
+    from elastic_jax.int8_linear import quantize_layers
+    from elastic_jax.model import to_params
+    from elastic_jax.sharding import MeshConfig, make_mesh, param_shardings
+    from elastic_jax.weights import from_pretrained
+
+    mesh = make_mesh(MeshConfig(**axes))
+    models = from_pretrained(GOLDEN / name), from_pretrained(GOLDEN / name, mesh=mesh)
+    for model in models:
+        quantize_layers(model)
+    whole, divided = map(to_params, models)
+    wanted = param_shardings(whole, mesh)
+    values = [x for x in divided.values() if x.dtype == np.int8]
+    return {
+        "maps": len(values),
+        "different": [path for path, x in divided.items() if not np.array_equal(jax.device_get(x), whole[path])],
+        "misplaced": [path for path, x in divided.items() if x.sharding != wanted[path]],
+        "share": sum(x.addressable_shards[0].data.nbytes for x in values) / sum(x.nbytes for x in values),
+    }
+
+
 def nll(**axes: int) -> dict[str, float]:
     """Cross-entropy of tokens and its slope over a mesh: the largest difference from one device."""
     import jax
@@ -103,6 +129,7 @@ def main() -> None:
         "load": loads("qwen3_untied", fsdp=2, tensor=2, context=2),
         "load_replicas": loads("llama_bias", data=4, fsdp=2),
         "load_unshared_heads": loads("qwen2", data=2, tensor=4),
+        "rounded": rounded("qwen3_untied", fsdp=2, tensor=2, context=2),
         "nll": nll(fsdp=2, tensor=2, context=2),
         "nll_whole_vocabulary": nll(data=4, context=2),
     }

@@ -211,6 +211,10 @@ class RouterTrainConfig:
     """Router directory to start from; without it the routers start fresh."""
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     """Number format of the frozen backbone."""
+    weights: Literal["model", "int8"] = "model"
+    """How the matrices of the frozen layers are kept: in `dtype`, or as `int8` with a scale for each output channel:
+    half the memory and half the bytes that a mesh gathers, for a rounding error. With `int8` only `router` can be
+    exported."""
     remat: bool | Literal["offload"] = False
     """Recompute each layer in the backward pass from its input: less memory, a third more time. `offload` keeps the
     inputs in the host's memory."""
@@ -230,6 +234,11 @@ class RouterTrainConfig:
             raise ConfigError(
                 f"data.row_length {self.data.row_length} is no multiple of router.block_size {self.router.block_size}; "
                 "samples start on block boundaries."
+            )
+        if self.weights == "int8" and set(self.run.export) != {"router"}:
+            raise ConfigError(
+                f"run.export is {list(self.run.export)}; with weights int8 only `router` can be written, as the "
+                "model's own weights are not kept. Join it to the model afterwards: elastic-jax convert."
             )
         if self.init is not None and self.warm_start.rows:
             raise ConfigError("init and warm_start.rows are both set. Start from given routers or from measured heads.")

@@ -17,7 +17,8 @@ from jax.sharding import Mesh
 from elastic_jax.config import ModelConfig
 from elastic_jax.errors import ConfigError
 from elastic_jax.extras import Extras
-from elastic_jax.model import ElasticForCausalLM, from_params
+from elastic_jax.int8_linear import int8_maps, quantize_layers
+from elastic_jax.model import ElasticForCausalLM, from_params, to_params
 from elastic_jax.sharding import batch_sharding, param_shardings, replicated
 from train.config import RouterTrainConfig
 from train.data.packing import Rows, Sample
@@ -50,15 +51,20 @@ TASK_LETTERS = ("S", "M", "U", "C", "I")
 def train_router(config: RouterTrainConfig, model: ElasticForCausalLM, samples: list[Sample], directory: Path) -> None:
     """Trains routers in `directory` by `train.loop.fit`, whose errors it raises, and exports them.
 
-    With evaluation, the routers of the best checkpoint are exported, else the last ones.
+    With evaluation, the routers of the best checkpoint are exported, else the last ones. With `weights` int8 the layers
+    of `model` are made int8 in place, so that no second copy of them exists.
 
     Raises:
-        ConfigError: settings that several processes or this mesh cannot follow.
+        ConfigError: settings that several processes, this mesh or this model cannot follow.
     """
     mesh = run_mesh(config.mesh)
+    if config.weights == "model" and int8_maps(to_params(model)):
+        raise ConfigError("weights is model; the layers of this model are int8 already. Load the model anew.")
     _check_mesh(config, mesh)
     claim(directory, config)
     model_config = replace(model.config, router=config.router)
+    if config.weights == "int8":
+        quantize_layers(model)
     router, frozen = split_params(model)
     if config.init is None:
         router = fresh_routers(model_config, config.gates, seed=config.run.seed)

@@ -11,6 +11,7 @@ import numpy as np
 
 from elastic_jax.errors import ConfigError
 from elastic_jax.hf_config import config_to_elastic
+from elastic_jax.int8_linear import int8_maps
 from elastic_jax.model import ElasticForCausalLM, to_params
 from elastic_jax.reward import SCORE, ElasticRewardModel
 from elastic_jax.weights.atomic import atomic_directory
@@ -115,6 +116,8 @@ class _Piece:
 
 
 def _pieces(params: dict[str, Any], *, routers: bool, backbone: bool) -> Iterator[_Piece]:
+    if backbone and int8_maps(params):
+        raise ConfigError("the layers of this model are int8; only its routers can be written. Load the model anew.")
     for entry in entries({path: array.shape for path, array in params.items()}):
         if not (routers if entry.path.startswith(ROUTER_PREFIX) else backbone):
             continue

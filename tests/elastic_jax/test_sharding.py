@@ -167,6 +167,10 @@ def test_weights_are_read_into_their_shards(on_eight, check: str):
     assert found["all_read"] == found["stored"], "each block is read once, whatever the number of its devices"
 
 
+def test_layers_are_made_int8_where_they_are(on_eight):
+    assert on_eight["rounded"] == {"maps": 7, "different": [], "misplaced": [], "share": 1 / 8}
+
+
 @pytest.mark.parametrize("check", ["nll", "nll_whole_vocabulary"])
 def test_cross_entropy_over_a_divided_vocabulary(on_eight, check: str):
     assert on_eight[check]["error"] < 1e-5 < on_eight[check]["largest"]

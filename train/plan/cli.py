@@ -27,10 +27,9 @@ def main(argv: Sequence[str]) -> int:
 
     from dataclasses import replace
 
-    from elastic_jax.model import param_shapes
     from elastic_jax.sharding import explain
     from train.plan.compile import compile_step, tpu_mesh
-    from train.plan.models import model_shape
+    from train.plan.models import model_shape, stored_shapes
     from train.plan.report import compiled_text, plan_text, plan_values
     from train.plan.search import make_plan, search
     from train.plan.work import default_sparse_share
@@ -62,7 +61,7 @@ def main(argv: Sequence[str]) -> int:
             flags = " ".join(plan_values(plan, None)["overrides"])
             print(f"  {plan.work.seconds:8.1f} s {total:8.2f} GiB  {flags}")
     if settings.explain:
-        print(f"\n{explain(param_shapes(model, config.dtype), best.mesh)}")
+        print(f"\n{explain(stored_shapes(model, config.dtype, config.weights), best.mesh)}")
     if compiled is not None:
         print(f"\n{compiled_text(compiled)}")
     return 0 if fits else 1

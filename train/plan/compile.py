@@ -17,11 +17,11 @@ from jax.sharding import Mesh
 
 from elastic_jax.config import ModelConfig
 from elastic_jax.errors import ConfigError
-from elastic_jax.model import param_shapes
 from elastic_jax.sharding import make_mesh, param_shardings, replicated
 from train.config import RouterTrainConfig
 from train.data.packing import Rows
 from train.plan.chips import Topology
+from train.plan.models import stored_shapes
 from train.router import ROUTER_PREFIX, first_state, make_step
 from train.router_run import rows_shardings
 
@@ -106,7 +106,7 @@ def compile_step(model: ModelConfig, config: RouterTrainConfig, mesh: Mesh) -> C
 
 def step_operands(model: ModelConfig, config: RouterTrainConfig, mesh: Mesh) -> tuple[Any, dict[str, Any], Rows]:
     """State, frozen parameters and rows of a step as shapes that know their places."""
-    shapes = param_shapes(model, config.dtype)
+    shapes = stored_shapes(model, config.dtype, config.weights)
     places = param_shardings(shapes, mesh)
     params = {path: _placed(x, places[path]) for path, x in shapes.items()}
     frozen = {path: x for path, x in params.items() if not path.startswith(ROUTER_PREFIX)}

@@ -7,17 +7,15 @@ fitted to what the TPU compiler reports (`docs/scaling.md` has both).
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jax.sharding import AbstractMesh
 
 from elastic_jax.config import ModelConfig
-from elastic_jax.model import param_shapes
 from elastic_jax.sharding import device_bytes, param_specs, shards
 from train.config import RouterTrainConfig
+from train.plan.models import stored_shapes
 
 ROUTER_PREFIX = "layers.router."
 CE_CHUNK = 512
@@ -80,7 +78,7 @@ def step_memory(model: ModelConfig, config: RouterTrainConfig, mesh: AbstractMes
         ConfigError: parameters that the mesh cannot divide.
     """
     item = jnp.dtype(config.dtype).itemsize
-    shapes = _shapes(model, config.dtype)
+    shapes = stored_shapes(model, config.dtype, config.weights)
     each = device_bytes(shapes, mesh)
     routers = sum(size for path, size in each.items() if path.startswith(ROUTER_PREFIX))
     specs = param_specs(shapes, mesh)
@@ -113,11 +111,6 @@ def step_memory(model: ModelConfig, config: RouterTrainConfig, mesh: AbstractMes
         head=round(D * model.vocab_size * item / tensor + 10 * CE_CHUNK * model.vocab_size / tensor + 4 * width),
         host=round(inputs) if offload else 0,
     )
-
-
-@cache
-def _shapes(model: ModelConfig, dtype: str) -> dict[str, jax.ShapeDtypeStruct]:
-    return param_shapes(model, dtype)
 
 
 def _whole_layer(path: str, whole: int, spec: Any, mesh: AbstractMesh) -> int:

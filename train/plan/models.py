@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 from elastic_jax.config import ModelConfig
+from elastic_jax.int8_linear import int8_shapes
+from elastic_jax.model import param_shapes
 from elastic_jax.settings import shipped_configs
 from elastic_jax.weights.hf import CONFIG
 from elastic_jax.weights.locate import locate
@@ -37,3 +41,10 @@ def model_shape(model: str) -> ModelConfig:
 
         return open_gguf(found).config
     return ModelConfig.from_hf(read_json(found / CONFIG))
+
+
+@cache
+def stored_shapes(model: ModelConfig, dtype: str, weights: str) -> dict[str, Any]:
+    """Shape and type of every parameter by dotted path, as a run with these settings keeps them."""
+    shapes = param_shapes(model, dtype)
+    return int8_shapes(shapes) if weights == "int8" else shapes

@@ -34,6 +34,7 @@ def plan_values(plan: Plan, price: float | None) -> dict[str, Any]:
         "rows": plan.config.optim.rows,
         "accumulate": plan.config.optim.accumulate,
         "remat": plan.config.remat,
+        "weights": plan.config.weights,
         "bytes": plan.memory._asdict() | {"total": plan.memory.total},
         "limit_bytes": round(plan.topology.chip.memory * GIB),
         "fits": plan.fits,
@@ -74,7 +75,7 @@ def plan_text(plan: Plan, price: float | None) -> str:
         f"{plan.topology.name}: {plan.mesh.size} devices as {mesh}"
         + (f", {plan.config.mesh.slices} slices" if plan.config.mesh.slices > 1 else ""),
         f"{plan.config.optim.rows} rows x {plan.config.optim.accumulate} micro-batches of {tokens:,} tokens, "
-        f"remat {plan.config.remat}",
+        f"remat {plan.config.remat}" + (", weights int8" if plan.config.weights == "int8" else ""),
         "",
         "GiB on each device (estimate)",
         *(f"  {label:<36}{getattr(memory, name) / GIB:8.2f}" for name, label in _PARTS),

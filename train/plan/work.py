@@ -57,7 +57,8 @@ def step_work(
 
     item = 2 if config.dtype == "bfloat16" else 4
     divided = axes["fsdp"] * axes["context"]
-    gathers = (products + 1) / 2 * (1 - 1 / divided) * weights * item / axes["tensor"] * passes
+    stored = 1 if config.weights == "int8" else item
+    gathers = (products + 1) / 2 * (1 - 1 / divided) * weights * stored / axes["tensor"] * passes
     local_rows = rows / (axes["data"] * axes["fsdp"])
     shard = T / axes["context"]
     kv = (

@@ -14,19 +14,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from elastic_jax.layers import Linear
+from elastic_jax.layers import INPUT_RANKS, Linear
 from elastic_jax.model import ElasticForCausalLM
 
-INPUT_RANKS = {
-    "attn.q_proj": 1,
-    "attn.k_proj": 1,
-    "attn.v_proj": 1,
-    "attn.o_proj": 2,
-    "mlp.gate_proj": 1,
-    "mlp.up_proj": 1,
-    "mlp.down_proj": 1,
-}
-"""Maps that can have adapters, and how many axes their input spans."""
 _DOWN, _UP = "lora_down", "lora_up"
 
 

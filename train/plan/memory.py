@@ -49,7 +49,7 @@ class Memory(NamedTuple):
     layer_inputs: int
     """What is kept of every layer until the backward pass: its input, or all that it needs."""
     gathered: int
-    """Weights of one layer, whole but for `tensor`."""
+    """Weights of one layer, whole but for `tensor`; of int8 ones, the largest in the model's dtype besides."""
     keys_and_values: int
     """Of whole rows with their gradients, while the attention of a layer is differentiated."""
     attention: int
@@ -82,11 +82,12 @@ def step_memory(model: ModelConfig, config: RouterTrainConfig, mesh: AbstractMes
     each = device_bytes(shapes, mesh)
     routers = sum(size for path, size in each.items() if path.startswith(ROUTER_PREFIX))
     specs = param_specs(shapes, mesh)
-    layer = sum(
+    layer = [
         _whole_layer(path, each[path] * shards(specs[path], mesh), specs[path], mesh) // model.num_layers
         for path in each
         if path.startswith("layers.") and not path.startswith(ROUTER_PREFIX)
-    )
+    ]
+    converted = item * max(layer) if config.weights == "int8" else 0
 
     axes = mesh.shape
     rows = config.optim.rows / (axes["data"] * axes["fsdp"])
@@ -104,7 +105,7 @@ def step_memory(model: ModelConfig, config: RouterTrainConfig, mesh: AbstractMes
         optimizer=3 * routers,
         batch=round(config.optim.accumulate * config.gates.draws * tokens * 4 * 4),
         layer_inputs=round(2 * width if offload else inputs),
-        gathered=layer,
+        gathered=sum(layer) + converted,
         keys_and_values=round(LIVE_KV * keys),
         attention=round(LIVE_HEADS * max(width, queries)),
         mlp=round(LIVE_MLP * mlp + LIVE_WIDTH * width + kept),

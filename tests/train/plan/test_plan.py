@@ -53,6 +53,20 @@ def test_memory_moves_in_the_right_direction():
     assert by_heads.gathered * 8 == pytest.approx(base.gathered, rel=0.01)
 
 
+def test_int8_weights_are_half_as_many_bytes_to_keep_and_to_gather():
+    mesh, topology = mesh_of(1, 8, 1, 8), parse_topology("v6e:8x8")
+    kept, int8 = (replace(RUN, weights=weights) for weights in ("model", "int8"))
+    before, after = (step_memory(QWEN, config, mesh) for config in (kept, int8))
+    vocabulary = 2 * 2 * 151936 * 4096
+    assert before.weights * 64 == pytest.approx(2 * 6.95e9 + vocabulary, rel=0.01)
+    scales = 2 * 36 * 38_912
+    assert after.weights * 64 == pytest.approx(6.95e9 + vocabulary + 64 * scales, rel=0.01), "scales are everywhere"
+    assert after.gathered < before.gathered and after.total < before.total
+    received = [step_work(QWEN, config, mesh, topology, 0.8).received for config in (kept, int8)]
+    passes = RUN.optim.accumulate * RUN.gates.draws
+    assert received[0] - received[1] == pytest.approx(2 * 63 / 64 * 6.95e9 * passes, rel=0.01), "forward and backward"
+
+
 def test_work_counts_what_routing_saves():
     topology = parse_topology("v6e:8x8")
     full, half, sparse = (step_work(QWEN, RUN, mesh_of(1, 8, 1, 8), topology, share) for share in (0, 0.5, 1))
@@ -75,6 +89,8 @@ def test_search_keeps_the_batch_and_gives_the_fastest_first():
     assert plans and all(plan.fits for plan in plans)
     assert {plan.config.optim.rows * plan.config.optim.accumulate for plan in plans} == {48}
     assert {plan.mesh.size for plan in plans} == {16}
+    int8 = search(QWEN, replace(RUN, weights="int8"), topology, 0.8)
+    assert {plan.config.weights for plan in int8} == {"int8"} and len(int8) >= len(plans)
     seconds = [plan.work.seconds for plan in plans]
     assert seconds == sorted(seconds)
     again = make_plan(QWEN, plans[0].config, topology, 0.8)

@@ -81,6 +81,28 @@ def attention(case: Any, sizes: dict[str, int], op: str, halo: bool, impl: str =
     }
 
 
+def chosen_blocks(case: Any, sizes: dict[str, int]) -> dict[str, Any]:
+    """Share of blocks that are chosen otherwise on a mesh."""
+    import jax
+    from attention_cases import make_inputs
+
+    import pallas_kernels
+    from elastic_jax import context_parallel
+
+    inputs = make_inputs(case)
+    arrays = {name: x for name in ("lengths", "segment_ids") if (x := inputs.options[name]) is not None}
+
+    def run(ops: Any, q: Any, k: Any, heads: Any, arrays: dict[str, Any]) -> Any:
+        return ops.select_blocks(q, k, heads=heads, stride=4, block_size=case.block, **arrays)
+
+    heads = inputs.mode.reshape(case.batch, -1, case.kv_heads).astype(bool).any(1)
+    operands = inputs.q, inputs.k, heads, arrays
+    wanted = jax.jit(partial(run, pallas_kernels))(*operands)
+    with jax.set_mesh(mesh_of(**sizes)):
+        got = jax.jit(partial(run, context_parallel))(*operands)
+    return {"error": float((got != wanted).mean()), "kept": float(wanted.mean())}
+
+
 def pooling(mode: str) -> dict[str, float]:
     """Pooled keys of packed rows whose tokens are divided."""
     import jax
@@ -229,6 +251,7 @@ def make_checks() -> dict[str, Callable[[], dict[str, Any]]]:
         "rows and heads only": partial(attention, packed, {"data": 2, "tensor": 4}, "routed", False),
         "blocks of the ops, halo": partial(attention, packed, {"context": 4}, "hybrid", True, "xla"),
         "blocks of the ops, all keys": partial(attention, packed, {"context": 4}, "routed", False, "xla"),
+        "chosen blocks": partial(chosen_blocks, packed, {"data": 2, "tensor": 4}),
         "model": model,
         "pooling, boundary": partial(pooling, "boundary"),
         "pooling, prompt": partial(pooling, "prompt"),

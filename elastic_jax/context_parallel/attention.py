@@ -74,6 +74,42 @@ def dual_attention(
     return _attend(op, q_BTNH, k_BSKH, v_BSKH, nothing_BK, options, streams=False)
 
 
+def select_blocks(
+    q_BTNH: jax.Array,
+    k_BSKH: jax.Array,
+    *,
+    heads: jax.Array | None = None,
+    segment_ids: jax.Array | None = None,
+    lengths: jax.Array | None = None,
+    **options: Any,
+) -> jax.Array:
+    """`pallas_kernels.select_blocks` under the mesh that is set; arguments, results and errors are the same.
+
+    Raises:
+        ValueError: a row divided over devices, as blocks are chosen from whole rows.
+    """
+    division = find_division(q_BTNH.shape[0], q_BTNH.shape[2], k_BSKH.shape[2])
+    if division is None:
+        return pallas_kernels.select_blocks(
+            q_BTNH, k_BSKH, heads=heads, segment_ids=segment_ids, lengths=lengths, **options
+        )
+    if division.tokens:
+        raise ValueError("blocks cannot be chosen from rows divided over devices. Use a mesh with context 1.")
+    k_BSKH = jnp.repeat(k_BSKH, division.repeats, axis=2)
+    given = {"heads": heads, "segment_ids": segment_ids, "lengths": lengths}
+    if heads is not None:
+        given["heads"] = jnp.repeat(heads, division.repeats, axis=1)
+    arrays = {name: array for name, array in given.items() if array is not None}
+    places = {"heads": division.by_head, "segment_ids": division.by_row, "lengths": division.by_row}
+    body = jax.shard_map(
+        lambda q, k, arrays: pallas_kernels.select_blocks(q, k, **arrays, **options),
+        in_specs=(*(division.by_token,) * 2, {name: places[name] for name in arrays}),
+        out_specs=division.by_head,
+        check_vma=False,
+    )
+    return body(q_BTNH, k_BSKH, arrays)
+
+
 def _attend(
     op: Op, q: jax.Array, k: jax.Array, v: jax.Array, choice: jax.Array, options: dict[str, Any], *, streams: bool
 ) -> Any:

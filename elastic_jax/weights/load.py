@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
@@ -25,6 +26,8 @@ from elastic_jax.weights.locate import locate
 from elastic_jax.weights.names import ROUTER_PREFIX, ROUTER_PROBE, Entry, Part, entries
 from elastic_jax.weights.router_only import open_router
 from elastic_jax.weights.source import Checkpoint, TensorSource, check_tensors
+
+_LOG = logging.getLogger(__name__)
 
 Dtype = Literal["bfloat16", "float32", "float16", "auto"]
 
@@ -58,7 +61,7 @@ def from_pretrained(
         mesh: devices to divide the parameters over, as the rules of `elastic_jax.sharding` say. Each host reads the
             blocks of its own devices, one at a time, and never holds more than one.
         router: a directory written by `save_pretrained(format="router")`; replaces routers of `source`. Without
-            any, routers are initialised (N(0, 0.02), zero bias) from a fixed seed.
+            any, routers are initialised (N(0, 0.02), zero bias) from a fixed seed, with a warning.
         pattern: attention of full heads - attention of sparse heads; default as the checkpoint says, else "fa-ssa".
 
     Raises:
@@ -66,6 +69,12 @@ def from_pretrained(
         ConfigError: a configuration that this library cannot reproduce, by field.
     """
     loaded = load_params(source, param_shapes, dtype=dtype, mesh=mesh, router=router, pattern=pattern)
+    if loaded.fresh_routers:
+        _LOG.warning(
+            '%s has no routers; it gets fresh ones, which have learnt nothing. Until they are trained, routing="full" '
+            "is the model as it was.",
+            loaded.path,
+        )
     model = from_params(loaded.config, loaded.params, source=str(loaded.path))
     model.extras = loaded.extras
     return model
@@ -78,6 +87,7 @@ class Loaded(NamedTuple):
     config: ModelConfig
     params: dict[str, Any]
     extras: Extras
+    fresh_routers: bool
 
 
 def load_params(
@@ -126,7 +136,7 @@ def load_params(
         held = dataclasses.replace(checkpoint, source=router_source)
         params |= {entry.path: take(held, entry, _DTYPES["float32"]) for entry in routers}
     extras = Extras({name: checkpoint.source.read(name) for name in checkpoint.source.tensors if is_extra(name)})
-    return Loaded(path, config, params, extras)
+    return Loaded(path, config, params, extras, fresh_routers=router_source is None)
 
 
 def _open(path: Path) -> Checkpoint:

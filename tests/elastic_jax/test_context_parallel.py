@@ -22,6 +22,7 @@ FAST = (
     "packed, halo",
     "packed, all keys",
     "window, halo",
+    "chosen blocks",
     "model",
 )
 SLOW = (

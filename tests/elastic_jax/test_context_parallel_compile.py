@@ -18,8 +18,8 @@ ROW_BYTES = 2 * TOKENS * KV_HEADS * HEAD_DIM * 2
 """Keys and values of a row."""
 
 
-def compile_on(topology: str, program, *operands):
-    """Compiles for a mesh (tensor 2, context 4) of eight chips; operands are (shape, type, spec)."""
+def compile_on(topology: str, program, *operands, axes=("tensor", "context")):
+    """Compiles for a 2 x 4 mesh of eight chips; operands are (shape, type, spec)."""
     if importlib.util.find_spec("libtpu") is None:
         pytest.skip("libtpu is not installed; pip install 'elastic-jax[tpu-aot]' to compile for TPU")
     os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1", "TPU_WORKER_HOSTNAMES": "localhost"}
@@ -27,7 +27,7 @@ def compile_on(topology: str, program, *operands):
     from jax.experimental import topologies
 
     devices = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
-    mesh = Mesh(np.reshape(devices, (2, 4)), ("tensor", "context"), axis_types=(AxisType.Auto,) * 2)
+    mesh = Mesh(np.reshape(devices, (2, 4)), axes, axis_types=(AxisType.Auto,) * 2)
     placed = [jax.ShapeDtypeStruct(s, t, sharding=NamedSharding(mesh, PartitionSpec(*spec))) for s, t, spec in operands]
     with jax.set_mesh(mesh):
         return jax.jit(program).lower(*placed).compile()
@@ -48,6 +48,10 @@ def hybrid(q, k, v, mode, d_out):
 
 def windowed(q, k, v, mode, d_out):
     return context_parallel.hybrid_attention(q, k, v, mode, window=1024, impl="tpu")
+
+
+def chosen(q, k):
+    return context_parallel.select_blocks(q, k)
 
 
 def kinds(compiled) -> Counter:
@@ -81,3 +85,12 @@ def test_heads_that_stream_may_pass_the_gather_by(topology):
 def test_under_a_window_keys_move_between_neighbours_only(topology):
     found = kinds(compile_on(topology, windowed, Q, KV, KV, ((1, KV_HEADS), jnp.int32, BY_HEAD), Q))
     assert set(found) == {"collective-permute", "custom-call"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("topology", ["v5e:2x4", "v5p:2x2x2"])
+def test_each_device_chooses_the_blocks_of_its_rows_and_heads(topology):
+    axes = ("data", "tensor")
+    q, k = (((2, TOKENS, heads, HEAD_DIM), jnp.bfloat16, ("data", None, "tensor")) for heads in (16, 4))
+    compiled = compile_on(topology, chosen, q, k, axes=axes)
+    assert not [kind for kind in kinds(compiled) if kind.startswith("all") or "scatter" in kind]

@@ -37,6 +37,16 @@ def test_replaces_routers_that_the_source_has(routers: Path, tmp_path: Path) -> 
     assert replaced.config.router == from_pretrained(OFFICIAL).config.router
 
 
+def test_a_model_without_routers_is_told_to_have_learnt_none(
+    routers: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    save_pretrained(from_pretrained(OFFICIAL), tmp_path / "base")
+    from_pretrained(tmp_path / "base", router=routers)
+    assert caplog.text == ""
+    from_pretrained(tmp_path / "base")
+    assert "base has no routers" in caplog.text and 'routing="full"' in caplog.text
+
+
 def test_is_small_and_names_its_base(routers: Path) -> None:
     assert sorted(p.name for p in routers.iterdir()) == ["router.safetensors", "router_config.json"]
     written = json.loads((routers / "router_config.json").read_text())

@@ -75,6 +75,18 @@ def test_eight_devices_then_four_then_one(tmp_path, alone):
     assert (directory / "router" / "router.safetensors").is_file()
 
 
+def test_int8_weights_on_eight_devices(tmp_path):
+    few = ("weights=int8", "optim.steps=3", "data.held_out=0.0", "run.eval_every=0")
+    one, eight = tmp_path / "one", tmp_path / "eight"
+    mesh = ("mesh.fsdp=2", "mesh.tensor=2", "mesh.context=2")
+    assert finish(start(one, *few, devices=1)) == [(0, "")]
+    assert finish(start(eight, *few, *mesh, devices=8)) == [(0, "")]
+    for name in SAME:
+        got, want = (np.array([line[name] for line in lines(run)], float) for run in (eight, one))
+        np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5, err_msg=name)
+    assert len(lines(eight)) == 3
+
+
 def test_two_processes_train_stop_and_go_on(tmp_path, alone):
     directory = tmp_path / "run"
 

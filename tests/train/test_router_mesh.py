@@ -79,8 +79,9 @@ def test_int8_weights_on_eight_devices(tmp_path):
     few = ("weights=int8", "optim.steps=3", "data.held_out=0.0", "run.eval_every=0")
     one, eight = tmp_path / "one", tmp_path / "eight"
     mesh = ("mesh.fsdp=2", "mesh.tensor=2", "mesh.context=2")
-    assert finish(start(one, *few, devices=1)) == [(0, "")]
-    assert finish(start(eight, *few, *mesh, devices=8)) == [(0, "")]
+    for directory, axes, devices in ((one, (), 1), (eight, mesh, 8)):
+        ((code, message),) = finish(start(directory, *few, *axes, devices=devices))
+        assert code == 0, message
     for name in SAME:
         got, want = (np.array([line[name] for line in lines(run)], float) for run in (eight, one))
         np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5, err_msg=name)

@@ -70,7 +70,7 @@ def draw(results: list[dict[str, float]], file: Path) -> None:
     memory.legend(loc="lower right")
     for name, style, label in (("flops", "o-", "TPU compiler"), ("estimated_flops", "s--", "estimate")):
         work.plot(chips, [result[name] / results[0][name] for result in results], style, label=label)
-    work.set(ylabel="FLOPs of each chip and step, 16 chips = 1", ylim=(0, 1.2))
+    work.set(ylabel="FLOPs of a chip, 16 chips = 1", ylim=(0, 1.2))
     work.legend(loc="lower right")
     for axes in (memory, work):
         axes.set_xscale("log", base=2)

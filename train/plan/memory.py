@@ -20,7 +20,7 @@ from train.plan.models import stored_shapes
 ROUTER_PREFIX = "layers.router."
 CE_CHUNK = 512
 """Tokens whose logits exist at once; the default of `train.losses.token_nll`."""
-LIVE_MLP = 5.0
+LIVE_MLP = 4.5
 """Arrays as wide as the MLP, while it is differentiated: gate, up, their product, and gradients."""
 LIVE_WIDTH = 3.0
 """Arrays as wide as the model beside them."""
@@ -28,12 +28,12 @@ SAVED_HEADS = 3.0
 """Arrays as wide as all query heads that attention keeps meanwhile: queries, output, difference of the branches."""
 SAVED_KV = 3.0
 """Arrays of the keys of whole rows that it keeps: keys and values, for early and for late queries."""
-LIVE_KV = 10.0
+LIVE_KV = 11.0
 """The same while attention is differentiated: as gathered, in the order of the kernel, and the gradients, which are
 summed in float32."""
 LIVE_HEADS = 4.0
 """Arrays as wide as all query heads then."""
-KEPT_WIDTH = 6.0
+KEPT_WIDTH = 7.0
 """Without recomputation, arrays as wide as the model that every layer keeps, three of them in float32; and besides, the
 arrays of the MLP and of attention above."""
 

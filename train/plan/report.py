@@ -7,7 +7,7 @@ from typing import Any
 
 from train.plan.chips import GIB
 from train.plan.compile import Compiled
-from train.plan.search import Plan
+from train.plan.search import FILLED, Plan
 
 _PARTS = (
     ("weights", "weights (frozen)"),
@@ -106,10 +106,14 @@ def plan_text(plan: Plan, price: float | None) -> str:
 
 
 def _shortage(plan: Plan) -> str:
-    over, host = plan.memory.total / GIB - plan.topology.chip.memory, plan.memory.host / GIB
+    chip, host = plan.topology.chip, plan.memory.host / GIB
+    over = plan.memory.total / GIB - FILLED * chip.memory
     if over > 0:
-        return f"{over:.1f} GiB too much on each device. Try --search, remat, fewer rows in a micro-batch, more chips."
-    return f"{host:.1f} GiB of host memory for each device, of about {plan.topology.chip.host:g}."
+        return (
+            f"{over:.1f} GiB too much on each device, of which an estimate may fill {FILLED:.0%}. Try --search, remat, "
+            "fewer rows in a micro-batch, more chips."
+        )
+    return f"{host:.1f} GiB of host memory for each device, of about {chip.host:g}."
 
 
 def compiled_text(compiled: Compiled) -> str:

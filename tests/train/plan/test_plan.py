@@ -15,6 +15,7 @@ from train.config import RouterTrainConfig
 from train.plan.chips import GIB, parse_topology
 from train.plan.memory import step_memory
 from train.plan.models import known_models, model_shape
+from train.plan.report import plan_text
 from train.plan.search import make_plan, search
 from train.plan.work import step_work
 
@@ -95,6 +96,15 @@ def test_search_keeps_the_batch_and_gives_the_fastest_first():
     assert seconds == sorted(seconds)
     again = make_plan(QWEN, plans[0].config, topology, 0.8)
     assert again.memory == plans[0].memory, "its settings give the same plan"
+
+
+@pytest.mark.parametrize("filled, fits", [(0.92, True), (0.95, False)])
+def test_an_estimate_must_leave_some_memory_free(filled, fits):
+    plan = make_plan(QWEN, RUN, parse_topology("v6e:8x8"), 0.8)
+    room = round(filled * plan.topology.chip.memory * GIB) - plan.memory.total
+    plan = plan._replace(memory=plan.memory._replace(layer_inputs=plan.memory.layer_inputs + room))
+    assert plan.fits is fits
+    assert plan_text(plan, None).splitlines()[-1].startswith("fits" if fits else "does not fit: 0.6 GiB too much")
 
 
 def test_nothing_fits_on_one_small_chip():

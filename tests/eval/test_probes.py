@@ -20,7 +20,7 @@ def probe(task="passkey", length=700, index=0, **changes):
     return make_probe(task, length, index, tiny_haystack(), tiny_tokenizer(), config)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.sampled_from(PROBE_TASKS), st.integers(500, 2500), st.integers(0, 1000), st.integers(0, 3))
 def test_a_probe_keeps_its_promises(task, length, index, distractors):
     made = probe(task, length, index, distractors=distractors)

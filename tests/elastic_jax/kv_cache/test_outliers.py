@@ -102,7 +102,7 @@ def test_forgotten_tokens_make_room():
     assert held(state) == [[8, 10], [4]] and holes == [8, 10] and not bool(state.frozen[0])
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     scores=st.lists(st.lists(st.integers(0, 12), min_size=4, max_size=4), min_size=1, max_size=6),
     store=st.sampled_from([0, 2, 8]),

@@ -86,7 +86,7 @@ def assert_same(a, b):
             np.testing.assert_array_equal(x, y)
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(
     lengths=st.lists(st.integers(1, 130), min_size=B, max_size=B),
     steps=st.integers(0, 120),
@@ -99,7 +99,7 @@ def test_state_depends_on_the_tokens_and_not_on_how_they_came(lengths, steps, se
     assert_same(grown, prefill(kv, np.asarray(lengths) + steps))
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(
     lengths=st.lists(st.integers(1, T), min_size=B, max_size=B),
     order=st.permutations(range(B)),
@@ -115,7 +115,7 @@ def test_a_row_knows_nothing_of_padding_and_of_its_neighbours(lengths, order, pa
             np.testing.assert_array_equal(x, y)
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(seed=st.integers(0, 2**32 - 1), length=st.integers(32, T))
 def test_without_outliers_the_pages_are_those_of_plain_grouped_quantisation(seed, length):
     """Codes, scales and zeros bit for bit: keys by channel, values by token (KIVI), metadata rounded to float16."""
@@ -154,7 +154,7 @@ def test_schedule_of_published_sizes(residual, wanted):
         np.testing.assert_array_equal(lengths - quantized, [1, 32, 159, 32, 33, 32, 116, 104, 128, 128])
 
 
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=6)
 @given(
     lengths=st.lists(st.integers(1, 150), min_size=B, max_size=B),
     steps=st.integers(0, 100),
@@ -220,7 +220,7 @@ def test_bytes_against_bfloat16(tokens, sparse_heads, ratio):
     assert bytes_of(kv) / bytes_of(cache) >= ratio
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(
     bits=st.sampled_from([2, 4, 8]),
     group=st.sampled_from([32, 64, 128]),

@@ -112,7 +112,7 @@ def test_loop_over_groups_equals_the_definition(case, options):
     )
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(
     lengths=st.tuples(*[st.integers(3, J * G)] * 2),
     mode=st.lists(st.integers(0, 1), min_size=4, max_size=4),

@@ -57,7 +57,7 @@ packed = jax.jit(pack, static_argnames=("bits", "impl"))
 unpacked = jax.jit(unpack, static_argnames=("bits", "impl"))
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(seed=st.integers(0, 2**32 - 1), bits=st.sampled_from([1, 2, 4, 8]))
 def test_round_trip(seed, bits):
     codes = np.random.default_rng(seed).integers(0, 2**bits, (2, 32, 3), np.uint8)

@@ -132,7 +132,7 @@ quantize = jax.jit(quantize_group, static_argnames=("axis", "bits", "metadata_dt
 numbers = st.floats(-1e3, 1e3, width=32, allow_subnormal=False)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     x=st.lists(numbers, min_size=24, max_size=24),
     valid=st.lists(st.booleans(), min_size=24, max_size=24),

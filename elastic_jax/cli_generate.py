@@ -50,7 +50,8 @@ class GenerateSettings(ModelSettings):
     cache: CacheConfig = field(default_factory=CacheConfig)
     """What is kept of prompt and answer."""
     cache_mib: float | None = None
-    """Most MiB that the cache may take, heads counted as full unless --routing is `sparse`; by default no limit."""
+    """Most MiB that the cache may take, heads counted as full unless --routing is `sparse`; by default no limit.
+    Not with --prompts."""
     stats: bool = False
     """Print sparsity, cache size and speed to stderr afterwards."""
 
@@ -67,6 +68,8 @@ def main(argv: Sequence[str]) -> int:
     settings = asked.settings
     if settings.prompts is not None and (settings.prompt is not None or settings.prompt_file is not None):
         raise ConfigError("--prompts was given beside another prompt; put every prompt into its file.")
+    if settings.prompts is not None and settings.cache_mib is not None:
+        raise ConfigError("--cache-mib bounds the cache of one prompt; with --prompts, lower --slots or --cache.bits.")
     prompts = read_prompts(settings.prompts) if settings.prompts is not None else [settings.text()]
     if asked.dry_run:
         print(settings_yaml(settings), end="")

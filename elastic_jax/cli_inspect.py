@@ -36,10 +36,10 @@ class InspectSettings(ModelSettings):
     json: bool = False
     """Print one JSON list with every head's choice instead of the table."""
 
-    def prompts(self) -> dict[str, str]:
-        """Prompts by label: the file's name, or the beginning of the text."""
-        labelled = {_label(text): text for text in self.prompt}
-        labelled |= {Path(file).name: read_prompt(file) for file in self.prompt_file}
+    def prompts(self) -> list[tuple[str, str]]:
+        """Prompts with a label each: the file's name, or the beginning of the text."""
+        labelled = [(_label(text), text) for text in self.prompt]
+        labelled += [(Path(file).name, read_prompt(file)) for file in self.prompt_file]
         if not labelled:
             raise ConfigError("no prompt: give --prompt TEXT ... or --prompt-file FILE ...")
         return labelled
@@ -56,9 +56,9 @@ def main(argv: Sequence[str]) -> int:
     from elastic_jax.inspection import route_prompt
 
     tokenizer = load_model_tokenizer(settings)
-    encoded = {label: encode(tokenizer, text, chat=settings.chat) for label, text in prompts.items()}
+    encoded = [(label, encode(tokenizer, text, chat=settings.chat)) for label, text in prompts]
     model = load_model(settings)
-    routed = [route_prompt(model, label, ids, router_bias=settings.router_bias) for label, ids in encoded.items()]
+    routed = [route_prompt(model, label, ids, router_bias=settings.router_bias) for label, ids in encoded]
     if settings.json:
         print(json.dumps([prompt.as_dict() for prompt in routed]))
     else:

@@ -24,7 +24,7 @@ class RopeConfig:
     theta: float = 10_000.0
     factor: float = 1.0
     original_max_position: int | None = None
-    """Positions of pretraining before extension (llama3, yarn, longrope, dynamic)."""
+    """Positions of pretraining before extension (llama3, yarn, longrope)."""
     low_freq_factor: float = 1.0
     high_freq_factor: float = 4.0
     attention_factor: float | None = None

@@ -63,7 +63,7 @@ class Report:
 
 def examine() -> Report:
     """Looks at the installed packages, the devices and the cache folders; starts the devices, compiles nothing."""
-    requirements = base_requirements(metadata.requires(DISTRIBUTION) or [])
+    requirements = base_requirements((installed(DISTRIBUTION) and metadata.requires(DISTRIBUTION)) or [])
     versions = {name: installed(name) for name in (*sorted(requirements), *PLUGINS)}
     devices = [_device(device) for device in jax.devices()]
     caches = _caches()

@@ -272,8 +272,8 @@ def _check_cache_limit(
 def _check_prompts(
     model: ElasticForCausalLM, ids: np.ndarray, lengths: jax.Array | None, max_new_tokens: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    if ids.ndim != 2 or ids.shape[1] == 0:
-        raise ShapeError(f"input_ids has shape {ids.shape}; want [batch, tokens] with at least one token per row.")
+    if ids.ndim != 2 or 0 in ids.shape:
+        raise ShapeError(f"input_ids has shape {ids.shape}; want [batch, tokens] with at least one row and one token.")
     if max_new_tokens < 1:
         raise ShapeError(f"max_new_tokens is {max_new_tokens}; want 1 or more.")
     B, T = ids.shape

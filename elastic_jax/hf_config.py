@@ -79,7 +79,7 @@ def config_from_hf(raw: Mapping[str, Any]) -> ModelConfig:
     """See `ModelConfig.from_hf`."""
     fields = dict(raw)
     family = fields.pop("model_type", None)
-    if family not in ARCHITECTURES:
+    if not isinstance(family, str) or family not in ARCHITECTURES:
         raise ConfigError(f"config.json has model_type {family!r}; supported: {', '.join(ARCHITECTURES)}.")
     missing = [name for name in _REQUIRED if fields.get(name) is None]
     if missing:

@@ -66,7 +66,7 @@ def router_from_hf(fields: dict[str, Any]) -> RouterConfig:
         check_count("config.json sink_size", sinks)
     check_count("config.json local_window_size", window)
     modes = (fields.pop("retrieval_mode", "full"), fields.pop("toggle_type", "streaming"))
-    if modes not in _PATTERNS:
+    if not all(isinstance(mode, str) for mode in modes) or modes not in _PATTERNS:
         raise ConfigError(
             f"retrieval_mode {modes[0]!r} with toggle_type {modes[1]!r} is not supported; want one of "
             f"{', '.join('/'.join(pair) for pair in _PATTERNS)}."

@@ -54,7 +54,7 @@ def route_prompt(
         ShapeError: an empty prompt, or one longer than the model has positions.
     """
     limit = model.config.max_position_embeddings
-    if not 0 < len(ids) <= limit:
+    if len(ids) == 0 or (len(ids) > limit and model.config.rope.type != "dynamic"):
         raise ShapeError(f"prompt {label!r} has {len(ids)} tokens; want 1 to {limit}, the positions of the model.")
     padded = np.zeros((1, bucket(len(ids))), np.int32)
     padded[0, : len(ids)] = ids

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
 
+from elastic_jax.errors import ConfigError
 from elastic_jax.layers import INPUT_RANKS, Linear
 from elastic_jax.sharding import param_shardings
 
@@ -25,7 +26,7 @@ LARGEST = 127
 
 
 class Int8Linear(nnx.Module):
-    """`y = (x · kernel) * scale + bias`, differentiable in x; a kernel of small integers is exact in every dtype."""
+    """`y = (x · kernel) * scale + bias`, differentiable in x; the small integers are exact in bfloat16 and float32."""
 
     def __init__(self, base: Linear, kernel: Any, scale: Any):
         self.kernel, self.scale = nnx.Param(kernel), nnx.Param(scale)
@@ -90,6 +91,8 @@ def quantize_layers(model: ElasticForCausalLM) -> None:
         if isinstance(linear, Int8Linear):
             continue
         kernel, places = linear.kernel[...], None
+        if kernel.dtype == jnp.float16:
+            raise ConfigError("int8 layers need a model in bfloat16 or float32: in float16 their products overflow.")
         mesh = getattr(kernel.sharding, "mesh", None)
         if isinstance(mesh, Mesh):
             by_path = param_shardings(int8_shapes({_paths(name)[0]: kernel}, [name]), mesh)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from elastic_jax.errors import ShapeError
 
@@ -58,6 +59,10 @@ def make_layout(
     if segment_ids is None:
         lengths_B = jnp.full((B,), T, jnp.int32) if lengths is None else jnp.asarray(lengths, jnp.int32)
         _check_shape("lengths", lengths_B, (B,))
+        if lengths is not None and not isinstance(lengths, jax.core.Tracer):
+            known = np.asarray(lengths)
+            if ((known < 0) | (known > T)).any():
+                raise ShapeError(f"lengths is {known.tolist()}; want values from 0 to {T}, the tokens of a row.")
         positions = jnp.broadcast_to(index_T, (B, T))
         sequence = jnp.where(positions < lengths_B[:, None], 0, 1)
         return Layout(positions, sequence, lengths_B[:, None], None if lengths is None else lengths_B, None)

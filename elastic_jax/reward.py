@@ -27,7 +27,8 @@ _LM_HEAD = frozenset({"lm_head.weight"})
 class ElasticRewardModel(nnx.Module):
     """A decoder that gives a sequence one number (LongRM, arXiv 2510.06915).
 
-    `decoder` has no vocabulary head; `score` is a vector `[D, 1]`. Routed attention works as in `ElasticForCausalLM`.
+    `decoder` has no vocabulary head; `score_head` is a vector `[D, 1]`. Routed attention works as in
+    `ElasticForCausalLM`.
     """
 
     def __init__(self, decoder: ElasticForCausalLM, score_D1: jax.Array, config: ModelConfig):
@@ -143,11 +144,17 @@ class ElasticRewardModel(nnx.Module):
         counts = np.full(B, T, np.int32) if lengths is None else np.asarray(lengths, np.int32)
         if counts.shape != (B,) or counts.min() < 1 or counts.max() > T:
             raise ShapeError(f"lengths {counts.tolist()}: want one number from 1 to {T} for each of {B} rows.")
-        if T > self.config.max_position_embeddings:
-            raise ShapeError(
-                f"{T} tokens; the model has {self.config.max_position_embeddings} positions. Shorten them."
-            )
         config = self.config
+        if counts.max() > config.max_position_embeddings and config.rope.type != "dynamic":
+            raise ShapeError(
+                f"{counts.max()} tokens; the model has {config.max_position_embeddings} positions. Shorten them."
+            )
+        used = ids[np.arange(T) < counts[:, None]]
+        if used.min() < 0 or used.max() >= config.vocab_size:
+            raise ShapeError(
+                f"input_ids run from {used.min()} to {used.max()}; want ids in [0, {config.vocab_size}). Wrong "
+                "tokenizer?"
+            )
         modes = None if routing is None else modes_from(routing, (config.num_layers, B, config.num_kv_heads))
         padded = jnp.asarray(np.pad(ids, ((0, 0), (0, bucket(T) - T))))
         return _score(self, padded, jnp.asarray(counts), modes)

@@ -98,7 +98,9 @@ def modes_from(routing: Routing | jax.Array | str, shape: tuple[int, ...]) -> ja
         if routing not in ("full", "sparse"):
             raise ShapeError(f"routing={routing!r}; want 'full', 'sparse', a Routing, an array of modes or None.")
         return jnp.full(shape, HeadMode[routing.upper()], jnp.int32)
-    mode = jnp.asarray(routing.mode if isinstance(routing, Routing) else routing, jnp.int32)
+    mode = jnp.asarray(routing.mode if isinstance(routing, Routing) else routing)
     if mode.shape != shape:
         raise ShapeError(f"routing has shape {mode.shape}; want {shape}: layers, batch rows, KV heads of this call.")
-    return mode
+    if not jnp.issubdtype(mode.dtype, jnp.integer):
+        raise ShapeError(f"routing holds {mode.dtype}; want whole numbers: 0 is full, 1 is sparse (HeadMode).")
+    return mode.astype(jnp.int32)

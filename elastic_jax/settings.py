@@ -46,7 +46,7 @@ def load_settings[T](cls: type[T], path: str | Path | None = None, overrides: Se
 
 
 def find_config(name: str | Path) -> Path:
-    """The YAML file at `name`, or the shipped recipe of that name (`"train/router_smollm2"`)."""
+    """The YAML file at `name`, or the shipped recipe of that name (`"router_smollm2"`)."""
     if Path(name).is_file():
         return Path(name)
     root = shipped_configs()

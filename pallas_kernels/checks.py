@@ -66,6 +66,9 @@ def check_rows(
     ids = np.pad(np.asarray(segment_ids), ((0, 0), (1, 0)))
     row, token = np.nonzero((ids[:, 1:] != ids[:, :-1]) & (ids[:, 1:] != 0))
     late = token % block_size != 0
+    again = np.ones(len(row), bool)
+    again[np.unique(np.stack([row, ids[row, token + 1]]), axis=1, return_index=True)[1]] = False
+    late |= again
     if late.any():
         b, t = int(row[late][0]), int(token[late][0])
         raise ValueError(

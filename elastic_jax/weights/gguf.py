@@ -123,10 +123,14 @@ class _GGUFTensors:
 
         tensor = self._by_name[name]
         values = dequantize(tensor.data, tensor.tensor_type).reshape(self.tensors[name].shape)
-        if self._config.family == "llama" and ".self_attn.q_proj." in name:
-            values = _half_split(values, self._config.num_heads)
-        if self._config.family == "llama" and ".self_attn.k_proj." in name:
-            values = _half_split(values, self._config.num_kv_heads)
+        counts = {".self_attn.q_proj.": self._config.num_heads, ".self_attn.k_proj.": self._config.num_kv_heads}
+        for part_of_name, heads in counts.items():
+            if self._config.family == "llama" and part_of_name in name:
+                if values.shape[0] % (2 * heads):
+                    raise CheckpointError(
+                        f"{name} has {values.shape[0]} rows, which are not {heads} heads of even size."
+                    )
+                values = _half_split(values, heads)
         return values[part]
 
 

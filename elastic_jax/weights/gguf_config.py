@@ -9,6 +9,7 @@ import numpy as np
 
 from elastic_jax.config import ModelConfig
 from elastic_jax.errors import ConfigError
+from elastic_jax.field_types import check_count
 
 _ARCHITECTURES = ("llama", "qwen2", "qwen3")
 
@@ -59,6 +60,7 @@ def config_from_metadata(
         return value
 
     heads = integer("attention.head_count")
+    check_count(f"GGUF metadata {prefix}attention.head_count", heads)
     hidden = integer("embedding_length")
     head_dim = integer("attention.key_length", hidden // heads)
     for name in ("attention.value_length", "rope.dimension_count"):
@@ -88,7 +90,7 @@ def config_from_metadata(
 
 def _rope(values: Mapping[str, Any], factors: np.ndarray | None, head_dim: int, context: int) -> dict[str, Any]:
     theta = _decimal(values.get("rope.freq_base", 10_000.0))
-    kind = values.get("rope.scaling.type", "none")
+    kind = values.get("rope.scaling.type", "linear" if values.get("rope.scaling.factor") else "none")
     if factors is not None:
         return {"rope_theta": theta, **_from_factors(factors, theta, head_dim)}
     if kind == "none":

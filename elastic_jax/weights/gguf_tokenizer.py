@@ -23,7 +23,7 @@ _GPT2 = ("gpt-2", "default")
 _DIGITS_ONE_BY_ONE = ("smollm", "starcoder")
 _RULES = (*_GPT2, *_DIGITS_ONE_BY_ONE, *_SPLITS)
 
-_UNKNOWN, _CONTROL, _USER_DEFINED = 2, 3, 4
+_NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED = 1, 2, 3, 4
 """Token types of GGUF that are matched whole in the text."""
 
 _SPACE = "\u2581"
@@ -64,8 +64,11 @@ class Vocabulary:
             )
         if kind == "gpt2" and rule not in _RULES:
             raise ConfigError(f"{where} splits words by the rule {rule!r}; known: {', '.join(_RULES)}.")
-        tokens, types = metadata["ggml.tokens"], metadata["ggml.token_type"]
+        tokens = metadata.get("ggml.tokens", [])
+        types = metadata.get("ggml.token_type", [_NORMAL] * len(tokens))
         scores = metadata.get("ggml.scores", []) if kind == "llama" else [0.0] * len(tokens)
+        if not tokens:
+            raise ConfigError(f"{where} lists no tokens.")
         if not len(tokens) == len(types) == len(scores):
             raise ConfigError(f"{where} lists {len(tokens)} tokens, {len(types)} types and {len(scores)} scores.")
         keys = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
@@ -77,8 +80,9 @@ class Vocabulary:
             types=types,
             merges=[(left, right) for left, _, right in (m.partition(" ") for m in metadata.get("ggml.merges", []))],
             scores=scores,
-            named={name: tokens[i] for name, i in ids.items() if i is not None},
-            add_bos=metadata.get("ggml.add_bos_token", kind == "llama"),
+            named={name: tokens[i] for name, i in ids.items() if i is not None and 0 <= i < len(tokens)},
+            # Llama 3's vocabularies begin with it too, and their files do not say so.
+            add_bos=metadata.get("ggml.add_bos_token", kind == "llama" or rule == "llama-bpe"),
             add_prefix_space=metadata.get("ggml.add_space_prefix", True),
         )
 
@@ -92,7 +96,7 @@ def build_tokenizer(vocabulary: Vocabulary) -> Tokenizer:
     typed = list(zip(vocabulary.tokens, vocabulary.types, strict=True))
     tokenizer.add_special_tokens([AddedToken(t, special=True) for t, kind in typed if kind in (_UNKNOWN, _CONTROL)])
     tokenizer.add_tokens([AddedToken(t, normalized=False) for t, kind in typed if kind == _USER_DEFINED])
-    if vocabulary.add_bos:
+    if vocabulary.add_bos and "bos_token" in vocabulary.named:
         _prepend(tokenizer, vocabulary.named["bos_token"])
     return tokenizer
 

@@ -156,7 +156,7 @@ def _check(
 ) -> None:
     found = checkpoint.source.tensors
     ignored = ignored_names(found) | {name for name in found if is_extra(name)} | ignore
-    if checkpoint.config.tie_word_embeddings and _HEAD in found and _HEAD not in ignore:
+    if checkpoint.config.tie_word_embeddings and {_HEAD, _EMBEDDING} <= set(found) and _HEAD not in ignore:
         if not _equal(checkpoint.source, _HEAD, _EMBEDDING):
             raise CheckpointError(
                 f"{checkpoint.where}: config.json ties the head to the embedding, but {_HEAD} differs from "

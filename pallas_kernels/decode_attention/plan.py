@@ -26,7 +26,7 @@ def token_limits(sparse_BK: jax.Array, position_B: jax.Array, queries: int, spec
     the form of limits, which a kernel compares with positions.
     """
     q_pos_B1T = query_positions(position_B, queries)[:, None]
-    near = (q_pos_B1T // spec.block_size + 1 - spec.local_blocks) * spec.block_size
+    near = jnp.maximum(q_pos_B1T // spec.block_size + 1 - spec.local_blocks, 0) * spec.block_size
     near_BKT = jnp.where(sparse_BK[..., None], near, 0)
     least = jnp.zeros_like(q_pos_B1T) if spec.window is None else q_pos_B1T + 1 - spec.window
     columns = (jnp.maximum(least, 0), near_BKT, q_pos_B1T)

@@ -122,4 +122,4 @@ def merge_parts(acc_BKPRH: jax.Array, top_BKPR: jax.Array, total_BKPR: jax.Array
     """Output `[B, K, R, H]` of softmax parts with their own maxima (of base-2 scores); a part may have seen nothing."""
     weight_BKPR = jnp.exp2(top_BKPR - top_BKPR.max(2, keepdims=True))
     total_BKR = (total_BKPR * weight_BKPR).sum(2)
-    return (acc_BKPRH * weight_BKPR[..., None]).sum(2) / total_BKR[..., None]
+    return (acc_BKPRH * weight_BKPR[..., None]).sum(2) / jnp.maximum(total_BKR, 1e-30)[..., None]

@@ -108,6 +108,7 @@ def test_files_of_prompts_that_cannot_be_used_are_refused(capsys, checkpoint, tm
         broken.write_text(content)
         assert says in refusal(capsys, *common)
     assert "beside another prompt" in refusal(capsys, *common, "--prompt", "x")
+    assert "--cache-mib" in refusal(capsys, *common, "--cache-mib", 1)
 
 
 def test_inspect_agrees_with_the_model(capsys, checkpoint, tmp_path):
@@ -124,6 +125,8 @@ def test_inspect_agrees_with_the_model(capsys, checkpoint, tmp_path):
     assert long["msr"] == pytest.approx(float(routing.msr()[0]))
     assert long["esr"] == pytest.approx(float(routing.esr(np.asarray([len(text)]), model.config)[0]))
     assert short["esr"] == 0 and short["tokens"] == 5
+    table = run(capsys, *common, text + "again")
+    assert table.count(f"{long['msr']:.2f}") >= 2, "prompts that begin alike have a row each"
     table = run(capsys, *common)
     assert "hello" in table and f"{long['msr']:.2f}" in table
 

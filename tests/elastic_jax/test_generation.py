@@ -102,7 +102,8 @@ def test_buckets_waste_at_most_an_eighth_beyond_one_block(tokens):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"input_ids_BT": np.zeros((1, 0), int)}, "at least one token"),
+        ({"input_ids_BT": np.zeros((1, 0), int)}, "at least one row and one token"),
+        ({"input_ids_BT": np.zeros((0, 8), int)}, "at least one row and one token"),
         ({"lengths": [0]}, "from 1 to 8"),
         ({"lengths": [9]}, "from 1 to 8"),
         ({"max_new_tokens": 600}, "608 positions; the model has 512"),

@@ -27,6 +27,13 @@ def plain(params: dict) -> dict:
     return out
 
 
+def test_float16_is_refused():
+    model = tiny_model()
+    model.layers.attn.q_proj.kernel = nnx.Param(model.layers.attn.q_proj.kernel[...].astype(jnp.float16))
+    with pytest.raises(ConfigError, match="bfloat16 or float32"):
+        quantize_layers(model)
+
+
 @pytest.fixture(scope="module")
 def int8() -> dict:
     model = tiny_model(qkv_bias=True)

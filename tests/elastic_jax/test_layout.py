@@ -26,6 +26,7 @@ def test_padded_rows_are_one_sequence_each():
     [
         ({"lengths": jnp.array([1]), "segment_ids": jnp.ones((1, 4), int)}, "both given"),
         ({"lengths": jnp.array([1, 2])}, r"want \(1,\)"),
+        ({"lengths": jnp.array([5])}, "values from 0 to 4"),
         ({"segment_ids": jnp.ones((1, 5), int)}, r"want \(1, 4\)"),
     ],
 )

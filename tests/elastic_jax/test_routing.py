@@ -74,3 +74,6 @@ def test_modes_from_names_arrays_and_records():
         modes_from("dense", shape)
     with pytest.raises(ShapeError, match=r"want \(2, 1, 2\)"):
         modes_from(jnp.zeros((2, 2)), shape)
+    for full in (jnp.ones(shape, bool), jnp.full(shape, 0.7)):
+        with pytest.raises(ShapeError, match="0 is full, 1 is sparse"):
+            modes_from(full, shape)

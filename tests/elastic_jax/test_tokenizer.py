@@ -92,6 +92,11 @@ def test_beginning_token_where_the_file_asks_for_it(original: PreTrainedTokenize
     assert tokenizer("ships")["input_ids"] == [1, *original("ships")["input_ids"]]
 
 
+def test_llama_3_files_do_not_say_that_they_want_it(original: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    tokenizer = load_tokenizer(write(tmp_path / "model.gguf", original, **{"ggml.pre": "llama-bpe"}))
+    assert tokenizer("ships")["input_ids"][0] == 1
+
+
 def test_digits_in_groups(original: PreTrainedTokenizerFast, tmp_path: Path) -> None:
     tokenizer = load_tokenizer(write(tmp_path / "model.gguf", original, **{"ggml.pre": "llama-bpe"}))
     words = tokenizer.backend_tokenizer.pre_tokenizer.pre_tokenize_str("in 12345 days")

@@ -57,6 +57,24 @@ def test_every_tensor_problem_is_listed_at_once(tmp_path: Path) -> None:
         assert line in message
 
 
+def test_a_tied_embedding_under_the_name_of_the_head_is_named(tmp_path: Path) -> None:
+    damaged = copy_golden("qwen3_tied", tmp_path)
+
+    def rename(tensors: dict[str, np.ndarray]) -> None:
+        tensors["lm_head.weight"] = tensors.pop("model.embed_tokens.weight")
+
+    edit_weights(damaged, rename)
+    assert "missing    model.embed_tokens.weight" in refuse(damaged, "do not fit")
+
+
+@pytest.mark.parametrize("name", ["model_type", "retrieval_mode"])
+def test_a_field_of_another_type_is_named(tmp_path: Path, name: str) -> None:
+    damaged = copy_golden("official_qwen3", tmp_path)
+    edit_json(damaged / "config.json", **{name: {"a": 1}})
+    with pytest.raises(ConfigError, match=name):
+        from_pretrained(damaged)
+
+
 def test_old_rotary_buffers_are_ignored(tmp_path: Path) -> None:
     source = copy_golden("llama3", tmp_path)
     name = "model.layers.0.self_attn.rotary_emb.inv_freq"

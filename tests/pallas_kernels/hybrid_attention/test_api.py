@@ -27,6 +27,7 @@ def call(q=Q, k=KV, v=KV, mode=MODE, **options):
         ({"lengths": jnp.ones((3,), jnp.int32)}, "lengths has shape (3,)"),
         ({"segment_ids": IDS[:, :39]}, "wanted (2, 40)"),
         ({"segment_ids": IDS.at[1, 20:].set(2)}, "segment 2 of row 1 starts (or resumes) at token 20"),
+        ({"segment_ids": IDS.at[1, 16:32].set(2)}, "segment 1 of row 1 starts (or resumes) at token 32"),
         ({"local_blocks": 0}, "local_blocks is 0"),
         ({"window": 0}, "window is 0"),
         ({"scale": -1.0}, "scale is -1.0"),

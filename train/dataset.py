@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from train.config import RouterTrainConfig
 from train.data.builders import Builder, build_records
 from train.data.corpus import from_folder, from_standard_library
@@ -51,9 +53,9 @@ def load_samples(config: RouterTrainConfig, tokenizer: Any) -> list[Sample]:
 
 
 def digest(samples: Sequence[Sample]) -> str:
-    """Fingerprint of the data set, so that a resumed run can tell that its texts changed."""
+    """Fingerprint of the data set, so that a resumed run can tell that anything of it changed."""
     hasher = hashlib.sha256()
     for sample in samples:
-        hasher.update(sample.input_ids.tobytes())
-        hasher.update(sample.weights.tobytes())
+        for field in sample:
+            hasher.update(np.asarray(field).tobytes())
     return hasher.hexdigest()

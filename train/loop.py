@@ -36,7 +36,7 @@ class Job(NamedTuple):
     config: Any
     """Settings with `run` (`RunConfig`) and `optim.steps`; a run that goes on must have the same."""
     state: Any
-    """State before the first step, placed on its devices; the step consumes it."""
+    """State before the first step, placed on its devices; `fit` consumes it."""
     step: Step
     """Jitted `step(state, frozen, batch) -> (state, metrics)`; metrics are scalars or vectors, `tokens` among them."""
     frozen: Any
@@ -84,6 +84,9 @@ def fit(job: Job, directory: Path) -> Any:
     done, skipped, steps = checkpoints.latest_step or 0, 0, config.optim.steps
     if done:
         refuse_changes(directory, checkpoints.settings(), config)
+        for leaf in jax.tree.leaves(state):
+            if not leaf.is_deleted():
+                leaf.delete()  # its shape and place are enough to restore; two states may not fit in memory
         state, position = checkpoints.restore(state)
         if position["digest"] != job.fingerprint:
             raise DataError(f"{directory}: the training data changed since this run began. Restore it or start anew.")

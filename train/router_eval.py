@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from elastic_jax.config import ModelConfig
+from elastic_jax.errors import DataError
 from elastic_jax.model import from_params
 from train.config import RouterTrainConfig
 from train.data.packing import Rows, Sample
@@ -23,8 +24,17 @@ OBJECTIVE = "objective"
 
 
 def split_samples(samples: Sequence[Sample], share: float, seed: int) -> tuple[list[Sample], list[Sample]]:
-    """(trained on, held out); at least one is held out if the share is not 0."""
+    """(trained on, held out); at least one is held out if the share is not 0.
+
+    Raises:
+        DataError: nothing is left to train on.
+    """
     held = max(round(share * len(samples)), 1) if share else 0
+    if held and held >= len(samples):
+        raise DataError(
+            f"held_out {share} of {len(samples)} samples leaves none to train on. Lower data.held_out or give more "
+            "samples."
+        )
     order = np.random.default_rng([seed, len(samples)]).permutation(len(samples))
     chosen = set(order[:held].tolist())
     parts: tuple[list[Sample], list[Sample]] = ([], [])

@@ -127,6 +127,14 @@ def test_a_run_stopped_in_the_step_of_an_evaluation_makes_up_for_it(tmp_path, mo
     assert saved_steps(tmp_path / "run") == [4, 8] and int(best_state(job, tmp_path / "run")["count"]) == 4
 
 
+def test_a_run_that_goes_on_holds_one_state(tmp_path):
+    config = with_run(save_every=4)
+    fit(toy_job.toy_job(config), tmp_path / "run")
+    job = toy_job.toy_job(config)
+    state = fit(job, tmp_path / "run")
+    assert int(state["count"]) == STEPS and all(leaf.is_deleted() for leaf in job.state.values())
+
+
 def test_evaluation_without_anything_to_evaluate_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="nothing to evaluate"):
         fit(toy_job.toy_job(with_run(eval_every=2)), tmp_path / "run")

@@ -9,11 +9,12 @@ import pytest
 from tiny import CONFIG, tiny_model
 from train_run import tiny_config, tiny_samples
 
-from elastic_jax.errors import ConfigError
+from elastic_jax.errors import ConfigError, DataError
 from elastic_jax.weights import from_pretrained, save_pretrained
 from train.checkpoint import Checkpoints
 from train.config import GateConfig, OptimConfig
 from train.data.records import TASKS
+from train.dataset import digest
 from train.router import first_state, fresh_routers, split_params
 from train.router_eval import OBJECTIVE, make_evaluation, split_samples
 from train.router_run import train_router
@@ -26,6 +27,14 @@ def test_samples_are_either_trained_on_or_held_out():
     ids = sorted(tuple(sample.input_ids.tolist()) for sample in samples)
     assert sorted(tuple(sample.input_ids.tolist()) for sample in trained + held) == ids
     assert split_samples(samples, 0.0, seed=1)[1] == []
+    with pytest.raises(DataError, match="held_out 0.97 of 12 samples leaves none to train on"):
+        split_samples(samples, 0.97, seed=1)
+
+
+def test_the_fingerprint_of_the_data_covers_every_field():
+    first, *others = tiny_samples(3)
+    prints = {digest([first._replace(**{name: field + 1}), *others]) for name, field in first._asdict().items()}
+    assert len(prints | {digest([first, *others])}) == 1 + len(first)
 
 
 def test_figures_are_those_of_the_routers_own_decisions():

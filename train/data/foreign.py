@@ -49,8 +49,8 @@ def _parse(raw: object, where: str, folder: str) -> list[Evidence]:
     context, facts = raw.get("context", ""), raw.get("facts", [])
     if not isinstance(question, str) or not isinstance(context, str):
         raise DataError(f"{where}: `input` and `context` must be strings.")
-    if not isinstance(answers, list) or not answers or not all(isinstance(answer, str) for answer in answers):
-        raise DataError(f"{where}: `answers` must be a non-empty list of strings; got {answers!r:.80}.")
+    if not isinstance(answers, list) or not answers or not all(isinstance(it, str) and it for it in answers):
+        raise DataError(f"{where}: `answers` must be a non-empty list of non-empty strings; got {answers!r:.80}.")
     if not isinstance(facts, list) or not all(isinstance(fact, str) for fact in facts) or not (context or facts):
         raise DataError(f"{where}: a `context` string or a `facts` list of strings is wanted.")
     answer = answers[0]

@@ -63,5 +63,5 @@ def main(argv: Sequence[str]) -> int:
     if settings.explain:
         print(f"\n{explain(stored_shapes(model, config.dtype, config.weights), best.mesh)}")
     if compiled is not None:
-        print(f"\n{compiled_text(compiled)}")
+        print(f"\n{compiled_text(compiled)}\n\n{'fits' if fits else 'does not fit'}, by the compiler")
     return 0 if fits else 1

@@ -54,9 +54,9 @@ def plan_values(plan: Plan, price: float | None) -> dict[str, Any]:
 
 
 def overrides(plan: Plan) -> list[str]:
-    """Flags that make `train router` run as planned."""
+    """Flags that make `train router` run as planned, also over a recipe that sets the mesh otherwise."""
     config = plan.config
-    flags = [f"--mesh.{axis}={size}" for axis, size in asdict(config.mesh).items() if size != 1]
+    flags = [f"--mesh.{axis}={size}" for axis, size in asdict(config.mesh).items()]
     return [
         *flags,
         f"--optim.rows={config.optim.rows}",

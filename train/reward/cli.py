@@ -45,7 +45,8 @@ def _train(kind: str, cls: type, summary: str, argv: Sequence[str]) -> int:
     from train.reward.dataset import load_judgements, load_pairs
     from train.reward.run import train
 
-    start(config.distributed, config.run)
+    if not asked.dry_run:
+        start(config.distributed, config.run)
     load = load_judgements if kind == "sft" else load_pairs
     data = load(config, load_tokenizer(source))
     print(data.report, flush=True)

@@ -84,6 +84,8 @@ class AdamConfig:
                 f"warmup {self.warmup}, final_share {self.final_share}, learning_rate {self.learning_rate}: want "
                 "0 <= warmup < 1, 0 <= final_share <= 1 and a learning rate above 0."
             )
+        if self.clip <= 0:
+            raise ConfigError(f"clip is {self.clip}; want more than 0 (1e9 for no clipping).")
 
 
 @dataclass(frozen=True)
@@ -171,6 +173,8 @@ class SimpoConfig:
                 f"beta {self.beta}, nll_weight {self.nll_weight}, label_smoothing {self.label_smoothing}: want "
                 "beta > 0, nll_weight >= 0 and 0 <= label_smoothing < 0.5."
             )
+        if self.form == "hinge" and self.label_smoothing:
+            raise ConfigError(f"label_smoothing is {self.label_smoothing}; form hinge has none. Set it to 0.")
 
 
 @dataclass(frozen=True)

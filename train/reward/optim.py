@@ -11,8 +11,9 @@ from train.reward.config import AdamConfig
 
 
 def learning_rate(config: AdamConfig) -> optax.Schedule:
-    """Linear from 0 over ceil(warmup * steps) steps, then half a cosine to `final_share` of the peak."""
-    warmup = math.ceil(config.warmup * config.steps)
+    """Linear from 0 over ceil(warmup * steps) steps, but never all of them, then half a cosine to `final_share` of the
+    peak."""
+    warmup = min(math.ceil(config.warmup * config.steps), max(config.steps - 1, 0))
     rise = optax.linear_schedule(0.0, config.learning_rate, max(warmup, 1))
     fall = optax.cosine_decay_schedule(config.learning_rate, max(config.steps - warmup, 1), config.final_share)
     return optax.join_schedules([rise, fall], [warmup])

@@ -82,6 +82,7 @@ def train(
     state = fit(job, directory)
     _store(directory, results)
     if config.run.eval_every:
+        del state  # two states may not fit in memory
         state = best_state(job, directory)[0]
     with nullcontext() if mesh is None else jax.set_mesh(mesh):
         results["after"] = measure(state, frozen)

@@ -119,6 +119,7 @@ def test_excluded_files_are_not_read(tmp_path):
     "text",
     [
         '{"input": "q", "answers": []}',
+        '{"input": "q", "answers": [""], "context": "c"}',
         '{"input": "q", "answers": ["a"], "context": 1}',
         '{"input": "q", "answers": ["a"]}',
     ],

@@ -13,9 +13,10 @@ from elastic_jax.settings import load_settings
 from elastic_jax.sharding import AXES, MeshConfig
 from train.config import RouterTrainConfig
 from train.plan.chips import GIB, parse_topology
+from train.plan.compile import Compiled
 from train.plan.memory import step_memory
 from train.plan.models import known_models, model_shape
-from train.plan.report import plan_text
+from train.plan.report import overrides, plan_text
 from train.plan.search import make_plan, search
 from train.plan.work import step_work
 
@@ -150,6 +151,23 @@ def test_command_tells_what_fits_and_what_it_costs(capsys):
     assert values["price"]["step"] == pytest.approx(step)
     assert values["price"]["per_1000_tokens"] == pytest.approx(step / (48 * 65.536))
     assert "--mesh.context=-1" in values["overrides"] and "--optim.rows=8" in values["overrides"]
+
+
+def test_flags_of_a_plan_win_over_the_mesh_of_the_recipe():
+    plan = make_plan(QWEN, replace(RUN, mesh=MeshConfig(data=8, tensor=8)), parse_topology("v6e:8x8"), 0.8)
+    again = load_settings(
+        RouterTrainConfig, "router_qwen3_8b_64k", [flag.removeprefix("--") for flag in overrides(plan)]
+    )
+    assert again.mesh == plan.config.mesh != RUN.mesh
+
+
+@pytest.mark.parametrize("refusal, code, last", [("", 0, "fits"), ("too large", 1, "does not fit")])
+def test_command_ends_with_the_verdict_of_the_compiler(capsys, monkeypatch, refusal, code, last):
+    answer = Compiled(1.0, GIB, GIB, 0, 1e12, 1e9, {}, refusal)
+    monkeypatch.setattr("train.plan.compile.tpu_mesh", lambda config, topology: None)
+    monkeypatch.setattr("train.plan.compile.compile_step", lambda model, config, mesh: answer)
+    told, text = run(capsys, "--config", "router_qwen3_8b_64k", "--topology", "v6e:8x8", "--compile")
+    assert told == code and text.splitlines()[-1] == f"{last}, by the compiler"
 
 
 def test_command_fails_where_it_does_not_fit(capsys):

@@ -12,6 +12,7 @@ from elastic_jax.settings import load_settings
 from elastic_jax.sharding import MeshConfig, make_mesh
 from train.reward import cli
 from train.reward.config import BradleyTerryTrainConfig, SftConfig, SimpoTrainConfig
+from train.reward.dataset import Data
 
 CLASSES = {"sft": SftConfig, "simpo": SimpoTrainConfig, "bt": BradleyTerryTrainConfig}
 
@@ -42,12 +43,27 @@ def test_a_model_and_a_directory_are_asked_for() -> None:
         (BradleyTerryTrainConfig, "loss.centring=-1", "centring is -1"),
         (BradleyTerryTrainConfig, "data.rejects=0", "rejects"),
         (BradleyTerryTrainConfig, "optim.warmup=1", "warmup 1"),
+        (BradleyTerryTrainConfig, "optim.clip=0", "clip is 0.*want more than 0"),
         (BradleyTerryTrainConfig, "lora.targets=[attn.query]", "one of attn.k_proj"),
     ],
 )
 def test_settings_out_of_range_are_refused(cls, override: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         load_settings(cls, overrides=[override])
+
+
+def test_label_smoothing_is_for_the_sigmoid_alone() -> None:
+    with pytest.raises(ConfigError, match=r"label_smoothing is 0.1; form hinge has none"):
+        load_settings(SimpoTrainConfig, overrides=["loss.form=hinge", "loss.label_smoothing=0.1"])
+
+
+def test_a_dry_run_joins_no_cluster(tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr("train.distributed.start", lambda *_: pytest.fail("joined"))
+    monkeypatch.setattr("elastic_jax.tokenizer.load_tokenizer", lambda source: None)
+    monkeypatch.setattr("train.reward.dataset.load_pairs", lambda config, tokenizer: Data([], [], "12 pairs"))
+    settings = ["--run.directory", str(tmp_path / "run"), "--distributed.coordinator", "auto"]
+    assert cli.bt(["--model", str(GOLDEN / "llama3"), *settings, "--dry-run"]) == 0
+    assert capsys.readouterr().out == "12 pairs\n"
 
 
 def test_blocks_of_routed_heads_cannot_be_changed(tmp_path: Path) -> None:

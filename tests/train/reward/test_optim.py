@@ -26,6 +26,11 @@ def test_warmup_rounds_up_and_may_be_absent() -> None:
     assert np.isfinite(learning_rate(AdamConfig(steps=1))(1))
 
 
+@pytest.mark.parametrize("warmup", [0.03, 0.9])
+def test_a_run_of_one_step_has_the_peak_rate(warmup: float) -> None:
+    assert np.isclose(learning_rate(AdamConfig(steps=1, warmup=warmup))(0), 2e-6)
+
+
 def test_matrices_decay_and_biases_and_norms_do_not() -> None:
     config = AdamConfig(steps=9, warmup=0.0, weight_decay=0.5, learning_rate=0.1)
     params = {path: jnp.ones(2) for path in ("a.kernel", "a.lora_up", "a.bias", "norm.scale")}

@@ -79,6 +79,13 @@ def test_long_rewardbench_writes_every_table(settings, tmp_path):
     assert "# Long-RewardBench, strict, made-up records" in text and "## full: both orders" in text
 
 
+def test_every_arm_has_an_official_table_of_its_own(settings, tmp_path):
+    settings = dataclasses.replace(settings, views=("elastic",), router_bias=(-1.0, 1.0), limit=1)
+    run_with(judge("A", in_shown_order), long_rewardbench(settings), settings, tmp_path)
+    names = {path.name for path in tmp_path.glob("official-*.csv")}
+    assert names == {"official-elastic-bias--1.csv", "official-elastic-bias-+1.csv"}
+
+
 def test_memory_rewardbench_writes_every_table(memory_settings, tmp_path):
     settings = dataclasses.replace(memory_settings, mode="compat")
     report = run_with(judge("o", memory_oracle), memory_rewardbench(settings), settings, tmp_path)

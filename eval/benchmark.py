@@ -10,8 +10,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from elastic_jax.errors import ConfigError
 from elastic_jax.settings import settings_yaml
 from eval.arms import Arm
@@ -201,5 +199,5 @@ def _plan(benchmark: Benchmark, groups: Sequence[Group], arms: Sequence[Arm], en
         lines.append(
             f"# {group.task.name}, about {group.tokens} tokens: {group.count} samples, the first has {tokens}{cut}"
         )
-    total = int(np.sum([group.tokens * group.count for group in groups]))
+    total = sum(group.tokens * sum(len(group.showings(index)) for index in range(group.count)) for group in groups)
     return "\n".join([*lines, f"# about {total * len(arms):,} tokens to read in all"]) + "\n"

@@ -29,6 +29,7 @@ from eval.journal import Journal
 from eval.perplexity import perplexity_groups
 from eval.probes import ProbeConfig
 from eval.progress import token_progress
+from eval.provenance import command_line
 from eval.tasks import Group
 from eval.timing import fastest
 from eval.torch_caches import torch_caches
@@ -45,7 +46,7 @@ def run_cache_bench(settings: BenchCacheSettings, out: Path) -> dict[str, Any]:
     longest = max(settings.tokens + settings.room if settings.speed else 0, settings.quality_tokens)
     if longest > model.config.max_position_embeddings:
         raise ConfigError(f"{longest} tokens are asked for; the model has {model.config.max_position_embeddings}.")
-    report: dict[str, Any] = {"command": settings.command(), "device": jax.devices()[0].device_kind}
+    report: dict[str, Any] = {"command": command_line("bench cache", settings), "device": jax.devices()[0].device_kind}
     if settings.speed:
         report["speed"] = _speed(model, settings, out)
     if settings.quality:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -85,21 +85,6 @@ class BenchCacheSettings(ModelSettings):
     def room(self) -> int:
         """Tokens that the timed calls and the warming one add to every row."""
         return self.steps * (self.rounds + 1)
-
-    def command(self) -> str:
-        """What repeats the run, with folders by their last name: where they are is this machine's affair."""
-        words = ["elastic-jax bench cache"]
-        for field in fields(self):
-            value = getattr(self, field.name)
-            flag = field.name.replace("_", "-")
-            if value == field.default:
-                continue
-            if isinstance(value, bool):
-                words.append(f"--{flag}" if value else f"--no-{flag}")
-                continue
-            values = value if isinstance(value, tuple) else (value,)
-            words += [f"--{flag}", *(Path(v).name if isinstance(v, str) else str(v) for v in values)]
-        return " ".join(words)
 
 
 def main(argv: Sequence[str]) -> int:

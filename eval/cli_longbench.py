@@ -25,7 +25,8 @@ class LongBenchSettings(BenchmarkSettings):
     """Which of the three benchmarks, and where its files are."""
 
     data: str | None = None
-    """Folder of the published files, one of them, or a data set on the hub such as THUDM/LongBench."""
+    """Folder of the published files (LongBench and -E: unpack the hub's data.zip), one of them, or for version 2 the
+    data set on the hub: THUDM/LongBench-v2."""
     version: Literal["1", "e", "2"] = "1"
     """1: LongBench (21 tasks), e: LongBench-E (13 tasks, by number of words), 2: LongBench v2 (four-way questions)."""
     tasks: tuple[str, ...] = ()

@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
+import statistics
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from elastic_jax.errors import DataError
+from eval.benchmarks.judge_items import hashed_order
+from eval.benchmarks.judge_results import join_rewards
 from eval.intervals import bootstrap_mean, sign_test
 from eval.journal import read_records
 from eval.markdown import table
 from eval.runner import Record
 
+_Samples = dict[tuple[str, str], dict[str, Record]]
+"""Records by task and uid, then by the label of the showing."""
+
 
 def compare_runs(a: str | Path, b: str | Path, arm_a: str | None, arm_b: str | None) -> dict[str, Any]:
-    """Pairs the records of two output folders by sample and showing.
+    """Pairs the records of two output folders by sample.
+
+    A sample counts once, with the mean over the showings that both runs have. Rewards of single answers are joined
+    into one ranking per sample; between equal rewards an order decides that is drawn from the sample, in both runs
+    alike.
 
     Args:
         arm_a, arm_b: the arms to compare; by default every arm that both runs have with itself.
@@ -25,7 +35,12 @@ def compare_runs(a: str | Path, b: str | Path, arm_a: str | None, arm_b: str | N
     Raises:
         DataError: a folder without a journal, an arm that is not there, or no sample in common.
     """
-    records = {"a": _by_arm(a), "b": _by_arm(b)}
+    found_a, found_b = _records(a), _records(b)
+    answers: dict[str, int] = defaultdict(int)
+    for record in (*found_a, *found_b):
+        if record["main"] == "reward":
+            answers[record["uid"]] = max(answers[record["uid"]], record["showing"]["order"][0] + 1)
+    records = {"a": _by_arm(found_a, answers), "b": _by_arm(found_b, answers)}
     for wanted, side in ((arm_a, "a"), (arm_b, "b")):
         if wanted is not None and wanted not in records[side]:
             raise DataError(f"{a if side == 'a' else b} has no arm {wanted!r}; it has {', '.join(records[side])}.")
@@ -36,11 +51,13 @@ def compare_runs(a: str | Path, b: str | Path, arm_a: str | None, arm_b: str | N
     rows, unpaired = [], 0
     for first, second in pairs:
         left, right = records["a"].get(first, {}), records["b"].get(second, {})
-        unpaired += len(left.keys() ^ right.keys())
-        tasks: dict[str, list[tuple[Record, Record]]] = defaultdict(list)
+        tasks: dict[str, list[tuple[float, float]]] = defaultdict(list)
         for key in left:
-            if key in right:
-                tasks[left[key]["task"]].append((left[key], right[key]))
+            shared = left[key].keys() & right.get(key, {}).keys()
+            if shared:
+                task, _ = key
+                tasks[task].append((_mean_score(left[key], shared), _mean_score(right[key], shared)))
+        unpaired += len(left.keys() | right.keys()) - sum(map(len, tasks.values()))
         rows += [_row(task, first, second, found) for task, found in tasks.items()]
         if len(tasks) > 1:
             rows.append(_row("all", first, second, [pair for found in tasks.values() for pair in found]))
@@ -49,18 +66,28 @@ def compare_runs(a: str | Path, b: str | Path, arm_a: str | None, arm_b: str | N
     return {"a": Path(a).name, "b": Path(b).name, "rows": rows, "unpaired": unpaired}
 
 
-def _by_arm(folder: str | Path) -> dict[str, dict[tuple[str, str], Record]]:
-    arms: dict[str, dict[tuple[str, str], Record]] = defaultdict(dict)
-    for record in read_records(folder)[1].values():
-        if isinstance(record, dict) and "uid" in record:
-            arms[record["arm"]][record["uid"], record["showing"]["label"]] = record
+def _records(folder: str | Path) -> list[Record]:
+    return [record for record in read_records(folder)[1].values() if isinstance(record, dict) and "uid" in record]
+
+
+def _by_arm(records: Sequence[Record], answers: Mapping[str, int]) -> dict[str, _Samples]:
+    """Records by arm; rewards, of `answers` answers to each sample, as rankings."""
+    orders = {uid: hashed_order(uid, count, seed=0) for uid, count in answers.items()}
+    whole = [record for record in records if record["main"] != "reward"]
+    joined = join_rewards([record for record in records if record["main"] == "reward"], orders)
+    arms: dict[str, _Samples] = defaultdict(lambda: defaultdict(dict))
+    for record in (*whole, *joined):
+        arms[record["arm"]][record["task"], record["uid"]][record["showing"]["label"]] = record
     return dict(arms)
 
 
-def _row(task: str, arm_a: str, arm_b: str, pairs: Sequence[tuple[Record, Record]]) -> dict[str, Any]:
-    a, b = (
-        np.array([record["scores"].get(record["main"], 0.0) for record in side]) for side in zip(*pairs, strict=True)
-    )
+def _mean_score(showings: Mapping[str, Record], labels: Collection[str]) -> float:
+    records = [showings[label] for label in sorted(labels)]
+    return statistics.fmean(record["scores"].get(record["main"], 0.0) for record in records)
+
+
+def _row(task: str, arm_a: str, arm_b: str, pairs: Sequence[tuple[float, float]]) -> dict[str, Any]:
+    a, b = (np.array(side) for side in zip(*pairs, strict=True))
     difference = b - a
     better, worse = int((difference > 0).sum()), int((difference < 0).sum())
     return {

@@ -92,10 +92,12 @@ def make_prompt(
             content.prompt_ids,
             content.continuation_ids,
             parts=content.parts,
+            option_ids=content.option_ids,
             max_new_tokens=new,
             showing=showing,
         )
-        return None if limit is not None and len(made) + new > limit else made
+        reserve = new + max(map(len, content.option_ids), default=0)
+        return None if limit is not None and len(made) + reserve > limit else made
     assert encoder is not None
     options = tuple(tuple(encoder.ids(option)) for option in content.options)
     reserve = new + max(map(len, options), default=0)

@@ -46,6 +46,8 @@ class BenchmarkSettings(ModelSettings):
     """Address of an OpenAI-compatible API that answers instead; --model then gives the tokenizer that counts tokens."""
     endpoint_model: str = ""
     """Name of the model at the endpoint. The key is read from the environment variable OPENAI_API_KEY."""
+    endpoint_tokens: int | None = None
+    """Tokens of prompt and answer that the endpoint's model takes; without it nothing is cut or refused for length."""
     concurrency: int = 8
     """Requests to the endpoint under way at one time."""
     timeout_s: float = 600.0
@@ -59,12 +61,13 @@ class BenchmarkSettings(ModelSettings):
     limit: int | None = None
     """At most this many samples of each task at each length, for a quick look."""
     shard: str = "0/1"
-    """Part of the samples that this process does, such as 0/4; the parts share --out, any of them writes the report."""
+    """Part of the samples that this process does, such as 0/4; the parts share --out. When all
+    are done, give the command once more without --shard: it measures nothing and writes the whole report."""
     seed: int = 0
     """Chooses what is left to chance."""
 
     def __post_init__(self) -> None:
-        for name in ("limit", "batch_tokens", "concurrency"):
+        for name in ("limit", "batch_tokens", "endpoint_tokens", "concurrency"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"{name} is {value}; want at least 1.")
@@ -130,6 +133,7 @@ class BenchmarkSettings(ModelSettings):
                     concurrency=self.concurrency,
                     timeout_s=self.timeout_s,
                     retries=self.retries,
+                    max_tokens=self.endpoint_tokens,
                 )
             )
         from eval.backends.local import ModelBackend, with_router_settings

@@ -16,18 +16,18 @@ from eval.samples import Prompt
 
 
 def command_line(verb: str, settings: Any) -> str:
-    """What repeats the run, with folders by their last name: where they are is this machine's affair."""
+    """What repeats the run, with absolute paths by their last name: where they are is this machine's affair."""
     words = [f"elastic-jax {verb}"]
     for field in dataclasses.fields(settings):
         value = getattr(settings, field.name)
-        if value != field.default:
-            values = value if isinstance(value, tuple) else (value,)
-            shown = [
-                v if isinstance(v, str) and "://" in v else Path(v).name if isinstance(v, str) else str(v)
-                for v in values
-            ]
-            flag = f"--{field.name.replace('_', '-')}"
-            words += [flag] if value is True else [flag, *shown]
+        if value == field.default:
+            continue
+        name = field.name.replace("_", "-")
+        if isinstance(value, bool):
+            words.append(f"--{name}" if value else f"--no-{name}")
+            continue
+        values = map(str, value if isinstance(value, tuple) else (value,))
+        words += [f"--{name}", *(Path(v).name if Path(v).is_absolute() else v for v in values)]
     return " ".join(words)
 
 

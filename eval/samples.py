@@ -91,6 +91,8 @@ class Tokens:
     continuation_ids: Sequence[int] = ()
     parts: int = 1
     """Equal parts of the continuation, each of which gets a score of its own."""
+    option_ids: tuple[tuple[int, ...], ...] = ()
+    """Continuations to choose from."""
 
 
 @dataclass(frozen=True, eq=False)

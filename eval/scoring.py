@@ -95,10 +95,13 @@ class Scorer:
         What all options begin with is read as part of the prompt. One forward pass, whatever the number of options.
 
         Raises:
-            DataError: options that do not differ in one token, a different number of them, or a prompt too long.
+            DataError: no options, options that do not differ in one token, a different number of them, or a prompt
+                too long.
         """
         texts, targets = [], []
         for prompt in prompts:
+            if not prompt.option_ids:
+                raise DataError(f"Sample {prompt.sample.uid} has no options; want at least two to choose from.")
             shared = _shared_length(prompt.option_ids)
             first = [option[shared] for option in prompt.option_ids if len(option) > shared]
             if len(set(first)) < len(prompt.option_ids) or len(first) != len(prompts[0].option_ids):

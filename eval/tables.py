@@ -21,9 +21,10 @@ Row = dict[str, Any]
 def summarise(records: Iterable[Record], axes: Sequence[str] = ()) -> list[Row]:
     """One row per task, axis values and arm, in the order of their first record.
 
-    A row holds n, score (mean of the task's main score over all samples, those too long or unparsed included),
-    interval (95 %), counts of each status, of cut prompts and of answers that ran out of room, and the means of MSR,
-    ESR and cache bytes and medians of times (seconds per sample) where the backend measured them.
+    A row holds n (samples), score (mean of the task's main score over all samples, those too long or unparsed
+    included), interval (95 %), and the means of MSR, ESR and cache bytes and medians of times (seconds per reply) where
+    the backend measured them. In n, score and interval a sample counts once, with the mean over its showings; each
+    status, cut prompts and answers that ran out of room are counted by reply.
     """
     groups: dict[tuple, list[Record]] = defaultdict(list)
     for record in records:
@@ -33,8 +34,11 @@ def summarise(records: Iterable[Record], axes: Sequence[str] = ()) -> list[Row]:
 
 def _row(key: tuple, axes: Sequence[str], members: Sequence[Record]) -> Row:
     task, *values, arm = key
-    scores = [record["scores"].get(record["main"], 0.0) for record in members]
-    row: Row = {"task": task} | dict(zip(axes, values, strict=True)) | {"arm": arm, "n": len(members)}
+    by_uid: dict[str, list[float]] = defaultdict(list)
+    for record in members:
+        by_uid[record["uid"]].append(record["scores"].get(record["main"], 0.0))
+    scores = [statistics.fmean(shown) for shown in by_uid.values()]
+    row: Row = {"task": task} | dict(zip(axes, values, strict=True)) | {"arm": arm, "n": len(scores)}
     row |= {"score": statistics.fmean(scores), "interval": list(mean_interval(scores))}
     row |= dict(Counter(record["status"] for record in members))
     row |= {

@@ -61,7 +61,9 @@ class EndpointBackend:
         self.max_tokens = config.max_tokens
 
     def identity(self) -> dict[str, Any]:
-        return {"endpoint": self._config.url, "endpoint_model": self._config.model, "chat": self._config.chat}
+        """Names the context only where it is given, so that journals made without it stay valid."""
+        made = {"endpoint": self._config.url, "endpoint_model": self._config.model, "chat": self._config.chat}
+        return made if self.max_tokens is None else made | {"endpoint_tokens": self.max_tokens}
 
     def label(self, arm: Arm) -> str:
         return arm.name

@@ -66,7 +66,7 @@ class JudgeRun:
             for items in self._files.values()
             for index, order in official_orders([len(item.answers) for item in items])
         }
-        return join_rewards(self._items(), records, orders)
+        return join_rewards(records, orders)
 
     def notes(self, records: Sequence[Record], out: Path) -> str:
         """Sections of the report; writes `judge.json` with all figures, and for every arm the official table."""
@@ -75,7 +75,7 @@ class JudgeRun:
         write_whole(out / "judge.json", json.dumps(figures, indent=1) + "\n")
         for arm, part in by_arm.items():
             headline = next(iter(self._verdicts(part).values()))
-            name = re.sub("[^a-z0-9]+", "-", arm.lower())
+            name = re.sub("[^a-z0-9.+-]+", "-", arm.lower())
             write_whole(out / f"official-{name}.csv", self._report.official_csv(headline))
         return "\n\n".join(figures_markdown(part, arm) for arm, part in figures.items())
 

@@ -55,9 +55,7 @@ def read_verdicts(items: Mapping[str, JudgeItem], records: Iterable[Mapping[str,
     return judged
 
 
-def join_rewards(
-    items: Mapping[str, JudgeItem], records: Iterable[Mapping[str, Any]], orders: Mapping[str, Order]
-) -> list[dict[str, Any]]:
+def join_rewards(records: Iterable[Mapping[str, Any]], orders: Mapping[str, Order]) -> list[dict[str, Any]]:
     """One record for each item and arm out of those of its answers: the ranking by reward, under the parser `reward`.
 
     Items of which an answer has no record yet are left out: the run is not finished.

@@ -92,7 +92,10 @@ def judge_task(name: str, plan: JudgePlan, encoder: Encoder | None) -> Task:
         if not plan.official_cut or encoder is None or _short(rendered):
             return rendered
         ids = encoder.encode(rendered)
-        return rendered if len(ids) < OFFICIAL_WINDOW else Tokens(official_cut(ids))
+        if len(ids) < OFFICIAL_WINDOW:
+            return rendered
+        options = tuple(tuple(encoder.ids(option)) for option in rendered.options)
+        return Tokens(official_cut(ids), option_ids=options)
 
     def metric(sample: Sample, showing: Showing, reply: Reply) -> Verdict:
         if plan.ask == "reward":

@@ -172,6 +172,8 @@ def _sample(name: str, records: Records, number: int, extended: bool) -> Sample:
     answers = record.get("answers")
     if not isinstance(answers, list) or not answers or not all(isinstance(answer, str) for answer in answers):
         raise records.error(number, f"answers is {answers!r}; want a list of one or more texts")
+    if FORMS[name].metric is number_share and not all(answer.strip().isdecimal() for answer in answers):
+        raise records.error(number, f"answers is {answers!r}; want whole numbers")
     classes = record.get("all_classes")
     if FORMS[name].metric is None and not (isinstance(classes, list) and answers[0] in classes):
         raise records.error(number, f"all_classes is {classes!r}; want the list of class names, the answer among them")

@@ -45,11 +45,13 @@ def mean_similarity(cosines_ZZ: np.ndarray) -> float:
 def routing_section(records: Sequence[Record], out: Path) -> str:
     """Draws `routing.png` and says in Markdown what kinds of heads tasks have and how alike tasks look.
 
-    Of the arm that is routed; nothing if there is none.
+    Of the first arm that is routed; nothing if there is none.
     """
-    routed = [record for record in records if record["arm"] == "elastic" and "details" in record]
-    if not routed:
+    elastic = [record for record in records if record["arm"].startswith("elastic") and "details" in record]
+    if not elastic:
         return ""
+    arm = elastic[0]["arm"]
+    routed = [record for record in elastic if record["arm"] == arm]
     frequency = full_frequency(routed)
     draw_frequency(frequency, out / "routing.png")
     body = []
@@ -60,8 +62,8 @@ def routing_section(records: Sequence[Record], out: Path) -> str:
             [task, str(n), f"{1 - found.mean():.3f}", *(str(kinds[kind]) for kind in ("full", "mixed", "sparse"))]
         )
     parts = [
-        "## Routing by task\n\n![routing.png](routing.png)\n\nHeads by how often they run full: full in at least "
-        f"{ALWAYS:.0%} of the prompts, sparse in at least {ALWAYS:.0%}, mixed otherwise.\n\n"
+        f"## Routing by task\n\n![routing.png](routing.png)\n\nArm: {arm}. Heads by how often they run full: "
+        f"full in at least {ALWAYS:.0%} of the prompts, sparse in at least {ALWAYS:.0%}, mixed otherwise.\n\n"
         + table(["task", "n", "MSR", "full heads", "mixed", "sparse heads"], body)
     ]
     tasks, before = task_similarity(routed, "before")

@@ -231,6 +231,16 @@ def test_an_endpoint_takes_the_place_of_the_model():
         RulerSettings(endpoint="http://localhost:1/v1").open_backend(None)
 
 
+def test_the_context_of_an_endpoint_bounds_prompts_and_is_part_of_its_identity():
+    settings = {"endpoint": "http://localhost:1/v1", "endpoint_model": "m"}
+    plain = RulerSettings(**settings).open_backend(None)
+    bounded = RulerSettings(**settings, endpoint_tokens=4096).open_backend(None)
+    assert (plain.max_tokens, bounded.max_tokens) == (None, 4096)
+    assert "endpoint_tokens" not in plain.identity() and bounded.identity()["endpoint_tokens"] == 4096
+    with pytest.raises(ConfigError, match="endpoint_tokens is 0"):
+        RulerSettings(**settings, endpoint_tokens=0)
+
+
 def test_lists_take_commas_and_blanks():
     words = ["--lengths", "1,2", "3", "--out", "a,b", "--tasks=x,y", "--router-bias", "-1,0"]
     wanted = "--lengths 1 2 3 --out a,b --tasks x y --router-bias -1 0".split()

@@ -84,6 +84,9 @@ def test_token_ids_pass_unchanged_or_are_skipped():
     assert list(make(Tokens([1, 2, 3], [4])).prompt_ids) == [1, 2, 3]
     assert make(Tokens(range(95), [4]), new=0).continuation_ids == [4]
     assert make(Tokens(range(100), [4]), new=0) is None
+    options = ((4,), (5, 6))
+    assert make(Tokens(range(98), option_ids=options), new=0).option_ids == options
+    assert make(Tokens(range(99), option_ids=options), new=0) is None
 
 
 def test_chat_without_a_template_is_refused():

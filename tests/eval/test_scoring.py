@@ -124,6 +124,11 @@ def test_options_that_begin_alike_and_end_are_refused(scorer):
             scorer.choose([prompt_of("alike", [1, 2], option_ids=options)], Arm("full"), tokens=16, rows=1)
 
 
+def test_a_choice_without_options_is_refused(scorer):
+    with pytest.raises(DataError, match="Sample bare has no options"):
+        scorer.choose([prompt_of("bare", [1, 2])], Arm("full"), tokens=16, rows=1)
+
+
 def test_imposed_modes_and_router_bias_reach_the_model(scorer):
     sample = [prompt_of("a", prompts()[0], [1, 2])]
     half = Arm("half", modes_LK=((0, 1), (1, 0)))

@@ -1,11 +1,16 @@
+from itertools import count
+
 import pytest
 
 from eval.benchmark import rows_csv
 from eval.tables import ALL_TASKS, means_over_tasks, summarise, time_ratios
 
+UIDS = map(str, count())
+
 
 def record(task="vt", length=1024, arm="full", score=1.0, status="ok", **rest):
     made = {"task": task, "axes": {"length": length}, "arm": arm, "main": "match", "scores": {"match": score}}
+    made["uid"] = next(UIDS)
     return made | {"status": status, "cut_tokens": 0, "finish": "stop", "numbers": {}} | rest
 
 
@@ -23,11 +28,19 @@ def test_rows_count_what_went_wrong_and_average_the_rest():
     assert time_ratios([full, elastic], "full") == {("vt", 1024, "full"): 1.0, ("vt", 1024, "elastic"): 0.5}
 
 
+def test_a_sample_shown_twice_counts_once_and_its_replies_by_status():
+    showings = [record(uid=str(place // 2), score=place % 2) for place in range(20)]
+    showings[0]["status"] = "unparsed"
+    (row,) = summarise(showings)
+    assert (row["n"], row["score"], row["interval"]) == (10, 0.5, [0.5, 0.5])
+    assert (row["ok"], row["unparsed"]) == (19, 1)
+
+
 def test_the_mean_of_tasks_weighs_tasks_alike_and_is_narrower():
     records = [
         record(task, 1024, "full", score) for task, n in (("a", 40), ("b", 10)) for score in (1.0, 0.0) * (n // 2)
     ]
-    records += [record("b", score=1.0)] * 10
+    records += [record("b", score=1.0) for _ in range(10)]
     rows = summarise(records, ("length",))
     (mean,) = means_over_tasks(rows, ("length",))
     assert (mean["task"], mean["length"], mean["n"], mean["tasks"]) == (ALL_TASKS, 1024, 60, 2)

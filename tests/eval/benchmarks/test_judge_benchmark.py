@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import json
+import re
 
 import jax.numpy as jnp
 import numpy as np
@@ -77,6 +78,25 @@ def test_long_rewardbench_writes_every_table(settings, tmp_path):
     assert set(figures["by"]) == {"task", "tasktype", "subtype", "length"}
     text = (tmp_path / "results.md").read_text()
     assert "# Long-RewardBench, strict, made-up records" in text and "## full: both orders" in text
+
+
+def test_a_dry_run_counts_every_showing(settings, tmp_path, capsys):
+    said = []
+    for orders in ("best-first", "both"):
+        asked = dataclasses.replace(settings, orders=orders)
+        benchmark = long_rewardbench(asked)
+        run_benchmark(benchmark, asked, tmp_path, dry_run=True, tokenizer=CheapTokenizer())
+        said.append(
+            int(re.search("about ([0-9,]+) tokens to read in all", capsys.readouterr().out)[1].replace(",", ""))
+        )
+    assert said[1] == 2 * said[0] > 0
+
+
+def test_every_arm_has_an_official_table_of_its_own(settings, tmp_path):
+    settings = dataclasses.replace(settings, views=("elastic",), router_bias=(-1.0, 1.0), limit=1)
+    run_with(judge("A", in_shown_order), long_rewardbench(settings), settings, tmp_path)
+    names = {path.name for path in tmp_path.glob("official-*.csv")}
+    assert names == {"official-elastic-bias--1.csv", "official-elastic-bias-+1.csv"}
 
 
 def test_memory_rewardbench_writes_every_table(memory_settings, tmp_path):

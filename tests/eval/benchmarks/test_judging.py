@@ -207,7 +207,7 @@ def test_reward_models_rank_by_score_with_ties_to_the_first_shown(tmp_path):
     assert all(rows * tokens <= max(4096, tokens) for rows, tokens in model.seen)
 
     orders = {items[index].uid: order for index, order in official_orders([len(item.answers) for item in items])}
-    joined = join_rewards(by_uid(files), records, orders)
+    joined = join_rewards(records, orders)
     verdicts = read_verdicts(by_uid(files), joined, "reward")
     assert len(verdicts) == len(items)
     assert [record["scores"]["match"] for record in joined] == [one.match for one in verdicts]
@@ -225,7 +225,7 @@ def test_a_reward_that_is_no_number_is_an_error_not_a_rank(tmp_path):
     plan = long_plan("compat", ask="reward")
     records = run_judge(files, plan, backend, tmp_path / "journal", encoder=CharacterEncoder())
     assert len(records) < 4
-    assert len(join_rewards(by_uid(files), records, {item.uid: (0, 1) for item in files["Math"]})) < 2
+    assert len(join_rewards(records, {item.uid: (0, 1) for item in files["Math"]})) < 2
 
 
 @pytest.mark.parametrize(
@@ -248,6 +248,22 @@ def test_long_prompts_are_cut_where_the_official_evaluators_cut(tmp_path):
     records = run_judge(files, plan, backend, tmp_path / "journal", encoder=CharacterEncoder())
     assert seen == [131_067]
     assert summary(read_verdicts(by_uid(files), records, "official"))["shortened"] == 1
+
+
+def test_letters_to_choose_from_outlive_the_official_cut(tmp_path):
+    item = next(iter(memory_files().values()))[0]
+    long_item = type(item)(**{**vars(item), "question": item.question + "much more " * 15_000})
+    seen = []
+
+    def answer(prompt):
+        seen.append((len(prompt.prompt_ids), prompt.option_ids))
+        return Reply(numbers={"option_0": -1.0, "option_1": -2.0})
+
+    plan = memory_plan("compat", ask="choice")
+    encoder = CharacterEncoder()
+    backend = ScriptedBackend("c", answer)
+    run_judge({"long": [long_item]}, plan, backend, tmp_path / "journal", encoder=encoder)
+    assert seen == [(131_067, (tuple(encoder.ids("A")), tuple(encoder.ids("B"))))]
 
 
 def test_every_setting_and_length_has_its_group():

@@ -57,6 +57,12 @@ def test_every_task_asks_its_question_and_knows_the_right_answer(tmp_path, name)
     assert group.task.metric(sample, Showing(), Reply(" \n")).status == "empty"
 
 
+def test_a_count_that_is_no_whole_number_is_refused(tmp_path):
+    write(tmp_path, "passage_count", [record("passage_count"), record("passage_count", answers=["7", "seven"])])
+    with pytest.raises(DataError, match="passage_count.jsonl, line 2: answers is .*want whole numbers"):
+        longbench_groups(tmp_path, ["passage_count"], extended=False, count=None, tokens=1000)
+
+
 def test_tasks_of_examples_count_the_first_line_only(tmp_path):
     write(tmp_path, "trec", [record("trec")])
     (group,) = longbench_groups(tmp_path, ["trec"], extended=False, count=None, tokens=1000)

@@ -114,6 +114,12 @@ def test_frequency_similarity_and_their_section(tmp_path):
     assert routing_section([{"arm": "full", "task": "x"}], tmp_path) == ""
 
 
+def test_a_biased_arm_has_its_routing_section_too(tmp_path):
+    first, second = ([made | {"arm": f"elastic, bias {bias}"} for made in records()] for bias in ("+1", "+2"))
+    text = routing_section([*first, *second], tmp_path)
+    assert "Arm: elastic, bias +1." in text and "| code | 4 |" in text
+
+
 def test_heads_are_ranked_written_and_read_back(tmp_path):
     found = [{"details": {"needle_attention": [[0.1, 0.5], [0.3, 0.0]]}}] * 2
     text = heads_section(found, tmp_path)

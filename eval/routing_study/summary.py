@@ -45,12 +45,12 @@ def mean_similarity(cosines_ZZ: np.ndarray) -> float:
 def routing_section(records: Sequence[Record], out: Path) -> str:
     """Draws `routing.png` and says in Markdown what kinds of heads tasks have and how alike tasks look.
 
-    Of the first arm that is routed; nothing if there is none.
+    Of the arm without a bias, else of the first that is routed; nothing if there is none.
     """
     elastic = [record for record in records if record["arm"].startswith("elastic") and "details" in record]
     if not elastic:
         return ""
-    arm = elastic[0]["arm"]
+    arm = min((record["arm"] for record in elastic), key=lambda name: name != "elastic")
     routed = [record for record in elastic if record["arm"] == arm]
     frequency = full_frequency(routed)
     draw_frequency(frequency, out / "routing.png")

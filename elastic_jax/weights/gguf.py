@@ -123,14 +123,10 @@ class _GGUFTensors:
 
         tensor = self._by_name[name]
         values = dequantize(tensor.data, tensor.tensor_type).reshape(self.tensors[name].shape)
-        counts = {".self_attn.q_proj.": self._config.num_heads, ".self_attn.k_proj.": self._config.num_kv_heads}
-        for part_of_name, heads in counts.items():
-            if self._config.family == "llama" and part_of_name in name:
-                if values.shape[0] % (2 * heads):
-                    raise CheckpointError(
-                        f"{name} has {values.shape[0]} rows, which are not {heads} heads of even size."
-                    )
-                values = _half_split(values, heads)
+        if self._config.family == "llama" and ".self_attn.q_proj." in name:
+            values = _half_split(name, values, self._config.num_heads)
+        if self._config.family == "llama" and ".self_attn.k_proj." in name:
+            values = _half_split(name, values, self._config.num_kv_heads)
         return values[part]
 
 
@@ -142,7 +138,9 @@ def _hf_name(name: str) -> str:
     return _TOP.get(name, name)
 
 
-def _half_split(values: np.ndarray, heads: int) -> np.ndarray:
+def _half_split(name: str, values: np.ndarray, heads: int) -> np.ndarray:
     """Undoes llama.cpp's row order of rotary channels, pairs (2i, 2i+1) per head, for halves (i, i + H/2)."""
+    if values.shape[0] % (2 * heads):
+        raise CheckpointError(f"{name} has {values.shape[0]} rows, which are not {heads} heads of even size.")
     pairs = values.reshape(heads, -1, 2, *values.shape[1:])
     return pairs.swapaxes(1, 2).reshape(values.shape)

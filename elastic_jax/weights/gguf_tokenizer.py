@@ -24,7 +24,7 @@ _DIGITS_ONE_BY_ONE = ("smollm", "starcoder")
 _RULES = (*_GPT2, *_DIGITS_ONE_BY_ONE, *_SPLITS)
 
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED = 1, 2, 3, 4
-"""Token types of GGUF that are matched whole in the text."""
+"""Token types of GGUF; all but normal ones are matched whole in the text."""
 
 _SPACE = "\u2581"
 """SentencePiece's visible space."""

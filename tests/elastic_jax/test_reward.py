@@ -39,6 +39,12 @@ def test_padding_never_changes_a_score(model: ElasticRewardModel) -> None:
     assert abs(short[1] - model.score(ids)[1]) > 1e-3
 
 
+def test_what_is_padding_may_be_anything(model: ElasticRewardModel) -> None:
+    ids = np.asarray(random_ids((1, 70)))
+    padded = np.pad(ids, ((0, 0), (0, 520 - 70)), constant_values=-100)
+    np.testing.assert_allclose(model.score(padded, [70]), model.score(ids), rtol=1e-5)
+
+
 def test_a_score_is_that_of_full_attention_unless_the_routers_are_asked(model: ElasticRewardModel) -> None:
     ids = random_ids((2, 150))
     np.testing.assert_allclose(model.score(ids), model(ids, routing="full"), rtol=1e-5)
@@ -62,6 +68,8 @@ def test_packed_sequences_score_as_alone(model: ElasticRewardModel) -> None:
         (np.zeros((2, 5), np.int32), [0, 3], "from 1 to 5"),
         (np.zeros((2, 5), np.int32), [5, 6], "from 1 to 5"),
         (np.zeros((1, 513), np.int32), None, "512 positions"),
+        (np.full((1, 5), CONFIG.vocab_size, np.int32), None, "Wrong tokenizer"),
+        (np.full((1, 5), -1, np.int32), None, "Wrong tokenizer"),
     ],
 )
 def test_rows_that_cannot_be_scored_are_refused(model, ids, lengths, message) -> None:

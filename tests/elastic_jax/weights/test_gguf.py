@@ -111,6 +111,9 @@ def test_rope_scaling_in_metadata(tmp_path: Path) -> None:
     file = write_gguf(tmp_path / "model.gguf", "qwen2", extra_metadata=scaling)
     rope = open_gguf(file).config.rope
     assert (rope.type, rope.factor, rope.original_max_position) == ("yarn", 4.0, 64)
+    factor_only = {"rope.scaling.factor": 4.0}
+    rope = open_gguf(write_gguf(tmp_path / "factor.gguf", "qwen2", extra_metadata=factor_only)).config.rope
+    assert (rope.type, rope.factor) == ("linear", 4.0)
 
 
 @pytest.mark.parametrize(
@@ -121,6 +124,7 @@ def test_rope_scaling_in_metadata(tmp_path: Path) -> None:
         ({"rope.dimension_count": 8}, "rope.dimension_count=8"),
         ({"attention.head_count_kv": [1, 2]}, "one number for all layers"),
         ({"rope.scaling.type": "spiral"}, "'spiral'"),
+        ({"attention.head_count": 0}, "attention.head_count"),
     ],
 )
 def test_metadata_that_is_not_understood(extra: dict, words: str, tmp_path: Path) -> None:
@@ -135,6 +139,13 @@ def test_tensor_problems_are_listed(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="unexpected blk.0.ffn_gate_exps.weight") as caught:
         from_pretrained(file)
     assert "missing    model.layers.2.self_attn.q_proj.weight" in str(caught.value)
+
+
+def test_rows_that_are_no_heads(tmp_path: Path) -> None:
+    heads = {"attention.head_count": 3, "attention.head_count_kv": 3}
+    file = write_gguf(tmp_path / "model.gguf", "llama_tied", extra_metadata=heads)
+    with pytest.raises(CheckpointError, match="rows, which are not 3 heads of even size"):
+        open_gguf(file).source.read("model.layers.0.self_attn.q_proj.weight")
 
 
 def test_damaged_files(tmp_path: Path) -> None:

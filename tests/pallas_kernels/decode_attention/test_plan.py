@@ -34,6 +34,12 @@ def test_limits_and_runs_say_what_the_rule_says(block, sink, local, window):
         assert len(set(visited)) == steps and set(wanted) <= set(visited)
 
 
+def test_a_window_wider_than_int32_counts_sees_everything():
+    spec = attention_spec(64, sink_blocks=1, local_blocks=2**25, block_size=128, window=None, scale=None)
+    limits = token_limits(jnp.array([[True]]), jnp.array([5000]), 1, spec)
+    np.testing.assert_array_equal(limits[0, 0, 0], [0, 0, 5000])
+
+
 def test_folded_rows_keep_the_query_heads_of_a_kv_head_together():
     q = jnp.arange(2 * 3 * 4 * 5).reshape(2, 3, 4, 5)
     rows = fold_rows(q, 2)

@@ -8,6 +8,7 @@ from tpu_tools import quick_jit
 from triton_interpreter import interpreted
 
 from pallas_kernels import decode_attention
+from pallas_kernels.decode_attention.triton import merge_parts
 
 CASES = [
     pytest.param(case, id=case.name, marks=[pytest.mark.slow] if case.slow else [])
@@ -34,6 +35,15 @@ def compare(case: DecodeCase, dtype=jnp.float32, tolerance: float = 1e-5) -> Non
 @pytest.mark.parametrize("case", CASES)
 def test_equals_the_definition(case):
     compare(case)
+
+
+def test_parts_that_saw_nothing_give_zeros():
+    seen, unseen = jnp.ones((1, 1, 1, 1, 4)), jnp.zeros((1, 1, 1, 1, 4))
+    top, none = jnp.full((1, 1, 1, 1), -3.0), jnp.full((1, 1, 1, 1), -1e30)
+    total, nothing = jnp.full((1, 1, 1, 1), 2.0), jnp.zeros((1, 1, 1, 1))
+    both = [jnp.concatenate(pair, axis=2) for pair in ((seen, unseen), (top, none), (total, nothing))]
+    assert (merge_parts(*both) == 0.5).all()
+    assert (merge_parts(unseen, none, nothing) == 0).all()
 
 
 @pytest.mark.parametrize("dtype, tolerance", [(jnp.bfloat16, 1e-2), (jnp.float16, 2e-3)])

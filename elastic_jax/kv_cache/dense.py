@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 
 from elastic_jax.routing import HeadMode
+from pallas_kernels.decode_attention.plan import fold_rows, unfold_rows
+from pallas_kernels.decode_attention.view import query_positions
 from pallas_kernels.schedule import AttentionSpec, visible_tokens
 
 NEG_INF = -1e30
@@ -69,13 +72,26 @@ class DenseCache:
 
         What lies beyond a row's `counts_B` tokens is not written, and what is computed there means nothing.
         """
-        B, T, N, H = q_BTNH.shape
+        T, N = q_BTNH.shape[1:3]
         K, S = self.k.shape[2:4]
-        q = q_BTNH.reshape(B, T, K, N // K, H)
-        scores = jnp.einsum("btkgh,bksh->bkgts", q, self.k[layer], preferred_element_type=jnp.float32) * self.spec.scale
-        sparse_BK111 = (self.mode[layer] == HeadMode.SPARSE)[:, :, None, None, None]
-        position_B11T1 = (self.lengths[:, None] + jnp.arange(T))[:, None, None, :, None]
-        visible = visible_tokens(sparse_BK111, position_B11T1, jnp.arange(S), self.spec)
-        probabilities = jax.nn.softmax(jnp.where(visible, scores, NEG_INF), axis=-1)
-        out = jnp.einsum("bkgts,bksh->btkgh", probabilities.astype(self.v.dtype), self.v[layer])
-        return out.reshape(B, T, N, H)
+        sparse_BK11 = (self.mode[layer] == HeadMode.SPARSE)[:, :, None, None]
+        position_B1R1 = query_positions(self.lengths, T)[:, None, :, None]
+        position_B1R1 = jnp.tile(position_B1R1, (1, 1, N // K, 1))
+        visible_BKRS = visible_tokens(sparse_BK11, position_B1R1, jnp.arange(S), self.spec)
+
+        def over(dtype: jnp.dtype, q_BKRH: jax.Array, k_BKSH: jax.Array, v_BKSH: jax.Array) -> jax.Array:
+            q_BKRH, k_BKSH, v_BKSH = (x.astype(dtype) for x in (q_BKRH, k_BKSH, v_BKSH))
+            scores = jnp.einsum("bkrh,bksh->bkrs", q_BKRH, k_BKSH, preferred_element_type=jnp.float32)
+            scores = jnp.where(visible_BKRS, scores * self.spec.scale, NEG_INF)
+            weights = jax.nn.softmax(scores, axis=-1).astype(dtype)
+            return jnp.einsum("bkrs,bksh->bkrh", weights, v_BKSH).astype(q_BTNH.dtype)
+
+        # CPUs multiply 16-bit matrices of a few rows slower than they widen them.
+        out_BKRH = jax.lax.platform_dependent(
+            fold_rows(q_BTNH, K),
+            self.k[layer],
+            self.v[layer],
+            cpu=partial(over, jnp.dtype(jnp.float32)),
+            default=partial(over, self.v.dtype),
+        )
+        return unfold_rows(out_BKRH, T)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from elastic_jax.errors import ConfigError
-from elastic_jax.field_types import check_count, check_fields
+from elastic_jax.field_types import check_count, check_fields, shown
 
 RopeType = Literal["default", "linear", "dynamic", "llama3", "yarn", "longrope"]
 Pattern = Literal["fa-ssa", "fa-xa", "xa-ssa"]
@@ -136,6 +136,9 @@ class ModelConfig:
                 f"{self.num_heads} query heads do not divide into {self.num_kv_heads} key/value heads. "
                 "Check num_attention_heads and num_key_value_heads."
             )
+        for name in ("rms_norm_eps", "initializer_range"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"model {name} is {shown(getattr(self, name))}; want a number from 0 to 1.")
         if self.head_dim % 2:
             raise ConfigError(f"head_dim is {self.head_dim}; rotary embedding needs an even number.")
         for name in ("short_factor", "long_factor"):

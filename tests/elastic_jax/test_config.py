@@ -160,6 +160,14 @@ def test_sliding_window() -> None:
         window("qwen3", sliding_window=64, layer_types=["full_attention", "sliding_attention"])
 
 
+@pytest.mark.parametrize(
+    ("name", "value"), [("initializer_range", 2**63), ("initializer_range", -0.1), ("rms_norm_eps", 2)]
+)
+def test_numbers_that_cannot_be_meant_are_refused(name: str, value: float) -> None:
+    with pytest.raises(ConfigError, match=f"{name} is {value}; want a number from 0 to 1"):
+        ModelConfig.from_hf(LLAMA | {name: value})
+
+
 @pytest.mark.parametrize("name", CONFIGS)
 def test_round_trip(name: str) -> None:
     raw = golden_json(name)

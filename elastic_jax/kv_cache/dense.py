@@ -75,8 +75,7 @@ class DenseCache:
         T, N = q_BTNH.shape[1:3]
         K, S = self.k.shape[2:4]
         sparse_BK11 = (self.mode[layer] == HeadMode.SPARSE)[:, :, None, None]
-        position_B1R1 = query_positions(self.lengths, T)[:, None, :, None]
-        position_B1R1 = jnp.tile(position_B1R1, (1, 1, N // K, 1))
+        position_B1R1 = jnp.tile(query_positions(self.lengths, T), N // K)[:, None, :, None]
         visible_BKRS = visible_tokens(sparse_BK11, position_B1R1, jnp.arange(S), self.spec)
 
         def over(dtype: jnp.dtype, q_BKRH: jax.Array, k_BKSH: jax.Array, v_BKSH: jax.Array) -> jax.Array:

@@ -68,12 +68,12 @@ class ModelBackend:
         for tokens, rows, batch in batches:
             left[tokens] -= 1
             replies = ways[kind](batch, arm, tokens, rows)
-            if kind == "generate" and self._compiled(batch, arm, tokens, rows):
+            if kind == "generate" and self._first_meeting(batch, arm, tokens, rows):
                 replies = list(map(_untimed, replies)) if left[tokens] else self._generate(batch, arm, tokens, rows)
             yield from zip(batch, replies, strict=True)
 
-    def _compiled(self, batch: Sequence[Prompt], arm: Arm, tokens: int, rows: int) -> bool:
-        """Whether these prompts were the first of their shapes, so that their times hold the compiler's."""
+    def _first_meeting(self, batch: Sequence[Prompt], arm: Arm, tokens: int, rows: int) -> bool:
+        """Notes the shapes; whether none had them before, so that these times hold the compiler's."""
         new = max(prompt.max_new_tokens for prompt in batch)
         shape = (rows, tokens, new, arm.cache_bits, arm.view, arm.modes_LK is None)
         known = shape in self._met

@@ -24,9 +24,9 @@ from pallas_kernels.decode_attention.view import CacheView, Pages, hole_mask, qu
 from pallas_kernels.kv_quant.xla import unpack_xla
 from pallas_kernels.schedule import AttentionSpec, Schedule, block_schedule, visible_tokens
 
-TILE_GROUPS = 2
-"""Groups of a tile: little waste at the end of a run, and few partial results."""
-CODES_AT_ONCE = 1 << 17
+TILE_GROUPS = 4
+"""Groups of a tile: few partial results to join, at the price of some groups unpacked past the end of a run."""
+CODES_AT_ONCE = 1 << 18
 """Codes unpacked at a time, to float32: larger working sets leave the second-level caches of CPU cores."""
 
 

@@ -108,7 +108,7 @@ class Haystack:
         return digest.hexdigest()[:16]
 
     def excerpt(self, rng: random.Random, tokens: int) -> list[Piece]:
-        """Consecutive sentences from a random place, `tokens` tokens or a few less; the last one is cut at a word.
+        """Consecutive sentences from a random place, `tokens` tokens or less: the last one is cut after a whole word.
 
         Runs on into the next text where one ends. Raises `DataError` when all texts together are shorter.
         """

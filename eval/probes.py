@@ -76,7 +76,7 @@ def make_probe(
     """Builds probe number `index` of a task: the same arguments give the same probe, on every machine.
 
     Args:
-        length: token budget of prompt and answer; the prompt misses it by a few tokens at most.
+        length: token budget of prompt and answer; missed by less than one word of the haystack.
 
     Raises:
         ConfigError: the budget leaves no place outside the sink and the local window.

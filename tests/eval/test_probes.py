@@ -1,5 +1,9 @@
+import bisect
 import dataclasses
+import functools
+import itertools
 import random
+import re
 
 import pytest
 from hypothesis import given, settings
@@ -13,8 +17,14 @@ from eval.haystack import Haystack, code_texts, prose_texts
 from eval.probes import PROBE_TASKS, ProbeConfig, make_probe
 
 CONFIG = ProbeConfig(sink_tokens=64, local_tokens=128)
-LONGEST_WORD = 110
-"""Tokens of the tiny tokenizer: a line that rules a table off."""
+WORD = re.compile(r"\s*\S+")
+
+
+@functools.cache
+def longest_word() -> int:
+    """Tokens of the longest word that probes may be cut before: a line that rules a table off."""
+    found = {word for text in prose_texts(None, "evaluation").values() for word in WORD.findall(text)}
+    return max(map(len, tiny_tokenizer()(list(found), add_special_tokens=False)["input_ids"]))
 
 
 def probe(task="passkey", length=700, index=0, **changes):
@@ -31,15 +41,19 @@ def test_a_probe_keeps_its_promises(task, length, index, distractors):
     assert made.needle.strip(".").startswith(made.prompt.rpartition("Answer: ")[2])
 
     missing = length - len(made.prompt_ids) - len(made.answer_ids)
-    assert 0 <= missing < LONGEST_WORD
+    assert 0 <= missing < longest_word()
     assert made.needle_start >= CONFIG.sink_tokens
     assert made.needle_end <= made.question_start - CONFIG.local_tokens
 
 
-def test_a_text_ends_at_the_last_word_that_fits():
-    ruled, plain = probe("kv", 502, 292, distractors=0), probe()
-    assert len(ruled.prompt_ids) + len(ruled.answer_ids) == 502 - 70
-    assert 700 - 5 <= len(plain.prompt_ids) + len(plain.answer_ids) <= 700
+def test_an_excerpt_ends_after_the_last_whole_word_that_fits():
+    text = "One two three +" + "-+" * 30 + " four five."
+    haystack, tokenizer = Haystack({"a": text}, tiny_tokenizer()), tiny_tokenizer()
+    found = WORD.findall(text)
+    ends = list(itertools.accumulate(map(len, tokenizer(found, add_special_tokens=False)["input_ids"])))
+    for room in range(ends[-1]):
+        kept = "".join(piece.text for piece in haystack.excerpt(random.Random(0), room))
+        assert kept == "".join(found[: bisect.bisect_right(ends, room)])
 
 
 def test_an_excerpt_without_room_for_every_needle_is_drawn_again():

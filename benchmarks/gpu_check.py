@@ -23,14 +23,15 @@ import numpy as np
 from rich.console import Console
 
 ROOT = Path(__file__).parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "support")]
 
 from attention_cases import CASES, Case, Inputs, make_inputs, random_block_masks  # noqa: E402
 from gpu_decode import check_decode, time_decode  # noqa: E402
 
 from elastic_jax.errors import ConfigError  # noqa: E402
-from eval.cli_kernel import BenchKernelSettings, kernel_table  # noqa: E402
-from eval.kernel_bench import KernelReport, measure_kernels  # noqa: E402
+from eval.bench.kernel import KernelReport, measure_kernels  # noqa: E402
+from eval.bench.kernel_page import kernel_table  # noqa: E402
+from eval.bench.settings import BenchKernelSettings  # noqa: E402
 from pallas_kernels import dual_attention, hybrid_attention, routed_attention, select_blocks  # noqa: E402
 from pallas_kernels.dispatch import nvidia_capability  # noqa: E402
 

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from decode_cases import DECODE_CASES, SMALL_GROUPS, decode_shapes, make_decode_inputs
 
-from eval.timing import seconds
+from eval.harness.timing import seconds
 from pallas_kernels import CacheView, decode_attention
 
 TOLERANCE = {"float32": 1e-5, "bfloat16": 1e-2, "float16": 2e-3}

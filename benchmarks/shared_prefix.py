@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from elastic_jax.config import ModelConfig, RouterConfig
 from elastic_jax.model import from_params, param_shapes
 from elastic_jax.shared_prefix import separate_rows_hidden, shared_prefix_hidden
-from eval.timing import fastest, seconds
+from eval.harness.timing import fastest, seconds
 
 SMOLLM2 = ModelConfig(
     family="llama",

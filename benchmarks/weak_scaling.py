@@ -31,9 +31,9 @@ def measure(topology_name: str, fsdp: int) -> dict[str, float]:
     from train.config import RouterTrainConfig
     from train.plan.chips import GIB, parse_topology
     from train.plan.compile import compile_step, tpu_mesh
-    from train.plan.models import model_shape
+    from train.plan.estimate import default_sparse_share
     from train.plan.search import make_plan
-    from train.plan.work import default_sparse_share
+    from train.plan.shapes import model_shape
 
     topology = parse_topology(topology_name)
     run = load_settings(RouterTrainConfig, "router_qwen3_8b_64k")

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from elastic_jax.router import AttentionRouter
     from elastic_jax.routing import HeadMode, Routing
     from elastic_jax.sampling import Sampling
-    from elastic_jax.tokenizer import load_tokenizer
     from elastic_jax.weights import from_pretrained, save_pretrained
+    from elastic_jax.weights.tokenizer import load_tokenizer
 
 _HOME = {
     "AttentionRouter": "router",

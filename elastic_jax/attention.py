@@ -9,19 +9,14 @@ import jax.numpy as jnp
 from flax import nnx
 
 from elastic_jax.config import ModelConfig
-from elastic_jax.context_parallel import (
-    context_size,
-    dual_attention,
-    hybrid_attention,
-    routed_attention,
-    select_blocks,
-)
 from elastic_jax.errors import ConfigError
 from elastic_jax.layers import Linear, RMSNorm
 from elastic_jax.layout import Layout, per_token
 from elastic_jax.rope import apply_rope
 from elastic_jax.router import AttentionRouter, SampledGates, argmax_gates, pool_keys, sample_gates
 from elastic_jax.routing import HeadMode, skipped_share
+from elastic_jax.sharding.attention import dual_attention, hybrid_attention, routed_attention, select_blocks
+from elastic_jax.sharding.division import context_size
 
 
 class LayerContext(NamedTuple):

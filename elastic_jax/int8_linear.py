@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,10 +17,7 @@ from jax.sharding import Mesh
 
 from elastic_jax.errors import ConfigError
 from elastic_jax.layers import INPUT_RANKS, Linear
-from elastic_jax.sharding import param_shardings
-
-if TYPE_CHECKING:
-    from elastic_jax.model import ElasticForCausalLM
+from elastic_jax.sharding.rules import param_shardings
 
 LARGEST = 127
 
@@ -74,13 +71,13 @@ def int8_shapes(shapes: Mapping[str, Any], maps: Iterable[str] = INPUT_RANKS) ->
     return changed
 
 
-def join_int8(model: ElasticForCausalLM, name: str, kernel: Any, scale: Any) -> None:
+def join_int8(model: nnx.Module, name: str, kernel: Any, scale: Any) -> None:
     """Gives a map of the layers an int8 kernel; the model is changed in place."""
     parent, child = _parts(model, name)
     setattr(parent, child, Int8Linear(getattr(parent, child), kernel, scale))
 
 
-def quantize_layers(model: ElasticForCausalLM) -> None:
+def quantize_layers(model: nnx.Module) -> None:
     """Makes the kernels of all layers int8, one after the other and where they are; the model is changed in place.
 
     Each kernel is freed when its int8 form is there, unless something else holds it. Maps that are int8 stay.
@@ -105,6 +102,8 @@ def _paths(name: str) -> tuple[str, str]:
     return f"layers.{name}.kernel", f"layers.{name}.scale"
 
 
-def _parts(model: ElasticForCausalLM, name: str) -> tuple[nnx.Module, str]:
+def _parts(model: nnx.Module, name: str) -> tuple[nnx.Module, str]:
+    """The module of a decoder's stacked layers that holds the map, and its name there."""
     parent, child = name.split(".")
-    return getattr(model.layers, parent), child
+    layers = getattr(model, "layers")  # noqa: B009
+    return getattr(layers, parent), child

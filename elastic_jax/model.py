@@ -14,14 +14,27 @@ from jax.ad_checkpoint import checkpoint_name
 from elastic_jax.attention import Attention, LayerContext, LayerRecord, per_row
 from elastic_jax.config import ModelConfig
 from elastic_jax.errors import CheckpointError, ShapeError
-from elastic_jax.extras import Extras
 from elastic_jax.int8_linear import int8_maps, int8_shapes, join_int8
 from elastic_jax.layers import GatedMLP, Linear, RMSNorm
 from elastic_jax.layout import Layout, make_layout
 from elastic_jax.rope import rope_table
 from elastic_jax.router import AttentionRouter, SampledGates, SoftGates, pooling_weights
 from elastic_jax.routing import HeadMode, Routing, modes_from
-from elastic_jax.sharding import divide_tokens
+from elastic_jax.sharding.rules import divide_tokens
+
+
+class Extras(dict[str, np.ndarray]):
+    """Tensors by checkpoint name, such as the λ of an Elastic Attention checkpoint.
+
+    Compared by identity, so that a model that carries them stays a valid (hashable) static argument of `jit`.
+    """
+
+    def __hash__(self) -> int:  # pyrefly: ignore[bad-override]
+        return id(self)
+
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
 
 LAYER_INPUT = "layer_input"
 """Name of what is recomputed from, for offloading."""

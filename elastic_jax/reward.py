@@ -18,9 +18,8 @@ from elastic_jax.generation import bucket
 from elastic_jax.layout import Layout, make_layout
 from elastic_jax.model import ElasticForCausalLM, Gates, from_params, param_shapes
 from elastic_jax.routing import Routing, modes_from
+from elastic_jax.weights.names import SCORE, SCORE_TENSOR
 
-SCORE = "score.kernel"
-_SCORE_TENSOR = "score.weight"
 _LM_HEAD = frozenset({"lm_head.weight"})
 
 
@@ -163,7 +162,7 @@ class ElasticRewardModel(nnx.Module):
         """Writes a checkpoint that `transformers` opens as a sequence classifier; see `save_reward_model`."""
         from elastic_jax.weights.save import save_reward_model
 
-        save_reward_model(self, directory, overwrite=overwrite)
+        save_reward_model(self.decoder, self.score_head[...], self.config, directory, overwrite=overwrite)
 
 
 def score_hidden(hidden_BTD: jax.Array, score_D1: jax.Array, layout: Layout) -> jax.Array:
@@ -191,10 +190,10 @@ def _headless(config: ModelConfig) -> ModelConfig:
 
 
 def _hint(problem: str) -> str:
-    if f"missing    {_SCORE_TENSOR}" in problem:
+    if f"missing    {SCORE_TENSOR}" in problem:
         return "\nTo train a reward model from a language model, ask for a new head: new_head_seed=0."
-    if f"unexpected {_SCORE_TENSOR}" in problem:
+    if f"unexpected {SCORE_TENSOR}" in problem:
         return "\nThe checkpoint has a score head: leave new_head_seed out to use it."
-    if f"mis-shaped {_SCORE_TENSOR}" in problem:
+    if f"mis-shaped {SCORE_TENSOR}" in problem:
         return "\nOnly reward models of one label (num_labels = 1) are supported."
     return ""

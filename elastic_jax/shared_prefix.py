@@ -20,13 +20,13 @@ from flax import nnx
 
 from elastic_jax.attention import per_row
 from elastic_jax.config import ModelConfig
-from elastic_jax.context_parallel import hybrid_attention
 from elastic_jax.errors import ConfigError
 from elastic_jax.layout import make_layout
 from elastic_jax.model import ElasticForCausalLM
 from elastic_jax.rope import apply_rope, rope_table
 from elastic_jax.router import argmax_gates, pool_keys, pooling_weights
 from elastic_jax.routing import HeadMode, Routing, modes_from
+from elastic_jax.sharding.attention import hybrid_attention
 
 LENGTH_DEPENDENT_ROPE = ("dynamic", "longrope")
 

@@ -11,18 +11,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from elastic_jax.errors import ConfigError
+from elastic_jax.journal import Journal
 from elastic_jax.settings import settings_yaml
-from eval.arms import Arm
-from eval.backends.base import Backend
-from eval.benchmark_figures import draw_benchmark
-from eval.benchmark_markdown import render_benchmark
-from eval.encoding import Encoder
-from eval.journal import Journal
-from eval.options import BenchmarkSettings
-from eval.progress import token_progress
-from eval.provenance import command_line, program, prompts_digest
-from eval.runner import Outcome, Record, first_prompts, pending_tokens, records_of, run_groups
-from eval.tables import Row, means_over_tasks, summarise
+from eval.harness.backends.base import Backend
+from eval.harness.encoding import Encoder
+from eval.harness.provenance import command_line, program, prompts_digest
+from eval.harness.runner import Outcome, Record, first_prompts, pending_tokens, records_of, run_groups, token_progress
+from eval.harness.settings import BenchmarkSettings
+from eval.report.figures import draw_benchmark
+from eval.report.page import render_benchmark
+from eval.report.tables import Row, means_over_tasks, summarise
+from eval.samples import Arm
 from eval.tasks import Group
 
 if TYPE_CHECKING:

@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 
 from elastic_jax.errors import DataError
-from eval.benchmarks.judge_items import hashed_order
-from eval.benchmarks.judge_results import join_rewards
-from eval.intervals import bootstrap_mean, sign_test
-from eval.journal import read_records
-from eval.markdown import table
-from eval.runner import Record
+from elastic_jax.journal import read_records
+from eval.harness.runner import Record
+from eval.report.page import table
+from eval.report.tables import bootstrap_mean, sign_test
+from eval.suites.rewardbench.items import hashed_order
+from eval.suites.rewardbench.results import join_rewards
 
 _Samples = dict[tuple[str, str], dict[str, Record]]
 """Records by task and uid, then by the label of the showing."""

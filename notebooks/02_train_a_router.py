@@ -83,7 +83,7 @@ from pydoc_data.topics import topics
 
 import elastic_jax as ej
 from elastic_jax.smollm2 import model_file, shipped_router
-from elastic_jax.text_split import split_of
+from elastic_jax.text.split import split_of
 
 tokenizer = ej.load_tokenizer(model_file())
 draw = random.Random(0)

@@ -117,7 +117,7 @@ from pydoc_data.topics import topics
 
 from elastic_jax.generation import decode_step, make_cache, prefill
 from elastic_jax.routing import modes_from
-from elastic_jax.text_split import split_of
+from elastic_jax.text.split import split_of
 
 held_out = "\n\n".join(text for name, text in sorted(topics.items()) if split_of(name) == "evaluation")
 length = PROMPT_TOKENS + SCORED_TOKENS

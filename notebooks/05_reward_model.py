@@ -134,7 +134,7 @@ plt.show()
 import numpy as np
 
 import elastic_jax as ej
-from train.reward.data.generate import records
+from train.reward.examples.generate import records
 
 model = ej.ElasticRewardModel.from_pretrained(RUN / "hf")
 tokenizer = ej.load_tokenizer(RUN / "hf")

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pallas_kernels.layout import Geometry
+from pallas_kernels.blocks import Geometry
 from pallas_kernels.schedule import AttentionSpec
 
 

@@ -28,8 +28,8 @@ from doc_pages import (
 
 import elastic_jax
 import pallas_kernels
-from elastic_jax import cli
-from elastic_jax.cli_args import parse_verb
+from elastic_jax.cli import entry as cli
+from elastic_jax.cli.args import parse_verb
 
 BLOCKS = [block for page in PAGES for block in blocks(page)]
 SHELL = [(block.where, words) for block in BLOCKS if block.language in ("sh", "") for words in shell_commands(block)]

@@ -19,21 +19,21 @@ from checkpoints import GOLDEN
 from gguf_files import write_gguf
 from mutations import deep_json, mutate_bytes, mutate_json, survives
 
-from elastic_jax.cli_generate_many import read_prompts
+from elastic_jax.cli.generate import read_prompts
 from elastic_jax.config import ModelConfig
-from elastic_jax.hf_config import config_to_hf
+from elastic_jax.config.model import config_to_hf
+from elastic_jax.journal import Journal
+from elastic_jax.journal import read_records as read_journals
 from elastic_jax.settings import load_settings, settings_dict
-from elastic_jax.tokenizer import load_tokenizer
 from elastic_jax.weights import from_pretrained, save_pretrained
 from elastic_jax.weights.gguf import open_gguf
 from elastic_jax.weights.router_only import open_router
 from elastic_jax.weights.safetensors_dir import open_weights, read_json
-from eval.benchmarks import long_rewardbench, memory_rewardbench
-from eval.journal import Journal
-from eval.journal import read_records as read_journals
-from eval.longbench.v1 import longbench_groups
-from eval.longbench.v2 import longbench_v2_group
-from eval.ruler.questions import read_questions
+from elastic_jax.weights.tokenizer import load_tokenizer
+from eval.suites.longbench.v1 import longbench_groups
+from eval.suites.longbench.v2 import longbench_v2_group
+from eval.suites.rewardbench import long, memory
+from eval.suites.ruler.questions import read_questions
 from train.config import RouterTrainConfig
 from train.data.foreign import read_evidence
 from train.data.sources import read_records
@@ -208,11 +208,11 @@ KINDS = {
         lambda f: longbench_v2_group(f, forced=True, count=None, tokens=100),
         "json",
     ),
-    "Long-RewardBench": Kind(_lines("Summ.jsonl", LONG, RANKED), "Summ.jsonl", long_rewardbench.read_folder, "jsonl"),
+    "Long-RewardBench": Kind(_lines("Summ.jsonl", LONG, RANKED), "Summ.jsonl", long.read_folder, "jsonl"),
     "MemoryRewardBench": Kind(
         _lines("Long-context_Reasoning.jsonl", MEMORY),
         "Long-context_Reasoning.jsonl",
-        memory_rewardbench.read_folder,
+        memory.read_folder,
         "jsonl",
     ),
     "journal": Kind(

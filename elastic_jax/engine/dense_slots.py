@@ -8,11 +8,11 @@ import numpy as np
 
 from elastic_jax.engine import programs
 from elastic_jax.engine.config import EngineConfig
+from elastic_jax.engine.page_pool import Reservation
+from elastic_jax.engine.rows import blank_dense
 from elastic_jax.engine.slots import Demand, Prompt, Slots
 from elastic_jax.generation import bucket, decode_spec
 from elastic_jax.kv_cache import CacheConfig
-from elastic_jax.kv_cache.page_pool import Reservation
-from elastic_jax.kv_cache.rows import blank_dense
 from elastic_jax.model import ElasticForCausalLM
 
 

@@ -13,13 +13,13 @@ from elastic_jax.engine.beams import BeamLane
 from elastic_jax.engine.config import EngineConfig
 from elastic_jax.engine.dense_slots import DenseSlots
 from elastic_jax.engine.lanes import Lane, SampledLane
+from elastic_jax.engine.page_pool import Reservation
 from elastic_jax.engine.paged_slots import PagedSlots
 from elastic_jax.engine.requests import Drafter, Event, Finish, Prefix, Request
 from elastic_jax.engine.slots import Demand, Slots
 from elastic_jax.errors import ConfigError, ShapeError
 from elastic_jax.generation import bucket, end_ids
 from elastic_jax.kv_cache import CacheConfig
-from elastic_jax.kv_cache.page_pool import Reservation
 from elastic_jax.model import ElasticForCausalLM
 from elastic_jax.routing import Routing, modes_from
 from elastic_jax.sampling import Sampling

@@ -17,14 +17,14 @@ import numpy as np
 
 from elastic_jax.engine import programs
 from elastic_jax.engine.config import EngineConfig
+from elastic_jax.engine.page_pool import ABSENT, PagePool, Reservation, pages_needed, stored_groups
+from elastic_jax.engine.rows import Row, blank_quantized
 from elastic_jax.engine.slots import Demand, Prompt, Slots
 from elastic_jax.errors import ConfigError
 from elastic_jax.generation import Cache, decode_spec, decodes_sparse
 from elastic_jax.kv_cache import CacheConfig
-from elastic_jax.kv_cache.page_pool import ABSENT, PagePool, Reservation, pages_needed, stored_groups
 from elastic_jax.kv_cache.pages import empty_pages, quantized_tokens, sparse_groups
 from elastic_jax.kv_cache.quantized import QuantizedCache
-from elastic_jax.kv_cache.rows import Row, blank_quantized
 from elastic_jax.model import ElasticForCausalLM
 from elastic_jax.routing import HeadMode
 

@@ -8,8 +8,8 @@ from typing import Any
 import jax
 from flax import nnx
 
+from elastic_jax.engine import rows
 from elastic_jax.generation import Cache, read_tokens
-from elastic_jax.kv_cache import rows
 from elastic_jax.sampling import RowSampling, next_tokens
 
 

@@ -18,9 +18,9 @@ from flax import nnx
 
 from elastic_jax.engine import programs
 from elastic_jax.engine.config import EngineConfig
+from elastic_jax.engine.page_pool import Reservation
 from elastic_jax.generation import Cache, bucket, decodes_sparse, prefill
 from elastic_jax.kv_cache import CacheConfig
-from elastic_jax.kv_cache.page_pool import Reservation
 from elastic_jax.model import ElasticForCausalLM
 from elastic_jax.routing import HeadMode, modes_from
 from elastic_jax.sampling import RowSampling

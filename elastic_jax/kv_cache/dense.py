@@ -9,8 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from elastic_jax.routing import HeadMode
-from pallas_kernels.decode_attention.plan import fold_rows, unfold_rows
-from pallas_kernels.decode_attention.view import query_positions
+from pallas_kernels.decode_attention.view import fold_rows, query_positions, unfold_rows
 from pallas_kernels.schedule import AttentionSpec, visible_tokens
 
 NEG_INF = -1e30

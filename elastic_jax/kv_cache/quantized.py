@@ -21,10 +21,27 @@ from elastic_jax.errors import ShapeError
 from elastic_jax.kv_cache.config import CacheConfig
 from elastic_jax.kv_cache.outliers import EMPTY, Outliers, compete, forget, token_scores
 from elastic_jax.kv_cache.pages import PagePlan, empty_pages, quantize_tokens, quantized_tokens
-from elastic_jax.kv_cache.rotation import hadamard
 from elastic_jax.routing import HeadMode
 from pallas_kernels import CacheView, Pages, decode_attention
 from pallas_kernels.schedule import AttentionSpec, visible_tokens
+
+
+def hadamard(x: jax.Array) -> jax.Array:
+    """Multiplies the last axis by an orthonormal symmetric Hadamard matrix; keeps the type.
+
+    A width that is no power of two is rotated in blocks of its largest power-of-two divisor. Butterflies of single
+    additions: the result for a token does not depend on the tokens beside it, as a matrix product's might.
+    """
+    width = x.shape[-1]
+    block = width & -width
+    y = x.astype(jnp.float32)
+    half = 1
+    while half < block:
+        pairs = y.reshape(*x.shape[:-1], -1, 2, half)
+        a, b = pairs[..., 0, :], pairs[..., 1, :]
+        y = jnp.stack([a + b, a - b], -2).reshape(x.shape)
+        half *= 2
+    return (y * block**-0.5).astype(x.dtype)
 
 
 @jax.tree_util.register_dataclass

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from elastic_jax.config import ModelConfig
+from elastic_jax.config.checks import check_count
 from elastic_jax.errors import ConfigError
-from elastic_jax.field_types import check_count
 
 _ARCHITECTURES = ("llama", "qwen2", "qwen3")
 

@@ -17,14 +17,12 @@ from jax.sharding import Mesh, NamedSharding
 
 from elastic_jax.config import ModelConfig, Pattern
 from elastic_jax.errors import CheckpointError, ConfigError
-from elastic_jax.extras import Extras
-from elastic_jax.model import ElasticForCausalLM, from_params, param_shapes
-from elastic_jax.sharding import param_shardings
-from elastic_jax.weights.elastic import ignored_names, is_extra
+from elastic_jax.model import ElasticForCausalLM, Extras, from_params, param_shapes
+from elastic_jax.sharding.rules import param_shardings
 from elastic_jax.weights.hf import open_directory
 from elastic_jax.weights.locate import locate
 from elastic_jax.weights.names import ROUTER_PREFIX, ROUTER_PROBE, Entry, Part, entries
-from elastic_jax.weights.router_only import open_router
+from elastic_jax.weights.router_only import ignored_names, is_extra, open_router
 from elastic_jax.weights.source import Checkpoint, TensorSource, check_tensors
 
 _LOG = logging.getLogger(__name__)

@@ -119,3 +119,7 @@ def entries(shapes: dict[str, tuple[int, ...]]) -> Iterator[Entry]:
         template = _TOP.get(path) or f"{_MODULES[module]}.{_LEAVES[leaf]}"
         kind = "table" if path == "embed.embedding" else "kernel" if leaf == "kernel" else "vector"
         yield Entry(path, tuple(shape), template, kind)
+
+
+SCORE = "score.kernel"
+SCORE_TENSOR = "score.weight"

@@ -13,7 +13,7 @@ import ml_dtypes
 import numpy as np
 
 from elastic_jax.errors import CheckpointError
-from elastic_jax.json_text import parse_json
+from elastic_jax.files import parse_json
 from elastic_jax.weights.names import Part
 from elastic_jax.weights.source import TensorInfo
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,18 +11,64 @@ from typing import Any, Literal
 
 import numpy as np
 
+from elastic_jax.config import ModelConfig
+from elastic_jax.config.model import config_to_elastic
 from elastic_jax.errors import ConfigError
-from elastic_jax.hf_config import config_to_elastic
+from elastic_jax.files import atomic_directory
 from elastic_jax.int8_linear import int8_maps
 from elastic_jax.model import ElasticForCausalLM, to_params
-from elastic_jax.reward import SCORE, ElasticRewardModel
-from elastic_jax.weights.atomic import atomic_directory
-from elastic_jax.weights.elastic import default_extras, log_temperatures
 from elastic_jax.weights.hf import CONFIG
-from elastic_jax.weights.names import ROUTER_PREFIX, Entry, entries
-from elastic_jax.weights.router_only import ROUTER_CONFIG, ROUTER_WEIGHTS, router_json, write_json
-from elastic_jax.weights.safetensors_dir import INDEX, SINGLE
-from elastic_jax.weights.side_files import write_side_files
+from elastic_jax.weights.names import ROUTER_PREFIX, SCORE, Entry, entries
+from elastic_jax.weights.router_only import (
+    ROUTER_CONFIG,
+    ROUTER_WEIGHTS,
+    default_extras,
+    log_temperatures,
+    router_json,
+    write_json,
+)
+from elastic_jax.weights.safetensors_dir import INDEX, SINGLE, read_json
+from elastic_jax.weights.tokenizer import load_tokenizer
+
+_LOG = logging.getLogger(__name__)
+
+GENERATION_CONFIG = "generation_config.json"
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "tokenizer.model",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+)
+
+
+def write_side_files(source: str | None, config: ModelConfig, directory: Path) -> None:
+    """Copies the tokenizer of `source` (writes it, if that is a GGUF file) and the generation defaults."""
+    origin = Path(source) if source else None
+    if origin is not None and not origin.exists():
+        _LOG.warning("%s is gone, so no tokenizer was written beside the exported weights", origin)
+    elif origin is not None and origin.is_file():
+        _write_tokenizer(origin, directory)
+    elif origin is not None:
+        for name in (*TOKENIZER_FILES, GENERATION_CONFIG):
+            if (origin / name).is_file():
+                shutil.copyfile(origin / name, directory / name)
+    ids = {name: config.hf_extra.get(name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    if not (directory / GENERATION_CONFIG).exists() and ids["eos_token_id"] is not None:
+        write_json(directory / GENERATION_CONFIG, {name: value for name, value in ids.items() if value is not None})
+
+
+def _write_tokenizer(gguf_file: Path, directory: Path) -> None:
+    load_tokenizer(gguf_file).save_pretrained(directory)
+    settings = read_json(directory / "tokenizer_config.json")
+    # the name that transformers 4 and 5 both know for a tokenizer.json without a class of its own
+    write_json(directory / "tokenizer_config.json", settings | {"tokenizer_class": "PreTrainedTokenizerFast"})
+
 
 Format = Literal["hf", "elastic", "router"]
 
@@ -71,7 +119,9 @@ def save_pretrained(
 
 
 def save_reward_model(
-    model: ElasticRewardModel,
+    decoder: ElasticForCausalLM,
+    score_D1: Any,
+    config: ModelConfig,
     directory: str | Path,
     *,
     overwrite: bool = False,
@@ -79,10 +129,10 @@ def save_reward_model(
 ) -> None:
     """Writes decoder and score head as `transformers` reads a sequence classifier of one label; routers stay behind.
 
-    Save those with `save_pretrained(model.decoder, ..., format="router")`. See `save_pretrained` for the rest.
+    Save those with `save_pretrained(decoder, ..., format="router")`. See `save_pretrained` for the rest.
     """
-    params = to_params(model.decoder) | {SCORE: model.score_head[...]}
-    raw = model.config.to_hf()
+    params = to_params(decoder) | {SCORE: score_D1}
+    raw = config.to_hf()
     raw |= {
         "architectures": [raw["architectures"][0].replace("ForCausalLM", "ForSequenceClassification")],
         "id2label": {"0": "LABEL_0"},
@@ -93,7 +143,7 @@ def save_reward_model(
     with atomic_directory(directory, overwrite=overwrite) as partial:
         write_json(partial / CONFIG, raw)
         _write_shards(partial, list(_pieces(params, routers=False, backbone=True)), max_shard_bytes)
-        write_side_files(model.decoder.source, model.config, partial)
+        write_side_files(decoder.source, config, partial)
 
 
 @dataclass(frozen=True)

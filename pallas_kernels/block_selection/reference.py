@@ -7,8 +7,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.block_selection.scoring import SelectionSpec, block_mass, make_groups
-from pallas_kernels.block_selection.selection import keep_blocks
+from pallas_kernels.block_selection.scoring import SelectionSpec, block_mass, keep_blocks, make_groups
 
 
 def select_blocks_reference(

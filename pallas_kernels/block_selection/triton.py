@@ -15,12 +15,11 @@ import jax.numpy as jnp
 import triton
 from jax import lax
 
-from pallas_kernels.block_selection.scoring import Places, SelectionSpec, make_places
-from pallas_kernels.block_selection.selection import keep_blocks
+from pallas_kernels.block_selection.scoring import Places, SelectionSpec, keep_blocks, make_places
+from pallas_kernels.blocks import Geometry, clear_padding, describe_rows
 from pallas_kernels.gpu.launch import compute_capability, launch
 from pallas_kernels.gpu.selection import score_kernel
 from pallas_kernels.gpu.tuning import SMALLEST_TILE, choose_score_tile
-from pallas_kernels.layout import Geometry, clear_padding, describe_rows
 from pallas_kernels.partition import divided
 
 type Array = jax.Array

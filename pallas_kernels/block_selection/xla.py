@@ -8,8 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from pallas_kernels.block_selection.scoring import Groups, SelectionSpec, block_mass, make_groups
-from pallas_kernels.block_selection.selection import keep_blocks
+from pallas_kernels.block_selection.scoring import Groups, SelectionSpec, block_mass, keep_blocks, make_groups
 from pallas_kernels.partition import divided
 
 STRIPS = 8

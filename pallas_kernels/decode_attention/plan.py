@@ -31,16 +31,3 @@ def token_limits(sparse_BK: jax.Array, position_B: jax.Array, queries: int, spec
     least = jnp.zeros_like(q_pos_B1T) if spec.window is None else q_pos_B1T + 1 - spec.window
     columns = (jnp.maximum(least, 0), near_BKT, q_pos_B1T)
     return jnp.stack([jnp.broadcast_to(x, near_BKT.shape) for x in columns], -1).astype(jnp.int32)
-
-
-def fold_rows(q_BTNH: jax.Array, kv_heads: int) -> jax.Array:
-    """`[B, T, N, H]` -> `[B, K, R, H]`: query heads of a KV head and their queries as rows, r = head * T + query."""
-    B, T, N, H = q_BTNH.shape
-    return q_BTNH.reshape(B, T, kv_heads, N // kv_heads, H).transpose(0, 2, 3, 1, 4).reshape(B, kv_heads, -1, H)
-
-
-def unfold_rows(x_BKRH: jax.Array, queries: int) -> jax.Array:
-    """Inverse of `fold_rows`."""
-    B, K, R, H = x_BKRH.shape
-    x = x_BKRH.reshape(B, K, R // queries, queries, H).transpose(0, 3, 1, 2, 4)
-    return x.reshape(B, queries, K * R // queries, H)

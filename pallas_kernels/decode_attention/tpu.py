@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from pallas_kernels.decode_attention.plan import fold_rows, group_runs, token_limits, unfold_rows
-from pallas_kernels.decode_attention.view import CacheView, Pages, hole_mask
+from pallas_kernels.decode_attention.plan import group_runs, token_limits
+from pallas_kernels.decode_attention.view import CacheView, Pages, fold_rows, hole_mask, unfold_rows
 from pallas_kernels.schedule import AttentionSpec
 from pallas_kernels.tpu.decode import DecodeOperands, byte_order, decode
 from pallas_kernels.tpu.limits import LANES

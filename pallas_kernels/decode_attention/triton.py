@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 import triton
 
-from pallas_kernels.decode_attention.plan import fold_rows, group_runs, token_limits, unfold_rows
-from pallas_kernels.decode_attention.view import CacheView
+from pallas_kernels.decode_attention.plan import group_runs, token_limits
+from pallas_kernels.decode_attention.view import CacheView, fold_rows, unfold_rows
 from pallas_kernels.gpu.decode import decode_kernel
 from pallas_kernels.gpu.launch import launch
 from pallas_kernels.gpu.tuning import SMALLEST_TILE

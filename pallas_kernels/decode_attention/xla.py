@@ -19,10 +19,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from pallas_kernels.blockwise import MASKED, NOTHING_SEEN, exp2
 from pallas_kernels.decode_attention.view import CacheView, Pages, hole_mask, query_positions
 from pallas_kernels.kv_quant.xla import unpack_xla
 from pallas_kernels.schedule import AttentionSpec, Schedule, block_schedule, visible_tokens
+from pallas_kernels.xla.forward import MASKED, NOTHING_SEEN, exp2
 
 TILE_GROUPS = 4
 """Groups of a tile: few partial results to join, at the price of some groups unpacked past the end of a run."""

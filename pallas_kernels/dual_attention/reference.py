@@ -5,8 +5,8 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from pallas_kernels.blocks import Geometry, by_block, clear_padding, describe_rows
 from pallas_kernels.hybrid_attention.reference import attention_and_lse
-from pallas_kernels.layout import Geometry, by_block, clear_padding, describe_rows
 from pallas_kernels.schedule import AttentionSpec
 
 

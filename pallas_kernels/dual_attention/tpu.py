@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.layout import Rows, by_block, clear_padding
+from pallas_kernels.blocks import Rows, by_block, clear_padding
 from pallas_kernels.schedule import AttentionSpec
 from pallas_kernels.tpu.backward import attention_backward
 from pallas_kernels.tpu.forward import attention_forward

@@ -11,9 +11,9 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
+from pallas_kernels.blocks import Geometry, by_block, describe_rows
 from pallas_kernels.gpu.attention import attend, backward
 from pallas_kernels.gpu.plan import Plan, make_plan
-from pallas_kernels.layout import Geometry, by_block, describe_rows
 from pallas_kernels.schedule import AttentionSpec
 
 type Array = jax.Array

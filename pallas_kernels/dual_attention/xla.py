@@ -14,7 +14,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.blockwise import (
+from pallas_kernels.blocks import by_block, clear_padding, unfold_queries
+from pallas_kernels.partition import divided
+from pallas_kernels.schedule import AttentionSpec, Schedule
+from pallas_kernels.xla.backward import backward
+from pallas_kernels.xla.forward import (
     Extend,
     Folded,
     Softmax,
@@ -26,10 +30,6 @@ from pallas_kernels.blockwise import (
     plan_visits,
     query_tiles,
 )
-from pallas_kernels.blockwise_backward import backward
-from pallas_kernels.layout import by_block, clear_padding, unfold_queries
-from pallas_kernels.partition import divided
-from pallas_kernels.schedule import AttentionSpec, Schedule
 
 
 class Branch(NamedTuple):

@@ -7,12 +7,12 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
+from pallas_kernels.blocks import Geometry, Rows, clear_padding, describe_rows
 from pallas_kernels.gpu.attention import PLAN, backward
 from pallas_kernels.gpu.hopper import BLOCK, hopper_attention, shared_bytes
 from pallas_kernels.gpu.launch import compute_capability
 from pallas_kernels.gpu.plan import Plan, make_plan, query_work
 from pallas_kernels.gpu.tuning import SHARED_MEMORY
-from pallas_kernels.layout import Geometry, Rows, clear_padding, describe_rows
 from pallas_kernels.partition import divided
 from pallas_kernels.schedule import AttentionSpec
 

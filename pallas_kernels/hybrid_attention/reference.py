@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.layout import Geometry, by_block, clear_padding, describe_rows
+from pallas_kernels.blocks import Geometry, by_block, clear_padding, describe_rows
 from pallas_kernels.schedule import AttentionSpec
 
 

@@ -7,7 +7,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.layout import clear_padding
+from pallas_kernels.blocks import clear_padding
 from pallas_kernels.schedule import AttentionSpec
 from pallas_kernels.tpu.backward import attention_backward
 from pallas_kernels.tpu.forward import attention_forward

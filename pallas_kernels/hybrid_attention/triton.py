@@ -7,9 +7,9 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
+from pallas_kernels.blocks import Geometry, describe_rows
 from pallas_kernels.gpu.attention import attend, backward
 from pallas_kernels.gpu.plan import Plan, make_plan
-from pallas_kernels.layout import Geometry, describe_rows
 from pallas_kernels.schedule import AttentionSpec
 
 type Array = jax.Array

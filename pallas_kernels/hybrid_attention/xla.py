@@ -7,11 +7,11 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.blockwise import Extend, Folded, Softmax, Tiling, Visits, attend, fold, plan_visits
-from pallas_kernels.blockwise_backward import backward
-from pallas_kernels.layout import clear_padding, unfold_queries
+from pallas_kernels.blocks import clear_padding, unfold_queries
 from pallas_kernels.partition import divided
 from pallas_kernels.schedule import AttentionSpec, Schedule
+from pallas_kernels.xla.backward import backward
+from pallas_kernels.xla.forward import Extend, Folded, Softmax, Tiling, Visits, attend, fold, plan_visits
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))

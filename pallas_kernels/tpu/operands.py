@@ -7,7 +7,15 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.layout import Geometry, Rows, clear_padding, describe_rows, fold_keys, fold_queries, unfold_queries
+from pallas_kernels.blocks import (
+    Geometry,
+    Rows,
+    clear_padding,
+    describe_rows,
+    fold_keys,
+    fold_queries,
+    unfold_queries,
+)
 from pallas_kernels.schedule import AttentionSpec
 from pallas_kernels.tpu.limits import LANES
 from pallas_kernels.tpu.plan import Layout

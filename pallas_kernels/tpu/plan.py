@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from pallas_kernels.layout import Geometry, Rows, by_block
+from pallas_kernels.blocks import Geometry, Rows, by_block
 from pallas_kernels.schedule import AttentionSpec, Schedule, block_schedule
 
 SCALAR_MEMORY = 900 * 1024

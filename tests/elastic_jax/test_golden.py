@@ -14,8 +14,8 @@ from elastic_jax.errors import CheckpointError
 from elastic_jax.model import ElasticForCausalLM, Output
 from elastic_jax.routing import HeadMode
 from elastic_jax.smollm2 import model_file
-from elastic_jax.tokenizer import load_tokenizer
 from elastic_jax.weights import from_pretrained
+from elastic_jax.weights.tokenizer import load_tokenizer
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 FAMILIES = sorted(path.parent.name for path in GOLDEN.glob("*/golden.npz") if path.parent.name != "official_qwen3")

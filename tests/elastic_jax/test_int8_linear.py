@@ -13,7 +13,8 @@ from elastic_jax.int8_linear import int8_kernel, int8_maps, int8_shapes, quantiz
 from elastic_jax.layers import INPUT_RANKS
 from elastic_jax.model import from_params, param_shapes, to_params
 from elastic_jax.router import SampledGates
-from elastic_jax.sharding import AXES, array_bytes, device_bytes, param_specs
+from elastic_jax.sharding.mesh import AXES
+from elastic_jax.sharding.rules import array_bytes, device_bytes, param_specs
 from elastic_jax.weights import save_pretrained
 
 

@@ -12,16 +12,16 @@ from cheap_tokenizer import CheapTokenizer
 
 from elastic_jax.cli import main as elastic_jax_cli
 from elastic_jax.errors import ConfigError, DataError
-from eval.backends.scripted import ScriptedBackend
 from eval.benchmark import run_benchmark
-from eval.cli_ruler import RulerSettings, ruler_benchmark
-from eval.options import split_commas
+from eval.harness.backends.scripted import ScriptedBackend
+from eval.harness.settings import split_commas
 from eval.samples import Reply
+from eval.verbs.ruler import RulerSettings, ruler_benchmark
 
 ROOT = Path(__file__).parents[2]
 KILLED = """
 import os, signal, sys
-sys.path[:0] = ["tests", "tests/eval"]
+sys.path[:0] = ["tests/support", "tests/eval"]
 import test_benchmark as toy
 
 left = int(sys.argv[2])

@@ -4,8 +4,8 @@ import pytest
 
 from elastic_jax.cli import main as elastic_jax_cli
 from elastic_jax.errors import DataError
+from elastic_jax.journal import Journal
 from eval.compare import compare_runs
-from eval.journal import Journal
 
 
 def write(folder, scores, arm="full", task="vt"):

@@ -7,9 +7,9 @@ import jax
 import pytest
 
 from pallas_kernels import tile_tables
+from pallas_kernels.blocks import Geometry
 from pallas_kernels.gpu import tuning
 from pallas_kernels.gpu.tuning import Tile, choose_tile
-from pallas_kernels.layout import Geometry
 from pallas_kernels.tpu import limits
 from pallas_kernels.tpu.plan import Layout
 

@@ -2,8 +2,8 @@ import pytest
 
 from elastic_jax.errors import ConfigError
 from elastic_jax.settings import load_settings, settings_dict
-from train import cli
 from train.config import RouterTrainConfig
+from train.verbs import router as cli
 
 
 def test_the_official_recipe_has_the_released_values():

@@ -13,7 +13,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from elastic_jax.errors import DataError
-from elastic_jax.text_split import split_of
+from elastic_jax.text.split import split_of
 from train.data.foreign import Evidence, read_evidence
 
 MIN_CHARACTERS = 2000

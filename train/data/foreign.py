@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 
 from elastic_jax.errors import DataError
-from elastic_jax.text_split import split_of
+from elastic_jax.text.split import split_of
 from train.data.records import CODE, MULTIHOP_QA, SINGLE_QA, SUMMARIZATION, parse_record, read_jsonl
 
 

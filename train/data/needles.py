@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from elastic_jax.text_split import split_of
+from elastic_jax.text.split import split_of
 from train.data.records import MULTIHOP_QA, SINGLE_QA, Record
 from train.data.windows import Windows, sentence_ends
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from elastic_jax.errors import DataError
-from elastic_jax.json_text import parse_json
+from elastic_jax.files import parse_json
 
 TASKS = ("Single QA", "MultiHop QA", "Summarization", "Code", "In-Context Learning")
 """Task labels; a label's index is its task id."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -13,20 +13,20 @@ from rich.table import Table
 from transformers import PreTrainedTokenizerBase
 
 from elastic_jax import smollm2
-from elastic_jax.cli_inspect import routing_table
-from elastic_jax.cli_model import answer_text, encode
+from elastic_jax.cli.inspect import routing_table
+from elastic_jax.cli.model import answer_text, encode
+from elastic_jax.errors import ConfigError
 from elastic_jax.generation import generate
 from elastic_jax.inspection import route_prompt
 from elastic_jax.model import ElasticForCausalLM, to_params
 from elastic_jax.plots import routing_heatmap, save_figure
-from elastic_jax.tokenizer import load_tokenizer
 from elastic_jax.weights import from_pretrained, save_pretrained
+from elastic_jax.weights.tokenizer import load_tokenizer
 from train.config import DataConfig, OptimConfig, RouterTrainConfig, RunConfig, TasksConfig
-from train.dataset import load_samples
-from train.demo.cli import DemoSettings
+from train.data.dataset import load_samples
 from train.demo.prompts import PASS_KEY, Prompt, demo_prompts
-from train.router import ROUTER_PREFIX
-from train.router_run import train_router
+from train.router.run import train_router
+from train.router.step import ROUTER_PREFIX
 
 CHAT = "Give me three tips for a good night's sleep."
 ANSWER_TOKENS = 64
@@ -156,3 +156,21 @@ def _unused(folder: Path) -> Path:
     while (candidate := folder.with_name(f"{folder.name}-{number}")).exists():
         number += 1
     return candidate
+
+
+@dataclass(frozen=True)
+class DemoSettings:
+    """Size of the demonstration, and where it writes."""
+
+    out: str = "runs/demo"
+    """Folder for the picture, the training run and the checkpoints (about 600 MB)."""
+    prompt_tokens: int = 1536
+    """Length of each prompt, in tokens; sparse heads skip work from about 400 tokens on."""
+    train_steps: int = 6
+    """Optimizer steps of router training; 0 leaves it out."""
+
+    def __post_init__(self) -> None:
+        if not 512 <= self.prompt_tokens <= 4096:
+            raise ConfigError(f"prompt_tokens is {self.prompt_tokens}; want 512 to 4096.")
+        if self.train_steps < 0:
+            raise ConfigError(f"train_steps is {self.train_steps}; want 0 or more.")

@@ -10,12 +10,12 @@ from jax.sharding import AbstractMesh
 
 from elastic_jax.config import ModelConfig
 from elastic_jax.errors import ConfigError
-from elastic_jax.sharding import AXES, MeshConfig
+from elastic_jax.sharding import MeshConfig
+from elastic_jax.sharding.mesh import AXES
 from train.config import RouterTrainConfig
 from train.plan.chips import GIB, Topology
-from train.plan.kernels import kernel_bytes
-from train.plan.memory import Memory, step_memory
-from train.plan.work import Work, step_work
+from train.plan.estimate import Memory, Work, step_memory, step_work
+from train.plan.shapes import kernel_bytes
 
 FILLED = 0.93
 """Share of the memory that an estimate may fill: the TPU compiler wanted up to 7 % more (`docs/scaling.md`)."""

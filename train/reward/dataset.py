@@ -9,14 +9,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from train.data.dataset import digest
 from train.data.packing import Rows, Sample
 from train.data.pipeline import make_pipeline
-from train.dataset import digest
 from train.reward.config import AdamConfig, BradleyTerryTrainConfig, SftConfig, SimpoTrainConfig
-from train.reward.data.generate import judge_preferences, judge_records, records
 from train.reward.data.pairs import PairBatch, PairSample, pair_batches, pair_pipeline
 from train.reward.data.readers import read_judge_records, read_preferences
 from train.reward.data.samples import judge_samples, pair_samples
+from train.reward.examples.generate import judge_preferences, judge_records, records
 
 
 class Data(NamedTuple):

@@ -12,14 +12,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from elastic_jax.reward import SCORE
 from elastic_jax.shared_prefix import separate_rows_hidden, shared_prefix_hidden
+from elastic_jax.weights.names import SCORE
 from train.data.packing import Rows
 from train.reward.config import BradleyTerryTrainConfig, PairSettings, SftConfig, SimpoTrainConfig
 from train.reward.data.pairs import PairBatch
 from train.reward.losses import bradley_terry_loss, simpo_loss, weighted_mean, wins
-from train.reward.token_losses import label_log_probs
 from train.reward.weights import Assembly
+from train.token_losses import label_log_probs
 
 Arrays = Mapping[str, jax.Array]
 

@@ -12,13 +12,12 @@ import optax
 from jax.sharding import Mesh
 
 from elastic_jax.errors import ConfigError
-from elastic_jax.sharding import batch_sharding, param_shardings, replicated
+from elastic_jax.sharding.rules import batch_sharding, param_shardings, replicated
 from train.data.packing import Rows
-from train.distributed import check_rows, placed
+from train.loop.distributed import check_rows, placed
 from train.reward.config import AdamConfig, ModelSettings, PairSettings
 from train.reward.data.pairs import PairBatch
-from train.reward.optim import make_optimizer
-from train.reward.step import TrainState, first_state
+from train.reward.step import TrainState, first_state, make_optimizer
 
 
 def check_mesh(config: ModelSettings, mesh: Mesh) -> None:

@@ -13,11 +13,12 @@ from jax.sharding import Mesh
 
 from elastic_jax.errors import ConfigError
 from elastic_jax.model import ElasticForCausalLM, from_params
-from elastic_jax.reward import SCORE, ElasticRewardModel
-from elastic_jax.sharding import param_shardings
-from train.distributed import is_main, placed, wait_for_all
-from train.loop import Job, best_state, fit, has_checkpoint
-from train.metrics import Values
+from elastic_jax.reward import ElasticRewardModel
+from elastic_jax.sharding.rules import param_shardings
+from elastic_jax.weights.names import SCORE
+from train.loop.distributed import is_main, placed, wait_for_all
+from train.loop.fit import Job, best_state, fit, has_checkpoint
+from train.loop.reporting import Values
 from train.reward.config import BradleyTerryTrainConfig, PairSettings, SftConfig, SimpoTrainConfig
 from train.reward.dataset import Batches, Data, judge_stream, pair_stream
 from train.reward.objectives import Objective, bradley_terry_objective, sft_objective, simpo_objective

@@ -13,8 +13,7 @@ from elastic_jax.errors import ConfigError, ShapeError
 from elastic_jax.kv_cache import CacheConfig
 from elastic_jax.kv_cache.dense import DenseCache
 from elastic_jax.kv_cache.pages import plan_pages, quantized_tokens, round_up
-from elastic_jax.kv_cache.quantized import QuantizedCache, ring_positions
-from elastic_jax.kv_cache.rotation import hadamard
+from elastic_jax.kv_cache.quantized import QuantizedCache, hadamard, ring_positions
 from elastic_jax.kv_cache.size import quantized_bytes
 from pallas_kernels.schedule import AttentionSpec
 

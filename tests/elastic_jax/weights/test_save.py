@@ -8,9 +8,9 @@ import safetensors.numpy
 from checkpoints import GOLDEN, WEIGHTS
 
 from elastic_jax.errors import CheckpointError, ConfigError
+from elastic_jax.files import atomic_directory
 from elastic_jax.model import ElasticForCausalLM
 from elastic_jax.weights import from_pretrained, save_pretrained
-from elastic_jax.weights.atomic import atomic_directory
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,8 @@ from pallas_kernels import decode_attention
 from pallas_kernels.checks import attention_spec
 from pallas_kernels.decode_attention import tpu, triton
 from pallas_kernels.decode_attention.api import REFUSALS
-from pallas_kernels.decode_attention.plan import fold_rows, group_runs, token_limits, unfold_rows
+from pallas_kernels.decode_attention.plan import group_runs, token_limits
+from pallas_kernels.decode_attention.view import fold_rows, unfold_rows
 from pallas_kernels.schedule import visible_tokens
 from pallas_kernels.tpu.decode import byte_order
 

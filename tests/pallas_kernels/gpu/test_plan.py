@@ -3,10 +3,10 @@ import numpy as np
 import pytest
 from attention_cases import CASES, make_inputs
 
+from pallas_kernels.blocks import Geometry, describe_rows
 from pallas_kernels.checks import attention_spec
 from pallas_kernels.gpu.plan import heaviest_first, key_work, make_plan, query_work
 from pallas_kernels.hybrid_attention.reference import allowed_pairs
-from pallas_kernels.layout import Geometry, describe_rows
 
 
 def block_pairs(inputs, case):

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pallas_kernels.layout import Geometry, describe_rows
+from pallas_kernels.blocks import Geometry, describe_rows
 from pallas_kernels.schedule import AttentionSpec
 from pallas_kernels.tpu import limits
 from pallas_kernels.tpu.backward import deal_heads

@@ -5,7 +5,7 @@ import pytest
 from tiny_text import tiny_tokenizer
 
 from elastic_jax.errors import DataError
-from elastic_jax.text_split import split_of
+from elastic_jax.text.split import split_of
 from train.data.builders import Builder, build_records
 from train.data.corpus import Corpus, from_folder, from_standard_library
 from train.data.needles import CITIES, NAMES, WORDS

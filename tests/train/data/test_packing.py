@@ -6,9 +6,8 @@ from tiny_text import tiny_tokenizer
 from elastic_jax.errors import DataError
 from train.config import DataConfig
 from train.data.packing import Sample, tokenise
-from train.data.pipeline import make_pipeline
+from train.data.pipeline import RowPlan, make_pipeline
 from train.data.records import CODE, SINGLE_QA, Record
-from train.data.row_plan import RowPlan
 
 OPTIONS = dict(template="raw", row_length=512, loss_on=["answer"] * 3 + ["all"] * 2, loss_weight=[2.0] + [1.0] * 4)
 QA = Record("Ada lives in Rome. " * 4, "Where does Ada live?", "In Rome.", SINGLE_QA, is_prefix=False)

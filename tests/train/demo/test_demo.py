@@ -5,8 +5,8 @@ import json
 import pytest
 
 from elastic_jax import cli, smollm2
-from elastic_jax.text_split import split_of
-from elastic_jax.tokenizer import load_tokenizer
+from elastic_jax.text.split import split_of
+from elastic_jax.weights.tokenizer import load_tokenizer
 from train.demo.prompts import NEEDLE, PASS_KEY, QUESTION, demo_prompts
 
 BLOCK, LOCAL_BLOCKS = 128, 2

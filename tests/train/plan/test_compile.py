@@ -11,8 +11,8 @@ from elastic_jax.sharding import MeshConfig
 from train.config import RouterTrainConfig
 from train.plan.chips import GIB, parse_topology
 from train.plan.compile import compile_step, tpu_mesh
-from train.plan.models import model_shape
 from train.plan.search import make_plan
+from train.plan.shapes import model_shape
 
 RUN = load_settings(RouterTrainConfig, "router_qwen3_8b_64k")
 QWEN = replace(model_shape("qwen3-8b"), router=RUN.router)

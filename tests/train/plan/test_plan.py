@@ -10,15 +10,15 @@ from jax.sharding import AbstractMesh
 from elastic_jax import cli
 from elastic_jax.errors import ConfigError
 from elastic_jax.settings import load_settings
-from elastic_jax.sharding import AXES, MeshConfig
+from elastic_jax.sharding import MeshConfig
+from elastic_jax.sharding.mesh import AXES
 from train.config import RouterTrainConfig
 from train.plan.chips import GIB, parse_topology
 from train.plan.compile import Compiled
-from train.plan.memory import step_memory
-from train.plan.models import known_models, model_shape
+from train.plan.estimate import step_memory, step_work
 from train.plan.report import overrides, plan_text
 from train.plan.search import make_plan, search
-from train.plan.work import step_work
+from train.plan.shapes import known_models, model_shape
 
 RECIPES = sorted(file.stem for file in (Path(__file__).parents[3] / "configs").glob("router_*_64k.yaml"))
 QWEN = replace(model_shape("Qwen/Qwen3-8B"), router=load_settings(RouterTrainConfig, "router_qwen3_8b_64k").router)

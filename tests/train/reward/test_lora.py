@@ -8,7 +8,7 @@ from tiny import CONFIG, random_ids, tiny_model
 
 from elastic_jax.model import from_params, to_params
 from elastic_jax.shared_prefix import shared_prefix_hidden
-from train.reward.lora import INPUT_RANKS, fresh_lora, join_lora, merge_lora
+from train.reward.weights import INPUT_RANKS, fresh_lora, join_lora, merge_lora
 
 SCALE = 0.5
 PARAMS = to_params(tiny_model())

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from train.reward.config import AdamConfig
-from train.reward.optim import learning_rate, make_optimizer
+from train.reward.step import learning_rate, make_optimizer
 
 THREE_PERCENT = {0: 0.0, 1: 6.666667e-7, 2: 1.333333e-6, 3: 2e-6, 5: 1.998113e-6, 10: 1.976969e-6, 50: 1.143706e-6}
 FIVE_PERCENT = {1: 4e-7, 3: 1.2e-6, 5: 2e-6, 10: 1.987725e-6, 50: 1.174321e-6}

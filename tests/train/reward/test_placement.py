@@ -9,11 +9,11 @@ import pytest
 from jax.sharding import AbstractMesh
 
 from elastic_jax.errors import ConfigError
-from elastic_jax.sharding import AXES
+from elastic_jax.sharding.mesh import AXES
 from train.reward.config import AdamConfig, SftConfig, SimpoTrainConfig
 from train.reward.placement import check_mesh
 
-PROGRAM = Path(__file__).parents[2] / "reward_on_devices.py"
+PROGRAM = Path(__file__).parents[2] / "support" / "reward_on_devices.py"
 CASES = (
     "sft:context=8",
     "sft:data=2,context=4",

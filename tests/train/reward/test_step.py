@@ -10,7 +10,8 @@ import pytest
 from reward_batches import cut, judge_rows, pair_batch
 from tiny import CONFIG, tiny_model
 
-from elastic_jax.reward import SCORE, ElasticRewardModel
+from elastic_jax.reward import ElasticRewardModel
+from elastic_jax.weights.names import SCORE
 from train.reward.config import (
     AdamConfig,
     BradleyTerryConfig,

@@ -10,8 +10,9 @@ import pytest
 
 from elastic_jax.config import ModelConfig, RouterConfig
 from elastic_jax.model import param_shapes
-from elastic_jax.reward import SCORE
-from elastic_jax.sharding import MeshConfig, param_shardings
+from elastic_jax.sharding import MeshConfig
+from elastic_jax.sharding.rules import param_shardings
+from elastic_jax.weights.names import SCORE
 from train.data.packing import Rows
 from train.plan.chips import parse_topology
 from train.plan.compile import tpu_mesh
@@ -25,11 +26,10 @@ from train.reward.config import (
     SimpoTrainConfig,
 )
 from train.reward.data.pairs import PairBatch
-from train.reward.lora import fresh_lora
 from train.reward.objectives import bradley_terry_objective, sft_objective, simpo_objective
 from train.reward.placement import batch_shardings, check_mesh, state_shardings
 from train.reward.step import first_state, make_step
-from train.reward.weights import Assembly
+from train.reward.weights import Assembly, fresh_lora
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 

@@ -6,7 +6,8 @@ import pytest
 from tiny import CONFIG, random_ids, tiny_model
 
 from elastic_jax.model import from_params, to_params
-from elastic_jax.reward import SCORE, ElasticRewardModel
+from elastic_jax.reward import ElasticRewardModel
+from elastic_jax.weights.names import SCORE
 from train.reward.config import LoraConfig
 from train.reward.weights import split_params
 

@@ -22,8 +22,7 @@ import numpy as np
 
 from elastic_jax.errors import DataError
 from train.data.tables import read_rows
-from train.reward.data.records import ROLES, JudgeRecord, Message, PreferenceRecord
-from train.reward.data.tally import Tally
+from train.reward.data.records import ROLES, JudgeRecord, Message, PreferenceRecord, Tally
 
 NO_REJECTED = "no rejected answer"
 EQUAL = "chosen and rejected are equal"

@@ -6,8 +6,9 @@ On disk a record is one JSON object per line; see `train.reward.data.readers` fo
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -82,3 +83,29 @@ def write_lines(path: Path, records: Iterable[PreferenceRecord | JudgeRecord]) -
     lines = (json.dumps(record.to_json(), ensure_ascii=False) for record in records)
     unfinished.write_text("\n".join(lines) + "\n", encoding="utf-8")
     unfinished.replace(path)
+
+
+@dataclass
+class Tally:
+    """Counts while records are read and tokenised; the text of it goes to the user."""
+
+    kept: int = 0
+    skipped: Counter[str] = field(default_factory=Counter)
+    """By reason."""
+    first: dict[str, str] = field(default_factory=dict)
+    """The first record skipped for each reason: file and line, or its number."""
+    cut: int = 0
+    """Prompts whose context was shortened."""
+    cut_tokens: int = 0
+
+    def skip(self, reason: str, where: str) -> None:
+        """Counts a record, or a rejected answer, that is left out."""
+        self.skipped[reason] += 1
+        self.first.setdefault(reason, where)
+
+    def __str__(self) -> str:
+        lines = [f"{self.kept} records"]
+        lines += [f"  skipped {count}: {why} (first: {self.first[why]})" for why, count in self.skipped.most_common()]
+        if self.cut:
+            lines.append(f"  shortened {self.cut}: {self.cut_tokens} tokens of context cut")
+        return "\n".join(lines)

@@ -9,10 +9,9 @@ import numpy as np
 
 from elastic_jax.errors import DataError
 from train.data.packing import Sample
-from train.progress import CountProgress
+from train.loop.reporting import CountProgress
 from train.reward.data.pairs import PairSample
-from train.reward.data.records import JudgeRecord, PreferenceRecord
-from train.reward.data.tally import Tally
+from train.reward.data.records import JudgeRecord, PreferenceRecord, Tally
 from train.reward.data.tokens import cut_context, encode
 
 _MANY = 1000

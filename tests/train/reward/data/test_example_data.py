@@ -4,15 +4,15 @@ import pytest
 from cheap_tokenizer import CheapTokenizer
 
 from elastic_jax.errors import ConfigError, DataError
-from eval.backends.reward import RewardBackend
 from eval.benchmark import run_benchmark
-from eval.benchmarks.long_rewardbench import read_folder
-from eval.cli_long_rewardbench import long_rewardbench
-from eval.judge_options import JudgeSettings
-from train.reward.data.benchmark_file import write_long_rewardbench
-from train.reward.data.cli_example_data import main
-from train.reward.data.generate import records
+from eval.harness.backends.reward import RewardBackend
+from eval.suites.rewardbench.long import read_folder
+from eval.suites.rewardbench.settings import JudgeSettings
+from eval.verbs.long_rewardbench import long_rewardbench
 from train.reward.data.readers import read_judge_records, read_preferences
+from train.reward.examples.benchmark_file import write_long_rewardbench
+from train.reward.examples.generate import records
+from train.verbs.example_data import main
 
 SMALL = ["--train", "6", "--held-out", "3", "--pairs", "8", "--rankings", "2"]
 

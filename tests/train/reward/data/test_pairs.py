@@ -5,9 +5,9 @@ from chat_tokenizers import chat_tokenizer
 from elastic_jax.errors import DataError
 from train.data.packing import Rows
 from train.data.pipeline import make_pipeline
-from train.reward.data.generate import records
 from train.reward.data.pairs import PairSample, pair_batches, pair_pipeline
 from train.reward.data.samples import answer_sample, pair_samples
+from train.reward.examples.generate import records
 
 SHAPES = dict(prompt_length=40, response_length=12, rejects=2)
 

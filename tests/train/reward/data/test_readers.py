@@ -3,9 +3,9 @@ import json
 import pytest
 
 from elastic_jax.errors import ConfigError, DataError
-from train.reward.data.generate import records
 from train.reward.data.readers import hold_out, read_judge_records, read_preferences
 from train.reward.data.records import JudgeRecord, PreferenceRecord, conversation, write_lines
+from train.reward.examples.generate import records
 
 ASKED = {"role": "user", "content": "Where is the key?"}
 WANTED = PreferenceRecord(conversation(("user", "Where is the key?")), "In the box.", ("In the car.",))

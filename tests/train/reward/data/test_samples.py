@@ -5,12 +5,12 @@ from tiny_text import tiny_tokenizer
 
 from elastic_jax.errors import DataError
 from eval import samples as eval_samples
-from eval.encoding import Encoder
+from eval.harness.encoding import Encoder
 from eval.samples import Rendered
-from train.reward.data.generate import records
 from train.reward.data.records import JudgeRecord, PreferenceRecord, conversation
 from train.reward.data.samples import answer_sample, judge_samples, pair_samples
 from train.reward.data.tokens import encode
+from train.reward.examples.generate import records
 
 RECORDS = records(6, 0, rejects=2)
 PLAIN = PreferenceRecord(conversation(("system", "Be kind."), ("user", "Where is the key?")), "In the box.", ("No.",))

@@ -1,0 +1,212 @@
+"""`elastic-jax generate`: continue a prompt or answer a chat message."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from elastic_jax.cli.args import parse_verb
+from elastic_jax.cli.model import (
+    ModelSettings,
+    answer_text,
+    encode,
+    load_model,
+    load_model_tokenizer,
+    read_prompt,
+)
+from elastic_jax.errors import ConfigError, DataError
+from elastic_jax.files import parse_json
+from elastic_jax.kv_cache import CacheConfig
+from elastic_jax.settings import settings_yaml
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from elastic_jax.engine import Request
+
+
+def read_prompts(file: str) -> list[str]:
+    """Prompts of a text file, one a line, or of a `.jsonl` file, the strings under "prompt"; empty lines are skipped.
+
+    Raises:
+        DataError: the file cannot be read, holds no prompt, or a line that is no record.
+    """
+    lines = [(i, line) for i, line in enumerate(read_prompt(file).split("\n"), 1) if line.strip()]
+    if Path(file).suffix != ".jsonl":
+        return [line.rstrip("\r") for _, line in lines]
+    prompts = []
+    for number, line in lines:
+        try:
+            prompt = parse_json(line)["prompt"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise DataError(f'{file}, line {number}: want a JSON object with a "prompt"; got {line[:80]!r}.') from error
+        if not isinstance(prompt, str):
+            raise DataError(f"{file}, line {number}: the prompt is {prompt!r}; want a string.")
+        prompts.append(prompt)
+    return prompts
+
+
+def answer_all(settings: GenerateSettings, prompts: list[str]) -> int:
+    """Prints a JSON line for every answer when it is complete, with `--stream` also for every piece of one."""
+    from elastic_jax.engine import Engine, EngineConfig
+    from elastic_jax.generation import bucket
+    from elastic_jax.sampling import Sampling
+
+    tokenizer = load_model_tokenizer(settings)
+    ids = [encode(tokenizer, text, chat=settings.chat, system=settings.system) for text in prompts]
+    sampling = Sampling(temperature=settings.temperature, top_k=settings.top_k, top_p=settings.top_p)
+    model = load_model(settings)
+    longest = max(map(len, ids)) + settings.max_new_tokens
+    have = model.config.max_position_embeddings
+    max_length = bucket(longest) if model.config.rope.type == "dynamic" else max(min(bucket(longest), have), longest)
+    engine = Engine(model, EngineConfig(min(settings.slots, len(ids)), max_length), settings.cache)
+    start = time.perf_counter()
+    texts: dict[Request, AnswerText] = {}
+    for index, prompt in enumerate(ids):
+        request = engine.submit(
+            prompt,
+            max_new_tokens=settings.max_new_tokens,
+            sampling=sampling,
+            seed=settings.seed + index,
+            routing=None if settings.routing == "auto" else settings.routing,
+            router_bias=settings.router_bias,
+        )
+        texts[request] = AnswerText(tokenizer, index)
+    for event in engine.run():
+        answer = texts[event.request]
+        piece = "" if event.token is None else answer.add(event.token)
+        if settings.stream and piece:
+            _print({"index": answer.index, "piece": piece})
+        if event.finish is not None:
+            _print({"index": answer.index, "answer": answer.whole, "finish": event.finish})
+    if settings.stats:
+        seconds, tokens = time.perf_counter() - start, sum(len(request.tokens) for request in texts)
+        print(
+            f"{len(ids)} prompts of {sum(map(len, ids))} tokens, {tokens} new ones in {seconds:.2f} s, compilation "
+            f"included; cache {engine.nbytes / 2**20:.1f} MiB for {engine.config.slots} rows",
+            file=sys.stderr,
+        )
+    return 0
+
+
+class AnswerText:
+    """Text of a growing answer, without special tokens."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, index: int):
+        self.index, self.whole = index, ""
+        self._tokenizer = tokenizer
+        self._tokens: list[int] = []
+        self._told = 0
+
+    def add(self, token: int) -> str:
+        """What one more token adds; nothing while a character is incomplete."""
+        self._tokens.append(token)
+        self.whole = str(self._tokenizer.decode(self._tokens, skip_special_tokens=True))
+        if self.whole.endswith("\N{REPLACEMENT CHARACTER}"):
+            return ""
+        piece, self._told = self.whole[self._told :], len(self.whole)
+        return piece
+
+
+def _print(record: dict) -> None:
+    print(json.dumps(record, ensure_ascii=False), flush=True)
+
+
+@dataclass(frozen=True)
+class GenerateSettings(ModelSettings):
+    """Prompt, routing and sampling of one answer."""
+
+    prompt: str | None = None
+    """Text of the prompt."""
+    prompt_file: str | None = None
+    """UTF-8 file that holds the prompt, instead of --prompt."""
+    prompts: str | None = None
+    """File of many prompts, one a line, or .jsonl with {"prompt": ...}; prints one JSON line for each answer."""
+    slots: int = 4
+    """Prompts of --prompts that are answered at the same time."""
+    stream: bool = False
+    """With --prompts, also print every piece of an answer when it comes."""
+    chat: bool = False
+    """Wrap the prompt in the model's chat template."""
+    system: str | None = None
+    """System message of the chat; by default the template's own."""
+    max_new_tokens: int = 128
+    """Length of the answer at most, in tokens."""
+    routing: Literal["auto", "full", "sparse"] = "auto"
+    """`auto` lets the routers decide once, after the prompt; the others force every head."""
+    router_bias: float = 0.0
+    """Added to logit_full - logit_sparse: positive for quality, negative for sparsity."""
+    temperature: float = 0.0
+    """0 is greedy; 1 samples the model's distribution."""
+    top_k: int = 0
+    """Sample among this many most likely tokens; 0 for no limit."""
+    top_p: float = 1.0
+    """Sample among the fewest tokens that hold this probability; 1 for no limit."""
+    seed: int = 0
+    """Seed of the sampling; prompt i of --prompts has seed + i."""
+    cache: CacheConfig = field(default_factory=CacheConfig)
+    """What is kept of prompt and answer."""
+    cache_mib: float | None = None
+    """Most MiB that the cache may take, heads counted as full unless --routing is `sparse`; by default no limit.
+    Not with --prompts."""
+    stats: bool = False
+    """Print sparsity, cache size and speed to stderr afterwards."""
+
+    def text(self) -> str:
+        """The prompt, from whichever of the two places it was given."""
+        if (self.prompt is None) == (self.prompt_file is None):
+            raise ConfigError("want exactly one prompt: give --prompt TEXT, --prompt-file FILE, or many in --prompts.")
+        return read_prompt(self.prompt_file) if self.prompt_file is not None else str(self.prompt)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Continue a prompt, with the routers' choice of attention or a forced one."""
+    asked = parse_verb(GenerateSettings, argv, verb="generate", summary=str(main.__doc__))
+    settings = asked.settings
+    if settings.prompts is not None and (settings.prompt is not None or settings.prompt_file is not None):
+        raise ConfigError("--prompts was given beside another prompt; put every prompt into its file.")
+    if settings.prompts is not None and settings.cache_mib is not None:
+        raise ConfigError("--cache-mib bounds the cache of one prompt; with --prompts, lower --slots or --cache.bits.")
+    prompts = read_prompts(settings.prompts) if settings.prompts is not None else [settings.text()]
+    if asked.dry_run:
+        print(settings_yaml(settings), end="")
+        return 0
+    if settings.prompts is not None:
+        return answer_all(settings, prompts)
+    text = prompts[0]
+
+    import jax.numpy as jnp
+
+    from elastic_jax.generation import generate
+    from elastic_jax.sampling import Sampling
+
+    tokenizer = load_model_tokenizer(settings)
+    ids = encode(tokenizer, text, chat=settings.chat, system=settings.system)
+    sampling = Sampling(temperature=settings.temperature, top_k=settings.top_k, top_p=settings.top_p)
+    model = load_model(settings)
+    answer = generate(
+        model,
+        jnp.asarray([ids]),
+        max_new_tokens=settings.max_new_tokens,
+        cache=settings.cache,
+        sampling=sampling,
+        routing=None if settings.routing == "auto" else settings.routing,
+        router_bias=settings.router_bias,
+        seed=settings.seed,
+        cache_mib=settings.cache_mib,
+    )
+    print(answer_text(tokenizer, answer))
+    if settings.stats:
+        prefill, decode = answer.timings.prefill_s, answer.timings.decode_s
+        print(
+            f"{len(ids)} prompt tokens in {prefill:.2f} s, {int(answer.lengths[0])} new ones in {decode:.2f} s, "
+            f"compilation included; MSR {float(answer.routing.msr()[0]):.2f}; "
+            f"cache {answer.cache_bytes / 2**20:.1f} MiB",
+            file=sys.stderr,
+        )
+    return 0

@@ -1,0 +1,91 @@
+"""`elastic-jax inspect`: which heads the routers keep full for which prompts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from elastic_jax.cli.args import parse_verb
+from elastic_jax.cli.model import ModelSettings, encode, load_model, load_model_tokenizer, read_prompt
+from elastic_jax.errors import ConfigError
+from elastic_jax.settings import settings_yaml
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from elastic_jax.inspection import PromptRouting
+
+
+@dataclass(frozen=True)
+class InspectSettings(ModelSettings):
+    """Prompts to route, and where the results go."""
+
+    prompt: tuple[str, ...] = ()
+    """Texts of one or several prompts."""
+    prompt_file: tuple[str, ...] = ()
+    """UTF-8 files, each holding one prompt."""
+    chat: bool = False
+    """Wrap each prompt in the model's chat template."""
+    router_bias: float = 0.0
+    """Added to logit_full - logit_sparse: positive for quality, negative for sparsity."""
+    png: str | None = None
+    """Write the heat map of all prompts to this file."""
+    json: bool = False
+    """Print one JSON list with every head's choice instead of the table."""
+
+    def prompts(self) -> list[tuple[str, str]]:
+        """Prompts with a label each: the file's name, or the beginning of the text."""
+        labelled = [(_label(text), text) for text in self.prompt]
+        labelled += [(Path(file).name, read_prompt(file)) for file in self.prompt_file]
+        if not labelled:
+            raise ConfigError("no prompt: give --prompt TEXT ... or --prompt-file FILE ...")
+        return labelled
+
+
+def main(argv: Sequence[str]) -> int:
+    """Show which heads run full or sparse for each prompt: table, JSON, heat map."""
+    asked = parse_verb(InspectSettings, argv, verb="inspect", summary=str(main.__doc__))
+    settings, prompts = asked.settings, asked.settings.prompts()
+    if asked.dry_run:
+        print(settings_yaml(settings), end="")
+        return 0
+
+    from elastic_jax.inspection import route_prompt
+
+    tokenizer = load_model_tokenizer(settings)
+    encoded = [(label, encode(tokenizer, text, chat=settings.chat)) for label, text in prompts]
+    model = load_model(settings)
+    routed = [route_prompt(model, label, ids, router_bias=settings.router_bias) for label, ids in encoded]
+    if settings.json:
+        print(json.dumps([prompt.as_dict() for prompt in routed]))
+    else:
+        from rich.console import Console
+
+        Console().print(routing_table(routed))
+    if settings.png is not None:
+        from elastic_jax.plots import routing_heatmap, save_figure
+
+        save_figure(routing_heatmap(routed), settings.png)
+    return 0
+
+
+def routing_table(prompts: Sequence[PromptRouting]) -> Table:
+    """A row per prompt: tokens, full heads and the sparsity measures."""
+    from rich.table import Table
+
+    table = Table("prompt", caption="MSR: share of sparse heads. ESR: share of causal (query, key) pairs skipped.")
+    for column in ("tokens", "full heads", "MSR", "ESR", "ESR, last layer"):
+        table.add_column(column, justify="right")
+    for prompt in prompts:
+        full = f"{int(prompt.full_LK.sum())} of {prompt.full_LK.size}"
+        sparsity = (f"{value:.2f}" for value in (prompt.msr, prompt.esr, prompt.esr_last_layer))
+        table.add_row(prompt.label, f"{prompt.tokens:,}", full, *sparsity)
+    return table
+
+
+def _label(text: str) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= 40 else line[:37] + "..."

@@ -1,0 +1,87 @@
+"""What the verbs share: naming a model, loading it with its tokenizer, reading prompts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from elastic_jax import smollm2
+from elastic_jax.errors import DataError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from elastic_jax.generation import Generation
+    from elastic_jax.model import ElasticForCausalLM
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """Which model, with which routers."""
+
+    model: str = smollm2.NAME
+    """Hugging Face directory or hub id, .gguf file, Elastic Attention checkpoint, or `smollm2`: the demo's model."""
+    router: str | None = None
+    """Directory of a router-only checkpoint; by default the model's own, the shipped one (smollm2), or fresh ones."""
+    dtype: Literal["bfloat16", "float32", "float16", "auto"] = "bfloat16"
+    """Number format of the weights in memory; `auto` keeps the stored one."""
+
+    def resolved(self) -> tuple[str, str | None]:
+        """Source and router with the name `smollm2` replaced by the files behind it."""
+        router = str(smollm2.shipped_router()) if self.model == smollm2.NAME else None
+        return smollm2.source(self.model), self.router or router
+
+
+def load_model(settings: ModelSettings) -> ElasticForCausalLM:
+    """The model that the settings name."""
+    from elastic_jax.weights import from_pretrained
+
+    source, router = settings.resolved()
+    return from_pretrained(source, dtype=settings.dtype, router=router)
+
+
+def load_model_tokenizer(settings: ModelSettings) -> PreTrainedTokenizerBase:
+    """The tokenizer of the model that the settings name."""
+    from elastic_jax.weights.tokenizer import load_tokenizer
+
+    return load_tokenizer(settings.resolved()[0])
+
+
+def read_prompt(file: str) -> str:
+    """Text of a prompt file.
+
+    Raises:
+        DataError: the file is missing, not text, or empty.
+    """
+    try:
+        text = Path(file).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"prompt file {file} cannot be read as UTF-8 text: {error}") from error
+    if not text.strip():
+        raise DataError(f"prompt file {file} is empty; want the text of a prompt.")
+    return text
+
+
+def encode(tokenizer: PreTrainedTokenizerBase, text: str, *, chat: bool, system: str | None = None) -> list[int]:
+    """Token ids of a prompt, wrapped in the model's chat template where asked.
+
+    Raises:
+        DataError: nothing to encode, or a chat prompt for a model without chat template.
+    """
+    if not text:
+        raise DataError("the prompt is empty; want at least one character.")
+    if not chat:
+        return tokenizer.encode(text)
+    if tokenizer.chat_template is None:
+        raise DataError("the model has no chat template. Leave --chat out, or use an instruction-tuned model.")
+    messages = [{"role": "system", "content": system}] if system else []
+    messages.append({"role": "user", "content": text})
+    rendered = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    return tokenizer.encode(str(rendered), add_special_tokens=False)
+
+
+def answer_text(tokenizer: PreTrainedTokenizerBase, answer: Generation) -> str:
+    """Text of the first generated row, without special tokens."""
+    ids = answer.tokens[0, : int(answer.lengths[0])].tolist()
+    return str(tokenizer.decode(ids, skip_special_tokens=True))

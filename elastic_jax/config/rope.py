@@ -1,0 +1,159 @@
+"""Rotary embedding settings of a Hugging Face configuration, in its new and its old layout.
+
+New: everything in `rope_parameters`. Old: `rope_theta` beside a `rope_scaling` that may be null. A silent
+misreading here gives a model that loads and then writes nonsense, so every unknown key is refused.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from elastic_jax.config.checks import check_fields, check_positive
+from elastic_jax.errors import ConfigError
+
+RopeType = Literal["default", "linear", "dynamic", "llama3", "yarn", "longrope"]
+
+
+@dataclass(frozen=True)
+class RopeConfig:
+    """Rotary position embedding parameters; unset fields (None) do not apply to the type."""
+
+    type: RopeType = "default"
+    theta: float = 10_000.0
+    factor: float = 1.0
+    original_max_position: int | None = None
+    """Positions of pretraining before extension (llama3, yarn, longrope)."""
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    attention_factor: float | None = None
+    """Scale of cos and sin (yarn, longrope); None derives it from `factor`."""
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    mscale: float | None = None
+    mscale_all_dim: float | None = None
+    truncate: bool = True
+    short_factor: tuple[float, ...] | None = None
+    long_factor: tuple[float, ...] | None = None
+
+    def __post_init__(self) -> None:
+        check_fields("rope", self)
+        check_positive("rope", theta=self.theta, factor=self.factor)
+        if self.original_max_position is not None:
+            check_positive("rope", original_max_position=self.original_max_position)
+        if self.type == "llama3" and not 0 < self.low_freq_factor < self.high_freq_factor:
+            raise ConfigError(
+                f"rope type llama3 has low_freq_factor {self.low_freq_factor} and high_freq_factor "
+                f"{self.high_freq_factor}; want 0 < low < high."
+            )
+        if self.type == "longrope" and (self.short_factor is None or self.long_factor is None):
+            raise ConfigError("rope type longrope needs short_factor and long_factor: one number per pair of channels.")
+
+
+_UNSET = RopeConfig()
+_NAMES = {
+    "rope_theta": "theta",
+    "factor": "factor",
+    "original_max_position_embeddings": "original_max_position",
+    "low_freq_factor": "low_freq_factor",
+    "high_freq_factor": "high_freq_factor",
+    "attention_factor": "attention_factor",
+    "beta_fast": "beta_fast",
+    "beta_slow": "beta_slow",
+    "mscale": "mscale",
+    "mscale_all_dim": "mscale_all_dim",
+    "truncate": "truncate",
+    "short_factor": "short_factor",
+    "long_factor": "long_factor",
+}
+_REQUIRED: dict[RopeType, tuple[str, ...]] = {
+    "default": (),
+    "linear": ("factor",),
+    "dynamic": ("factor",),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor"),
+    "yarn": ("factor",),
+    "longrope": ("short_factor", "long_factor"),
+}
+_USED: dict[RopeType, tuple[str, ...]] = {
+    "default": (),
+    "linear": ("factor",),
+    "dynamic": ("factor",),
+    "llama3": ("factor", "original_max_position_embeddings", "low_freq_factor", "high_freq_factor"),
+    "yarn": (
+        "factor",
+        "original_max_position_embeddings",
+        "attention_factor",
+        "beta_fast",
+        "beta_slow",
+        "mscale",
+        "mscale_all_dim",
+        "truncate",
+    ),
+    "longrope": ("factor", "original_max_position_embeddings", "attention_factor", "short_factor", "long_factor"),
+}
+
+
+def rope_from_hf(fields: dict[str, Any], max_position_embeddings: int) -> RopeConfig:
+    """Takes the rope fields out of `fields`; where both layouts are present they must agree."""
+    new = fields.pop("rope_parameters", None)
+    old = fields.pop("rope_scaling", None)
+    theta = fields.pop("rope_theta", None)
+    original = fields.pop("original_max_position_embeddings", None)
+    partial = fields.pop("partial_rotary_factor", None)
+    outer = {"rope_theta": theta, "original_max_position_embeddings": original, "partial_rotary_factor": partial}
+    if new is None or (old is None and theta is None):
+        return _parse(new or old or {}, outer, max_position_embeddings)
+    rope = _parse(new, {"original_max_position_embeddings": original}, max_position_embeddings)
+    legacy = _parse(old or {}, outer, max_position_embeddings)
+    if rope != legacy:
+        raise ConfigError(
+            f"config.json states the rotary embedding twice and differently: rope_parameters gives {rope}; "
+            f"rope_theta and rope_scaling give {legacy}. Delete the wrong one."
+        )
+    return rope
+
+
+def rope_to_hf(rope: RopeConfig) -> dict[str, Any]:
+    """Both layouts at once, so that transformers 4 and 5 read the same numbers."""
+    scaling: dict[str, Any] = {"rope_type": rope.type}
+    for key in _USED[rope.type]:
+        value = getattr(rope, _NAMES[key])
+        if key in _REQUIRED[rope.type] or value != getattr(_UNSET, _NAMES[key]):
+            scaling[key] = list(value) if isinstance(value, tuple) else value
+    return {
+        "rope_theta": rope.theta,
+        "rope_scaling": None if rope.type == "default" else scaling,
+        "rope_parameters": {"rope_theta": rope.theta, **scaling},
+    }
+
+
+def _parse(inner: Any, outer: dict[str, Any], max_position_embeddings: int) -> RopeConfig:
+    if not isinstance(inner, dict):
+        raise ConfigError(f"the rope settings of config.json are {inner!r}; want an object or null.")
+    values = {key: value for key, value in outer.items() if value is not None}
+    values |= {key: value for key, value in inner.items() if value is not None}
+    kind = values.pop("rope_type", None)
+    legacy_kind = values.pop("type", None)
+    kind = kind or legacy_kind or "default"
+    if kind not in get_args(RopeType):
+        raise ConfigError(
+            f"config.json has rope type {kind!r}; this library knows {', '.join(get_args(RopeType))}. "
+            "Another type would give wrong positions, so the checkpoint is refused."
+        )
+    partial = values.pop("partial_rotary_factor", 1.0)
+    if partial != 1.0:
+        raise ConfigError(f"partial_rotary_factor is {partial!r}; only 1.0 (the whole head rotates) is supported.")
+    values.pop("finetuned", None)
+    unknown = {key: value for key, value in values.items() if key not in _NAMES}
+    if unknown:
+        raise ConfigError(f"unknown rope settings in config.json: {unknown}. Known: {', '.join(_NAMES)}.")
+    missing = [key for key in _REQUIRED[kind] if key not in values]
+    if missing:
+        raise ConfigError(f"rope type {kind!r} needs {', '.join(missing)} in config.json.")
+    if "original_max_position_embeddings" in _USED[kind]:
+        values.setdefault("original_max_position_embeddings", max_position_embeddings)
+    relevant = {_NAMES[key]: values[key] for key in (*_USED[kind], "rope_theta") if key in values}
+    for name in ("short_factor", "long_factor"):
+        if name in relevant:
+            relevant[name] = tuple(relevant[name]) if isinstance(relevant[name], list) else relevant[name]
+    return RopeConfig(type=kind, **relevant)

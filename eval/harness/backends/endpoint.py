@@ -1,0 +1,151 @@
+"""Models behind an OpenAI-compatible HTTP endpoint: `/chat/completions`, or `/completions` for plain text."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from typing import Any
+
+from elastic_jax.errors import ConfigError, DataError
+from elastic_jax.files import parse_json
+from eval.samples import Arm, Kind, Prompt, Reply
+
+_RETRIED = {408, 409, 425, 429, 500, 502, 503, 504}
+
+
+@dataclass(frozen=True)
+class EndpointConfig:
+    """Where the endpoint is and how patiently it is asked."""
+
+    url: str
+    """Base address, such as `http://localhost:8000/v1`."""
+    model: str
+    """Name of the model there."""
+    chat: bool = True
+    concurrency: int = 8
+    """Requests under way at one time."""
+    timeout_s: float = 600.0
+    retries: int = 5
+    """Further tries after a time-out, a lost connection, HTTP 429 or 5xx."""
+    first_wait_s: float = 1.0
+    """Wait before the second try; doubles from try to try, unless the endpoint names a time itself."""
+    key_variable: str = "OPENAI_API_KEY"
+    """Environment variable that holds the key, sent if it is set. The key is written nowhere."""
+    max_tokens: int | None = None
+    """The model's context, if known."""
+
+    def __post_init__(self) -> None:
+        if not self.url.startswith(("http://", "https://")):
+            raise ConfigError(f"endpoint is {self.url!r}; want an address that begins with http:// or https://.")
+        if not self.model:
+            raise ConfigError("no model name for the endpoint: give it with --endpoint-model NAME.")
+        if self.concurrency < 1 or self.retries < 0 or self.timeout_s <= 0 or self.first_wait_s < 0:
+            raise ConfigError("an endpoint wants concurrency of 1 or more, retries of 0 or more and times above 0.")
+
+
+class EndpointBackend:
+    """Asks an endpoint for greedy continuations, several at a time."""
+
+    kinds: frozenset[Kind] = frozenset(("generate",))
+
+    def __init__(self, config: EndpointConfig):
+        self._config = config
+        self.max_tokens = config.max_tokens
+
+    def identity(self) -> dict[str, Any]:
+        """Names the context only where it is given, so that journals made without it stay valid."""
+        made = {"endpoint": self._config.url, "endpoint_model": self._config.model, "chat": self._config.chat}
+        return made if self.max_tokens is None else made | {"endpoint_tokens": self.max_tokens}
+
+    def label(self, arm: Arm) -> str:
+        return arm.name
+
+    def run(
+        self, kind: Kind, prompts: Sequence[Prompt], arm: Arm, *, batch_tokens: int, most_rows: int
+    ) -> Iterator[tuple[Prompt, Reply]]:
+        """Replies as they come in. What still fails after all tries comes back as a reply with an error.
+
+        Raises:
+            ConfigError: the endpoint refuses the key or does not know model or path.
+            DataError: a task on token ids.
+        """
+        for prompt in prompts:
+            if not prompt.messages:
+                raise DataError(f"sample {prompt.sample.uid} is made of token ids; endpoints take text only.")
+        with ThreadPoolExecutor(self._config.concurrency) as pool:
+            asked = {pool.submit(self._ask, prompt): prompt for prompt in prompts}
+            try:
+                for done in as_completed(asked):
+                    yield asked[done], done.result()
+            finally:
+                pool.shutdown(cancel_futures=True)
+
+    def _ask(self, prompt: Prompt) -> Reply:
+        start, wait, error = time.perf_counter(), self._config.first_wait_s, ""
+        for attempt in range(self._config.retries + 1):
+            if attempt:
+                time.sleep(wait)
+                wait *= 2
+            try:
+                answer = self._post(prompt)
+                return _reply(answer, time.perf_counter() - start)
+            except urllib.error.HTTPError as refused:
+                error = f"HTTP {refused.code}: {_detail(refused)}"
+                if refused.code in (401, 403, 404):
+                    raise ConfigError(
+                        f"{self._config.url} answers {error}. Check the address, --endpoint-model and the key in "
+                        f"{self._config.key_variable}."
+                    ) from refused
+                if refused.code not in _RETRIED:
+                    break
+                named = refused.headers.get("Retry-After", "")
+                wait = float(named) if named.replace(".", "", 1).isdigit() else wait
+            except (OSError, http.client.HTTPException, ValueError, KeyError, IndexError, TypeError) as failed:
+                error = f"{type(failed).__name__}: {failed}"
+        return Reply(error=f"{self._config.url}: {error}")
+
+    def _post(self, prompt: Prompt) -> dict[str, Any]:
+        config = self._config
+        body: dict[str, Any] = {"model": config.model, "max_tokens": prompt.max_new_tokens, "temperature": 0}
+        turns = [{"role": message.role, "content": message.text} for message in prompt.messages]
+        if config.chat:
+            # Endpoints differ in whether they go on with a begun reply; in the question it is understood everywhere.
+            if prompt.answer_prefix:
+                turns[-1]["content"] += f"\n{prompt.answer_prefix}"
+            path, body["messages"] = "chat/completions", turns
+        else:
+            text = "\n\n".join(turn["content"] for turn in turns)
+            path, body["prompt"] = "completions", f"{text} {prompt.answer_prefix}".rstrip()
+        headers = {"Content-Type": "application/json"}
+        key = os.environ.get(config.key_variable)
+        if key:
+            headers["Authorization"] = f"Bearer {key}"
+        request = urllib.request.Request(f"{config.url.rstrip('/')}/{path}", json.dumps(body).encode(), headers)
+        with urllib.request.urlopen(request, timeout=config.timeout_s) as response:
+            return parse_json(response.read())
+
+
+def _reply(answer: dict[str, Any], seconds: float) -> Reply:
+    choice = answer["choices"][0]
+    text = choice["message"]["content"] if "message" in choice else choice["text"]
+    usage = answer.get("usage") or {}
+    return Reply(
+        text or "",
+        int(usage.get("completion_tokens") or 0),
+        "length" if choice.get("finish_reason") == "length" else "stop",
+        {"seconds": seconds},
+    )
+
+
+def _detail(refused: urllib.error.HTTPError) -> str:
+    try:
+        return refused.read(300).decode(errors="replace").strip() or str(refused.reason)
+    except OSError:
+        return str(refused.reason)

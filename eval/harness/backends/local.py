@@ -1,0 +1,183 @@
+"""Models that this library runs: generation, scores of given continuations, choice between options."""
+
+from __future__ import annotations
+
+import dataclasses
+import zlib
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from elastic_jax.generation import bucket, generate
+from elastic_jax.kv_cache import CacheConfig
+from elastic_jax.model import ElasticForCausalLM, from_params, to_params
+from eval.harness.provenance import backbone_digest, router_digest
+from eval.harness.routing import needle_attention, read_routing
+from eval.harness.scoring import Scorer, imposed_modes, routing_numbers
+from eval.samples import Arm, Kind, Prompt, Reply
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_WIDTH_STEP = 16
+
+
+class ModelBackend:
+    """Runs an `ElasticForCausalLM`, greedily, in batches of prompts of about the same length."""
+
+    kinds: frozenset[Kind] = frozenset(("generate", "score", "choose", "route", "attend"))
+
+    def __init__(self, model: ElasticForCausalLM, tokenizer: PreTrainedTokenizerBase | None = None):
+        """`tokenizer` turns generated tokens into text; scoring and choosing need none."""
+        self.model = model
+        self.max_tokens: int | None = model.config.max_position_embeddings
+        self._tokenizer = tokenizer
+        self._scorer = Scorer(model)
+        self._router = router_digest(model)
+        self._met: set[tuple] = set()
+
+    def identity(self) -> dict[str, Any]:
+        sparse = self.model.config.router
+        return {
+            "backbone": backbone_digest(self.model),
+            "dtype": str(self.model.head_kernel().dtype),
+            "blocks": [sparse.sink_blocks, sparse.local_blocks, sparse.block_size],
+            "pattern": sparse.pattern,
+        }
+
+    def label(self, arm: Arm) -> str:
+        return arm_label(arm, self._router)
+
+    @property
+    def router(self) -> str:
+        """Digest of the router's weights."""
+        return self._router
+
+    def run(
+        self, kind: Kind, prompts: Sequence[Prompt], arm: Arm, *, batch_tokens: int, most_rows: int
+    ) -> Iterator[tuple[Prompt, Reply]]:
+        ways = {"generate": self._generate, "score": self._score, "choose": self._choose, "route": self._route}
+        ways["attend"] = self._attend
+        batches = list(length_batches(prompts, batch_tokens=batch_tokens, most_rows=most_rows))
+        left = Counter(tokens for tokens, _, _ in batches)
+        for tokens, rows, batch in batches:
+            left[tokens] -= 1
+            replies = ways[kind](batch, arm, tokens, rows)
+            if kind == "generate" and self._first_meeting(batch, arm, tokens, rows):
+                replies = list(map(_untimed, replies)) if left[tokens] else self._generate(batch, arm, tokens, rows)
+            yield from zip(batch, replies, strict=True)
+
+    def _first_meeting(self, batch: Sequence[Prompt], arm: Arm, tokens: int, rows: int) -> bool:
+        """Notes the shapes; whether none had them before, so that these times hold the compiler's."""
+        new = max(prompt.max_new_tokens for prompt in batch)
+        shape = (rows, tokens, new, arm.cache_bits, arm.view, arm.modes_LK is None)
+        known = shape in self._met
+        self._met.add(shape)
+        return not known
+
+    def _score(self, batch: Sequence[Prompt], arm: Arm, tokens: int, rows: int) -> list[Reply]:
+        width = -(-max(len(prompt.continuation_ids) for prompt in batch) // _WIDTH_STEP) * _WIDTH_STEP
+        scores = self._scorer.score(batch, arm, tokens=tokens, rows=rows, width=width)
+        return [Reply(numbers=score.numbers()) for score in scores]
+
+    def _choose(self, batch: Sequence[Prompt], arm: Arm, tokens: int, rows: int) -> list[Reply]:
+        chosen = self._scorer.choose(batch, arm, tokens=tokens, rows=rows)
+        return [
+            Reply(numbers={f"option_{i}": value for i, value in enumerate(values)} | numbers)
+            for values, numbers in chosen
+        ]
+
+    def _route(self, batch: Sequence[Prompt], arm: Arm, tokens: int, rows: int) -> list[Reply]:
+        return [
+            Reply(numbers=numbers, details=details)
+            for numbers, details in read_routing(self.model, batch, arm, tokens=tokens, rows=rows)
+        ]
+
+    def _attend(self, batch: Sequence[Prompt], arm: Arm, tokens: int, rows: int) -> list[Reply]:
+        found = needle_attention(self.model, batch, tokens=tokens, rows=rows)
+        return [Reply(details={"needle_attention": np.round(mass_LK, 6).tolist()}) for mass_LK in found]
+
+    def _generate(self, batch: Sequence[Prompt], arm: Arm, tokens: int, rows: int) -> list[Reply]:
+        assert self._tokenizer is not None
+        new = max(prompt.max_new_tokens for prompt in batch)
+        ids = np.zeros((rows, tokens), np.int32)
+        lengths = np.ones(rows, np.int32)
+        for row in range(rows):
+            prompt = batch[min(row, len(batch) - 1)]  # rows left over repeat the last prompt: they cost no new shape
+            ids[row, : len(prompt.prompt_ids)] = prompt.prompt_ids
+            lengths[row] = len(prompt.prompt_ids)
+        imposed = imposed_modes(arm, rows)
+        options: dict[str, Any] = dict(
+            lengths=jnp.asarray(lengths),
+            max_new_tokens=new,
+            cache=CacheConfig(bits=arm.cache_bits),
+            router_bias=arm.router_bias,
+        )
+        if imposed is not None:
+            options["routing"] = jnp.asarray(imposed)
+        elif arm.view != "elastic":
+            options["routing"] = arm.view
+        out = generate(self.model, jnp.asarray(ids), **options)
+        written, counts = np.asarray(out.tokens), np.asarray(out.lengths)
+        replies = []
+        for row, prompt in enumerate(batch):
+            answer = written[row, : counts[row]][: prompt.max_new_tokens].tolist()
+            stopped = counts[row] < prompt.max_new_tokens or answer[-1] in self._tokenizer.all_special_ids
+            numbers = routing_numbers(out.routing, lengths, self.model.config, row)
+            numbers |= {
+                "cache_bytes": out.cache_bytes / rows,
+                "prefill_s": out.timings.prefill_s / rows,
+                "decode_s": out.timings.decode_s / rows,
+            }
+            replies.append(
+                Reply(
+                    str(self._tokenizer.decode(answer, skip_special_tokens=True)),
+                    len(answer),
+                    "stop" if stopped else "length",
+                    numbers,
+                )
+            )
+        return replies
+
+
+def _untimed(reply: Reply) -> Reply:
+    numbers = {name: value for name, value in reply.numbers.items() if name not in ("prefill_s", "decode_s")}
+    return dataclasses.replace(reply, numbers=numbers)
+
+
+def arm_label(arm: Arm, router: str) -> str:
+    """Names an arm in journal keys. The label of routed attention carries a digest of the router, and that of imposed
+    modes one of these: another router leaves the baselines valid and never reads the results of this one."""
+    if arm.modes_LK is not None:
+        return f"{arm.name}@{zlib.crc32(repr(arm.modes_LK).encode()):08x}"
+    return f"{arm.name}@{router}" if arm.view == "elastic" else arm.name
+
+
+def with_router_settings(model: ElasticForCausalLM, **changes: Any) -> ElasticForCausalLM:
+    """The same weights under other router settings (`RouterConfig` fields); None leaves a setting as it is."""
+    wanted = {name: value for name, value in changes.items() if value is not None}
+    if not wanted:
+        return model
+    router = dataclasses.replace(model.config.router, **wanted)
+    return from_params(dataclasses.replace(model.config, router=router), to_params(model), source=model.source)
+
+
+def length_batches(
+    prompts: Sequence[Prompt], *, batch_tokens: int, most_rows: int
+) -> Iterator[tuple[int, int, list[Prompt]]]:
+    """Padded length, rows and prompts of each batch, the longest first: what cannot be run fails early.
+
+    Rows depend on the padded length alone, never on how many prompts are left, so that a restarted run meets the
+    same shapes.
+    """
+    by_tokens: dict[int, list[Prompt]] = defaultdict(list)
+    for prompt in prompts:
+        by_tokens[bucket(len(prompt) + max(map(len, prompt.option_ids), default=0))].append(prompt)
+    for tokens in sorted(by_tokens, reverse=True):
+        alike = by_tokens[tokens]
+        rows = max(1, min(batch_tokens // tokens, most_rows))
+        for start in range(0, len(alike), rows):
+            yield tokens, rows, alike[start : start + rows]

@@ -1,0 +1,111 @@
+"""Scalar reward models behind the evaluation runner."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from numpy.typing import ArrayLike
+
+from elastic_jax.errors import ShapeError
+from elastic_jax.reward import ElasticRewardModel
+from eval.harness.backends.local import arm_label, length_batches
+from eval.harness.provenance import reward_digest, router_digest
+from eval.harness.scoring import imposed_modes
+from eval.samples import Arm, Kind, Prompt, Reply, View
+
+if TYPE_CHECKING:
+    pass
+
+
+class RewardModel(Protocol):
+    """What gives a conversation, tokens to its end, one number."""
+
+    def score(self, input_ids: Any, lengths: Any) -> Any:
+        """Rewards `[B]` of right-padded token ids `[B, T]` with `lengths` `[B]` tokens each, all of them arrays."""
+        ...
+
+
+class RewardBackend:
+    """Scores conversations that end with the answer to be judged, in batches of about the same length.
+
+    Args:
+        identity: what results depend on (weights, number format); a journal of another identity is refused.
+        max_tokens: the model's window; None for no bound.
+    """
+
+    kinds: frozenset[Kind] = frozenset(("reward",))
+
+    def __init__(self, model: RewardModel, *, identity: Mapping[str, Any], max_tokens: int | None):
+        self.model = model
+        self.max_tokens = max_tokens
+        self._identity = dict(identity)
+
+    def identity(self) -> dict[str, Any]:
+        return self._identity
+
+    def label(self, arm: Arm) -> str:
+        return arm.name
+
+    def rewards(self, ids: np.ndarray, lengths: np.ndarray, arm: Arm) -> ArrayLike:
+        """Rewards `[B]` of a batch; a model that is no `ElasticRewardModel` scores alike under every arm."""
+        return self.model.score(ids, lengths)
+
+    def run(
+        self, kind: Kind, prompts: Sequence[Prompt], arm: Arm, *, batch_tokens: int, most_rows: int
+    ) -> Iterator[tuple[Prompt, Reply]]:
+        for tokens, rows, batch in length_batches(prompts, batch_tokens=batch_tokens, most_rows=most_rows):
+            ids = np.zeros((rows, tokens), np.int32)
+            lengths = np.ones(rows, np.int32)  # rows left over hold one token: they cost no new shape
+            for row, prompt in enumerate(batch):
+                ids[row, : len(prompt.prompt_ids)] = prompt.prompt_ids
+                lengths[row] = len(prompt.prompt_ids)
+            rewards = np.asarray(self.rewards(ids, lengths, arm), np.float64)
+            if rewards.shape != (rows,):
+                raise ShapeError(f"the reward model returned {rewards.shape} for {rows} conversations; want ({rows},).")
+            for prompt, reward in zip(batch, rewards.tolist(), strict=False):
+                bad = None if math.isfinite(reward) else f"the reward is {reward}; want a finite number"
+                yield prompt, Reply(numbers={} if bad else {"reward": reward}, error=bad)
+
+
+class ElasticRewardBackend(RewardBackend):
+    """An `ElasticRewardModel` with full, sparse, routed or imposed attention, as the arm says."""
+
+    def __init__(self, model: ElasticRewardModel):
+        sparse = model.config.router
+        identity = {
+            "reward": reward_digest(model),
+            "dtype": str(model.score_head[...].dtype),
+            "blocks": [sparse.sink_blocks, sparse.local_blocks, sparse.block_size],
+            "pattern": sparse.pattern,
+        }
+        super().__init__(model, identity=identity, max_tokens=model.config.max_position_embeddings)
+        self._router = router_digest(model.decoder)
+        self._elastic = model
+
+    def label(self, arm: Arm) -> str:
+        return arm_label(arm, self._router)
+
+    def rewards(self, ids: np.ndarray, lengths: np.ndarray, arm: Arm) -> ArrayLike:
+        bias, modes_LBK = jnp.float32(arm.router_bias), imposed_modes(arm, len(ids))
+        return _rewards(self._elastic, ids, lengths, modes_LBK, bias, view=arm.view)
+
+
+@partial(nnx.jit, static_argnames=("view",))
+def _rewards(
+    model: ElasticRewardModel,
+    ids_BT: jax.Array,
+    lengths_B: jax.Array,
+    modes_LBK: jax.Array | None,
+    router_bias: jax.Array,
+    *,
+    view: View,
+) -> jax.Array:
+    routing = modes_LBK if modes_LBK is not None else None if view == "elastic" else view
+    return model(ids_BT, lengths=lengths_B, routing=routing, router_bias=router_bias)

@@ -1,0 +1,157 @@
+"""What the routers make of a prompt: each head's choice, and the task representation before and after the task MLP."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from elastic_jax.errors import DataError
+from elastic_jax.files import parse_json
+from elastic_jax.model import ElasticForCausalLM
+from elastic_jax.rope import apply_rope, rope_table
+from elastic_jax.routing import HeadMode, Routing
+from eval.harness.scoring import imposed_modes, routing_numbers
+from eval.samples import Arm, Prompt
+
+_DIGITS = 4
+
+
+def read_routing(
+    model: ElasticForCausalLM, prompts: Sequence[Prompt], arm: Arm, *, tokens: int, rows: int
+) -> list[tuple[dict[str, float], dict[str, Any]]]:
+    """Sparsity and details of up to `rows` prompts, padded to `[rows, tokens]`.
+
+    Details: `full`, 1 where a KV head runs full, `[L][K]`; `before` and `after`, pooled keys and task MLP outputs,
+    means over the KV heads, `[L][H]`.
+    """
+    ids = np.zeros((rows, tokens), np.int32)
+    lengths = np.ones(rows, np.int32)
+    for row, prompt in enumerate(prompts):
+        ids[row, : len(prompt.prompt_ids)] = prompt.prompt_ids
+        lengths[row] = len(prompt.prompt_ids)
+    modes: np.ndarray | None = imposed_modes(arm, rows)
+    if modes is None and arm.view != "elastic":
+        config = model.config
+        modes = np.full((config.num_layers, rows, config.num_kv_heads), HeadMode[arm.view.upper()], np.int32)
+    routing, before_LBH, after_LBH = _read(
+        model,
+        jnp.asarray(ids),
+        jnp.asarray(lengths),
+        jnp.float32(arm.router_bias),
+        None if modes is None else jnp.asarray(modes),
+    )
+    full_LBK = np.asarray(routing.mode) == HeadMode.FULL
+    told = []
+    for row in range(len(prompts)):
+        details = {
+            "full": full_LBK[:, row].astype(int).tolist(),
+            "before": np.round(np.asarray(before_LBH[:, row], float), _DIGITS).tolist(),
+            "after": np.round(np.asarray(after_LBH[:, row], float), _DIGITS).tolist(),
+        }
+        told.append((routing_numbers(routing, lengths, model.config, row), details))
+    return told
+
+
+@nnx.jit
+def _read(
+    model: ElasticForCausalLM, ids_BT: jax.Array, lengths_B: jax.Array, bias: jax.Array, modes_LBK: jax.Array | None
+) -> tuple[Routing, jax.Array, jax.Array]:
+    out = model.hidden(ids_BT, lengths=lengths_B, gates=modes_LBK, router_bias=bias)
+    graph, stacked = nnx.split(model.layers)
+    after_LBKH = jax.vmap(lambda state, pooled: nnx.merge(graph, state).router.task(pooled))(stacked, out.pooled)
+    return out.routing, out.pooled.mean(2), after_LBKH.mean(2)
+
+
+def needle_attention(
+    model: ElasticForCausalLM, prompts: Sequence[Prompt], *, tokens: int, rows: int
+) -> list[np.ndarray]:
+    """Share of its attention that each KV head gives to the needle while the answer is written, `[L, K]`.
+
+    All heads run full. Mean over the tokens of the answer, the largest of the query heads of a KV head. The needle is
+    `Sample.fields["needle"]`, the answer the continuation.
+    """
+    width = max(len(prompt.continuation_ids) for prompt in prompts)
+    ids = np.zeros((rows, tokens), np.int32)
+    lengths, starts = np.ones((2, rows), np.int32)
+    answers, needles = np.ones(rows, np.int32), np.zeros((rows, 2), np.int32)
+    for row, prompt in enumerate(prompts):
+        ids[row, : len(prompt)] = [*prompt.prompt_ids, *prompt.continuation_ids]
+        lengths[row], starts[row] = len(prompt), len(prompt.prompt_ids)
+        answers[row], needles[row] = len(prompt.continuation_ids), prompt.sample.fields["needle"]
+    arrays = (jnp.asarray(array) for array in (ids, lengths, starts, answers, needles))
+    mass_LBK = _attend(model, *arrays, width=-(-width // 8) * 8)
+    return [np.asarray(mass_LBK[:, row]) for row in range(len(prompts))]
+
+
+@nnx.jit(static_argnames=("width",))
+def _attend(
+    model: ElasticForCausalLM,
+    ids_BT: jax.Array,
+    lengths_B: jax.Array,
+    starts_B: jax.Array,
+    answers_B: jax.Array,
+    needles_B2: jax.Array,
+    *,
+    width: int,
+) -> jax.Array:
+    config = model.config
+    out = model.hidden(ids_BT, lengths=lengths_B, gates="full", return_layers=True, return_kv=True)
+    assert out.layers is not None and out.kv is not None
+    where_BA = jnp.minimum(starts_B[:, None] - 1 + jnp.arange(width), ids_BT.shape[1] - 1)
+    counted_BA = jnp.arange(width) < answers_B[:, None]
+    seq_len_BA = jnp.broadcast_to(lengths_B[:, None], where_BA.shape)
+    cos, sin = rope_table(config.rope, config.head_dim, where_BA, seq_len_BA, config.max_position_embeddings)
+    place_T = jnp.arange(ids_BT.shape[1])
+    seen_BAT = place_T <= where_BA[..., None]
+    if config.sliding_window is not None:
+        seen_BAT &= place_T > where_BA[..., None] - config.sliding_window
+    needle_BT = (place_T >= needles_B2[:, :1]) & (place_T < needles_B2[:, 1:])
+    graph, stacked = nnx.split(model.layers)
+
+    def layer_mass(_: None, xs: tuple) -> tuple[None, jax.Array]:
+        state, x_BTD, k_BTKH = xs
+        layer = nnx.merge(graph, state)
+        x_BAD = jnp.take_along_axis(x_BTD, where_BA[..., None], axis=1)
+        q_BANH = apply_rope(layer.attn.project(layer.input_norm(x_BAD))[0], cos, sin)
+        B, A, N, H = q_BANH.shape
+        q_BAKGH = q_BANH.reshape(B, A, config.num_kv_heads, -1, H)
+        scores = jnp.einsum("bakgh,btkh->bkgat", q_BAKGH, k_BTKH, preferred_element_type=jnp.float32) * H**-0.5
+        share = jax.nn.softmax(jnp.where(seen_BAT[:, None, None], scores, -jnp.inf), axis=-1)
+        mass_BKGA = (share * needle_BT[:, None, None, None]).sum(-1) * counted_BA[:, None, None]
+        return None, (mass_BKGA.sum(-1) / answers_B[:, None, None]).max(-1)
+
+    return jax.lax.scan(layer_mass, None, (stacked, out.layers[:-1], out.kv[0]))[1]
+
+
+def forced_modes(scores_LK: Sequence[Sequence[float]], share: float) -> tuple[tuple[int, ...], ...]:
+    """Head modes in which `share` of all heads run sparse, those that score lowest (Elastic Attention, table 5)."""
+    scores = np.asarray(scores_LK, float)
+    modes = np.full(scores.size, int(HeadMode.FULL))
+    modes[np.argsort(scores, axis=None, kind="stable")[: round(share * scores.size)]] = HeadMode.SPARSE
+    return tuple(tuple(int(mode) for mode in row) for row in modes.reshape(scores.shape))
+
+
+def write_head_scores(path: Path, scores_LK: np.ndarray, samples: int) -> None:
+    path.write_text(json.dumps({"samples": samples, "needle_attention": np.round(scores_LK, 6).tolist()}) + "\n")
+
+
+def read_head_scores(path: str | Path) -> list[list[float]]:
+    """Scores by layer and KV head from a `heads.json`.
+
+    Raises:
+        DataError: no such file, or another kind of file.
+    """
+    try:
+        scores = parse_json(Path(path).read_text(encoding="utf-8"))["needle_attention"]
+        if np.asarray(scores, float).ndim != 2:
+            raise ValueError("the scores are no table")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path} is no heads.json of `eval heads`: {error!r}") from error
+    return scores

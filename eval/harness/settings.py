@@ -1,0 +1,166 @@
+"""Settings that all benchmarks share, and what they stand for: arms, backend, shard."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from elastic_jax.cli.model import ModelSettings, load_model, load_model_tokenizer
+from elastic_jax.errors import ConfigError
+from eval.samples import ENDPOINT_ARM, Arm
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from eval.harness.backends.base import Backend
+    from eval.harness.runner import Shard
+
+ViewName = Literal["full", "sparse", "elastic"]
+_ARM_NAMES = {"full": "full", "sparse": "all-sparse", "elastic": "elastic"}
+
+
+@dataclass(frozen=True)
+class BenchmarkSettings(ModelSettings):
+    """Which model runs how, and where results go."""
+
+    out: str | None = None
+    """Folder of the report and of the journal; give the same folder again to go on after an interruption."""
+    views: tuple[ViewName, ...] = ("full", "sparse", "elastic")
+    """Ways to run attention that are compared: every head full, every head sparse, as the routers decide."""
+    pattern: Literal["fa-ssa", "fa-xa", "xa-ssa"] | None = None
+    """Attention of full heads - attention of sparse heads; by default the router's own."""
+    sink_blocks: int | None = None
+    """Blocks at the start that sparse heads see; by default the router's own."""
+    local_blocks: int | None = None
+    """Blocks up to the token's own that sparse heads see; by default the router's own."""
+    cache_bits: tuple[int, ...] = ()
+    """Bits per element of further caches under which elastic attention is run as well: 2, 4 or 8."""
+    router_bias: tuple[float, ...] = (0.0,)
+    """Values added to logit_full - logit_sparse, one elastic run each: positive for quality, negative for sparsity."""
+    head_scores: str | None = None
+    """`heads.json` of `eval heads`: which heads retrieve; needed by --forced-msr."""
+    forced_msr: tuple[float, ...] = ()
+    """Shares of heads to run sparse whatever the prompt, those that retrieve least first; one further run each."""
+    endpoint: str | None = None
+    """Address of an OpenAI-compatible API that answers instead; --model then gives the tokenizer that counts tokens."""
+    endpoint_model: str = ""
+    """Name of the model at the endpoint. The key is read from the environment variable OPENAI_API_KEY."""
+    endpoint_tokens: int | None = None
+    """Tokens of prompt and answer that the endpoint's model takes; without it nothing is cut or refused for length."""
+    concurrency: int = 8
+    """Requests to the endpoint under way at one time."""
+    timeout_s: float = 600.0
+    """Seconds to wait for one answer of the endpoint."""
+    retries: int = 5
+    """Further tries after a lost connection or an answer that says to try again."""
+    chat: bool = False
+    """Wrap prompts in the model's chat template."""
+    batch_tokens: int = 8192
+    """Tokens of one batch, at least one prompt; bounds the memory."""
+    limit: int | None = None
+    """At most this many samples of each task at each length, for a quick look."""
+    shard: str = "0/1"
+    """Part of the samples that this process does, such as 0/4; the parts share --out. When all
+    are done, give the command once more without --shard: it measures nothing and writes the whole report."""
+    seed: int = 0
+    """Chooses what is left to chance."""
+
+    def __post_init__(self) -> None:
+        for name in ("limit", "batch_tokens", "endpoint_tokens", "concurrency"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"{name} is {value}; want at least 1.")
+        for name in ("views", "router_bias"):
+            if not getattr(self, name):
+                raise ConfigError(f"{name} is empty; want at least one.")
+        if any(not 0 <= share <= 1 for share in self.forced_msr):
+            raise ConfigError(f"forced_msr is {list(self.forced_msr)}; want shares from 0 to 1.")
+        if self.forced_msr and self.head_scores is None:
+            raise ConfigError(
+                "forced_msr wants a ranking of the heads: give --head-scores, a heads.json of eval heads."
+            )
+        wrong = [bits for bits in self.cache_bits if bits not in (2, 4, 8)]
+        if wrong:
+            raise ConfigError(f"cache_bits has {wrong[0]}; want 2, 4 or 8 (16 is what every other run has).")
+
+    def samples(self, wanted: int) -> int:
+        """How many samples `limit` leaves of those wanted."""
+        return wanted if self.limit is None else min(wanted, self.limit)
+
+    def arms(self) -> list[Arm]:
+        """What is compared, the reference first."""
+        if self.endpoint is not None:
+            return [ENDPOINT_ARM]
+        arms = [Arm(_ARM_NAMES[view], view) for view in self.views if view != "elastic"]
+        if "elastic" in self.views:
+            names = [f"elastic, bias {bias:+g}" if bias else "elastic" for bias in self.router_bias]
+            arms += [Arm(name, "elastic", router_bias=bias) for name, bias in zip(names, self.router_bias, strict=True)]
+            for bits in self.cache_bits:
+                arms += [
+                    Arm(f"{name} + {bits}-bit cache", "elastic", router_bias=bias, cache_bits=bits)
+                    for name, bias in zip(names, self.router_bias, strict=True)
+                ]
+        if self.forced_msr:
+            from eval.harness.routing import forced_modes, read_head_scores
+
+            scores_LK = read_head_scores(str(self.head_scores))
+            arms += [
+                Arm(f"forced MSR {share:g}", "elastic", modes_LK=forced_modes(scores_LK, share))
+                for share in self.forced_msr
+            ]
+        return arms
+
+    def part(self) -> Shard:
+        """The part of the samples that `shard` names."""
+        from eval.harness.runner import Shard
+
+        index, _, count = self.shard.partition("/")
+        if not (index.isdigit() and count.isdigit()):
+            raise ConfigError(f"shard is {self.shard!r}; want part/parts, such as 0/4.")
+        return Shard(int(index), int(count))
+
+    def open_backend(self, tokenizer: PreTrainedTokenizerBase) -> Backend:
+        """The model, loaded, or the endpoint."""
+        if self.endpoint is not None:
+            from eval.harness.backends.endpoint import EndpointBackend, EndpointConfig
+
+            return EndpointBackend(
+                EndpointConfig(
+                    self.endpoint,
+                    self.endpoint_model,
+                    chat=self.chat,
+                    concurrency=self.concurrency,
+                    timeout_s=self.timeout_s,
+                    retries=self.retries,
+                    max_tokens=self.endpoint_tokens,
+                )
+            )
+        from eval.harness.backends.local import ModelBackend, with_router_settings
+
+        model = with_router_settings(
+            load_model(self), pattern=self.pattern, sink_blocks=self.sink_blocks, local_blocks=self.local_blocks
+        )
+        return ModelBackend(model, tokenizer)
+
+    def load_tokenizer(self) -> PreTrainedTokenizerBase:
+        return load_model_tokenizer(self)
+
+
+def split_commas(argv: Sequence[str], *flags: str) -> list[str]:
+    """Arguments in which `--flag 1,2` and `--flag=1,2` of the named flags read `--flag 1 2`."""
+    split: list[str] = []
+    inside = False
+    for argument in argv:
+        name, equals, value = argument.partition("=")
+        if argument.startswith("--"):
+            inside = name in flags
+            if inside and equals:
+                split += [name, *filter(None, value.split(","))]
+                continue
+        split += filter(None, argument.split(",")) if inside and not argument.startswith("--") else [argument]
+    return split
+
+
+LISTS = ("--lengths", "--tasks", "--views", "--cache-bits", "--router-bias", "--forced-msr", "--depths")
+"""Flags that take several values, with commas or blanks between them."""

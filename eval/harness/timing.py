@@ -1,0 +1,81 @@
+"""Timing of programs that take turns, so that a slow minute of the machine meets all of them."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+import jax
+import numpy as np
+from flax import nnx
+
+from elastic_jax.model import ElasticForCausalLM, Hidden
+from eval.samples import VIEWS, View
+
+
+def seconds(function: Callable[..., object], *arguments: jax.Array, calls: int = 1) -> float:
+    """Wall-clock seconds of one of `calls` calls in a row, the results waited for at the end."""
+    start = time.perf_counter()
+    result = None
+    for _ in range(calls):
+        result = function(*arguments)
+    jax.block_until_ready(result)
+    return (time.perf_counter() - start) / calls
+
+
+def take_turns[K](
+    programs: Mapping[K, Callable[[], float]], rounds: int, on_call: Callable[[], object] = lambda: None
+) -> dict[K, list[float]]:
+    """Seconds that each program says it took, round by round; warm them up before."""
+    times: dict[K, list[float]] = {name: [] for name in programs}
+    for _ in range(rounds):
+        for name, program in programs.items():
+            times[name].append(program())
+            on_call()
+    return times
+
+
+def fastest[K](programs: Mapping[K, Callable[[], float]], rounds: int) -> dict[K, float]:
+    """Least seconds of each program, taking turns; the first call, which compiles, does not count."""
+    for program in programs.values():
+        program()
+    return {name: min(times) for name, times in take_turns(programs, rounds).items()}
+
+
+def prefill_seconds(
+    model: ElasticForCausalLM,
+    prompts: Sequence[Sequence[int]],
+    *,
+    tokens: int,
+    views: Sequence[View] = VIEWS,
+    repeats: int = 3,
+) -> dict[View, float]:
+    """Median seconds from a prompt, padded to `tokens`, to the logits of its next token and all keys and values.
+
+    Compilation is not counted. Views take turns on each prompt, so that a change in the machine's load falls on all.
+    """
+    graph, state = nnx.split(model)
+
+    @jax.jit(static_argnames=("view",))
+    def prefill(
+        state: nnx.State, ids_BT: jax.Array, lengths_B: jax.Array, view: View
+    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array] | None]:
+        merged = nnx.merge(graph, state)
+        gates = None if view == "elastic" else view
+        out: Hidden = merged.hidden(ids_BT, lengths=lengths_B, gates=gates, return_kv=True)
+        return merged.head(out.hidden_BTD[0, lengths_B[0] - 1]), out.kv
+
+    seconds: dict[View, list[float]] = {view: [] for view in views}
+    for number, prompt in enumerate(prompts):
+        ids = np.zeros((1, tokens), np.int32)
+        ids[0, : len(prompt)] = prompt
+        lengths = np.array([len(prompt)], np.int32)
+        for view in views if number == 0 else ():
+            jax.block_until_ready(prefill(state, ids, lengths, view))
+        for _ in range(repeats):
+            for view in views:
+                start = time.perf_counter()
+                jax.block_until_ready(prefill(state, ids, lengths, view))
+                seconds[view].append(time.perf_counter() - start)
+    return {view: statistics.median(values) for view, values in seconds.items()}

@@ -1,0 +1,150 @@
+"""Puts the records of the reward benchmarks before a judge: tasks, showings and verdicts for the evaluation runner."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, cast
+
+from elastic_jax.text.judge_prompts import JudgePrompt
+from eval.harness.encoding import Encoder
+from eval.samples import Message, Rendered, Reply, Sample, Segment, Showing, Tokens, Verdict
+from eval.suites.rewardbench import agreement
+from eval.suites.rewardbench.agreement import rank_match
+from eval.suites.rewardbench.items import JudgeItem, Order, hashed_order, official_orders, ranks_from_scores
+from eval.tasks import Group, LengthPolicy, Task, loaded_group
+
+Ask = Literal["verdict", "choice", "reward"]
+"""A written verdict; the likelier of the two verdict letters; the scalar reward of every answer."""
+Orders = Literal["official", "both", "best-first", "best-last"]
+"""The published evaluators' one order; one drawn from the record and its reverse; one that follows the truth."""
+
+OFFICIAL_WINDOW = 131_072
+OFFICIAL_KEPT = 131_067
+_OFFICIAL_HEAD = 65_536
+
+Parsers = Mapping[str, Callable[[str], agreement.Ranks | None]]
+
+
+@dataclass(frozen=True)
+class JudgePlan:
+    """How a benchmark is put to a judge."""
+
+    prompt: Callable[[JudgeItem, Sequence[str]], JudgePrompt]
+    """Instructions for an item whose answers are shown in the given order."""
+    parsers: Callable[[JudgeItem], Parsers]
+    """All are recorded; the first one gives the score."""
+    ask: Ask = "verdict"
+    orders: Orders = "official"
+    policy: LengthPolicy = "skip"
+    official_cut: bool = False
+    """Cut prompts of 131,072 tokens and more where the published evaluators do; works on token ids only."""
+    max_new_tokens: int = 2048
+    seed: int = 0
+
+
+def official_cut(ids: Sequence[int]) -> Sequence[int]:
+    """What the published evaluators keep of a prompt: from 131,072 ids on, the first 65,536 and the last 65,531."""
+    if len(ids) < OFFICIAL_WINDOW:
+        return ids
+    return [*ids[:_OFFICIAL_HEAD], *ids[_OFFICIAL_HEAD - OFFICIAL_KEPT :]]
+
+
+def judge_groups(
+    files: Mapping[str, Sequence[JudgeItem]], plan: JudgePlan, encoder: Encoder | None, limit: int | None = None
+) -> list[Group]:
+    """Groups of equal task and length; `limit` takes the first records of each, in visiting order.
+
+    Official orders are drawn before the limit applies, so that a limited run shows what the whole one would.
+    """
+    groups = []
+    for items in files.values():
+        drawn = official_orders([len(item.answers) for item in items])
+        alike: dict[tuple[str, str], list[tuple[JudgeItem, Order]]] = {}
+        for index, order in drawn:
+            item = items[index]
+            alike.setdefault((item.task, item.axes["length"]), []).append((item, order))
+        for (task, _), everyone in alike.items():
+            members = everyone[:limit]
+            samples = [
+                Sample(item.uid, {"item": item, "official_order": order}, (), item.axes, _new_tokens(plan))
+                for item, order in members
+            ]
+            mean_characters = sum(len(item.question) + sum(map(len, item.answers)) for item, _ in members) / len(
+                members
+            )
+            groups.append(
+                loaded_group(
+                    judge_task(task, plan, encoder),
+                    samples,
+                    tokens=int(mean_characters / 4),
+                    views=lambda sample: showings(sample, plan),
+                )
+            )
+    return groups
+
+
+def judge_task(name: str, plan: JudgePlan, encoder: Encoder | None) -> Task:
+    """A runner's task; `encoder` is needed for the official cut only."""
+
+    def template(sample: Sample, showing: Showing) -> Rendered | Tokens:
+        rendered = _rendered(sample.fields["item"], showing, plan)
+        if not plan.official_cut or encoder is None or _short(rendered):
+            return rendered
+        ids = encoder.encode(rendered)
+        if len(ids) < OFFICIAL_WINDOW:
+            return rendered
+        options = tuple(tuple(encoder.ids(option)) for option in rendered.options)
+        return Tokens(official_cut(ids), option_ids=options)
+
+    def metric(sample: Sample, showing: Showing, reply: Reply) -> Verdict:
+        if plan.ask == "reward":
+            return Verdict({"reward": reply.numbers["reward"]})
+        if plan.ask == "choice":
+            ranks = ranks_from_scores([reply.numbers["option_0"], reply.numbers["option_1"]])
+            return Verdict({"match": rank_match(showing.order, ranks)}, parsed={"choice": ranks})
+        if not reply.text.strip():
+            return Verdict({"match": 0.0}, "empty", parsed={})
+        parsed = {parser: read(reply.text) for parser, read in plan.parsers(sample.fields["item"]).items()}
+        ranks = next(iter(parsed.values()))
+        return Verdict({"match": rank_match(showing.order, ranks)}, "unparsed" if ranks is None else "ok", parsed)
+
+    kind = {"verdict": "generate", "choice": "choose", "reward": "reward"}[plan.ask]
+    return Task(
+        name, cast(Any, kind), template, metric, "reward" if plan.ask == "reward" else "match", policy=plan.policy
+    )
+
+
+def showings(sample: Sample, plan: JudgePlan) -> list[Showing]:
+    """The orders in which an item is shown; for rewards, its answers one by one."""
+    item: JudgeItem = sample.fields["item"]
+    if plan.ask == "reward":
+        return [Showing(f"answer{place}", (place,)) for place in range(len(item.answers))]
+    best_first = tuple(range(len(item.answers)))
+    if plan.orders == "official":
+        return [Showing("official", sample.fields["official_order"])]
+    if plan.orders == "both":
+        order = hashed_order(item.uid, len(item.answers), plan.seed)
+        return [Showing("forward", order), Showing("reversed", order[::-1])]
+    return [Showing(plan.orders, best_first if plan.orders == "best-first" else best_first[::-1])]
+
+
+def _rendered(item: JudgeItem, showing: Showing, plan: JudgePlan) -> Rendered:
+    shown = [item.answers[rank] for rank in showing.order]
+    if plan.ask == "reward":
+        turns = [(turn["role"], turn["content"], True) for turn in item.conversation]
+        turns.append(("assistant", shown[0], False))
+        return Rendered(tuple(Message(cast(Any, role), (Segment(text, cut),)) for role, text, cut in turns))
+    prompt = plan.prompt(item, shown)
+    question = (Segment(prompt.before), Segment(prompt.context, cuttable=True), Segment(prompt.after))
+    messages = (Message.of("system", prompt.system), Message("user", question))
+    return Rendered(messages, "[[", ("A", "B")) if plan.ask == "choice" else Rendered(messages)
+
+
+def _new_tokens(plan: JudgePlan) -> int:
+    return plan.max_new_tokens if plan.ask == "verdict" else 0
+
+
+def _short(rendered: Rendered) -> bool:
+    """Fewer bytes than the window has tokens, so that no tokenizer need be asked."""
+    return sum(len(message.text.encode()) for message in rendered.messages) < OFFICIAL_WINDOW // 2

@@ -1,0 +1,135 @@
+"""How the two reward benchmarks are put to a judge in each mode.
+
+`compat` does what the published evaluators do, slips included, for figures that can stand beside published ones.
+`strict` shows every item in two orders, takes the last verdict and whole rankings only, and shortens the long text of a
+prompt rather than skip it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Literal
+
+from elastic_jax.errors import ConfigError
+from elastic_jax.text.judge_prompts import JudgePrompt, answers_prompt
+from eval.suites.rewardbench import agreement
+from eval.suites.rewardbench.asking import Ask, JudgePlan, Orders, Parsers
+from eval.suites.rewardbench.items import JudgeItem
+from eval.suites.rewardbench.memory import GENERATION
+
+_MEMORY_VERDICT = """\
+Start your reply with the verdict and nothing before it: [[A]] if agent A is better, [[B]] if agent B is better. There \
+is no tie. Explain the verdict after it."""
+
+_UNDERSTANDING = f"""\
+Two agents with a memory, A and B, read the same long text piece by piece. After every piece each agent updated its \
+memory, and at the end it had to answer a question from that memory. You see the text with the question, and for each \
+agent the record of its memory. Decide which agent managed its memory better.
+Look at every update: is it valid, does it keep the information that the question needs, is it free of needless or \
+repeated content, and does it say only what the text says? Then look at what the memory leads to at the end: is the \
+answer, where there is one, complete and correct, and did earlier mistakes harm it?
+Compare the two records step by step. The order in which the agents are shown and the length of the records must not \
+count.
+{_MEMORY_VERDICT}"""
+
+_GENERATION = f"""\
+Two agents with a memory, A and B, wrote a long text in steps from the same instruction. What an agent had written \
+served it as memory for the rest. You see the instruction and both texts. Decide which agent did better.
+What counts most is whether each requirement of the instruction is met exactly; then whether the information given is \
+kept and the text stays faithful to it.
+Go through the requirements one by one, and note for each agent whether it passes or fails; a fluent text does not \
+make up for a failed requirement. The order in which the agents are shown and the length of the texts must not count.
+{_MEMORY_VERDICT}"""
+
+
+def memory_prompt(question: str, trajectories: Sequence[str], *, generation: bool) -> JudgePrompt:
+    """MemoryRewardBench: a verdict on two trajectories in the order shown; `generation` for long-form texts."""
+    blocks = [
+        f"[The Start of Agent {letter}'s Trajectory]\n{trajectory}\n[The End of Agent {letter}'s Trajectory]"
+        for letter, trajectory in zip("AB", trajectories, strict=True)
+    ]
+    template, system = (
+        ("memory-generation@1", _GENERATION) if generation else ("memory-understanding@1", _UNDERSTANDING)
+    )
+    return JudgePrompt(template, system, question, "[User Question]\n", "\n\n" + "\n\n".join(blocks))
+
+
+Mode = Literal["compat", "strict"]
+
+
+def long_plan(
+    mode: Mode, *, ask: Ask = "verdict", orders: Orders | None = None, max_new_tokens: int = 2048, seed: int = 0
+) -> JudgePlan:
+    """Long-RewardBench; `orders` None means the mode's own.
+
+    Raises:
+        ConfigError: a choice between letters is asked for, which says nothing about rankings.
+    """
+    if ask == "choice":
+        raise ConfigError("Long-RewardBench asks for rankings too, which a choice between two letters cannot give.")
+    return JudgePlan(
+        prompt=_answers,
+        parsers=_official_answers if mode == "compat" else _strict_answers,
+        **_shared(mode, ask, orders, max_new_tokens, seed),
+    )
+
+
+def memory_plan(
+    mode: Mode, *, ask: Ask = "verdict", orders: Orders | None = None, max_new_tokens: int = 2048, seed: int = 0
+) -> JudgePlan:
+    """MemoryRewardBench; `orders` None means the mode's own."""
+    return JudgePlan(
+        prompt=_trajectories,
+        parsers=_official_trajectories if mode == "compat" else _strict_trajectories,
+        **_shared(mode, ask, orders, max_new_tokens, seed),
+    )
+
+
+def _shared(mode: Mode, ask: Ask, orders: Orders | None, max_new_tokens: int, seed: int) -> dict:
+    compat = mode == "compat"
+    return {
+        "ask": ask,
+        "orders": orders or ("official" if compat else "both"),
+        "policy": "skip" if compat else "context",
+        "official_cut": compat,
+        "max_new_tokens": max_new_tokens,
+        "seed": seed,
+    }
+
+
+def _answers(item: JudgeItem, shown: Sequence[str]) -> JudgePrompt:
+    return answers_prompt(item.question, shown, ranking=item.ranking)
+
+
+def _trajectories(item: JudgeItem, shown: Sequence[str]) -> JudgePrompt:
+    return memory_prompt(item.question, shown, generation=item.axes["group"] == GENERATION)
+
+
+def _official_answers(item: JudgeItem) -> Parsers:
+    return {"official": agreement.official_ranking if item.ranking else agreement.official_pair, **_last(item)}
+
+
+def _strict_answers(item: JudgeItem) -> Parsers:
+    return {**_last(item), "official": agreement.official_ranking if item.ranking else agreement.official_pair}
+
+
+def _last(item: JudgeItem) -> Parsers:
+    if item.ranking:
+        return {"last": partial(agreement.last_ranking, size=len(item.answers))}
+    return {"last": agreement.last_tag}
+
+
+def _official_trajectories(item: JudgeItem) -> Parsers:
+    return {
+        "strict5": agreement.strict5,
+        "last_tag": agreement.last_tag,
+        "first_tag": agreement.first_tag,
+        "last_label": agreement.last_label,
+        "long_rewardbench": agreement.official_pair,
+    }
+
+
+def _strict_trajectories(item: JudgeItem) -> Parsers:
+    official = _official_trajectories(item)
+    return {"last_tag": official["last_tag"], **official}

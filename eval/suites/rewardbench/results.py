@@ -1,0 +1,153 @@
+"""From journal records of judged items to the figures of a report."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from eval.report.tables import mean_interval
+from eval.suites.rewardbench.agreement import (
+    BiasReport,
+    Ranks,
+    SwapReport,
+    bias_report,
+    exact_match,
+    kendall_tau,
+    rank_match,
+    reciprocal_rank,
+    swap_report,
+    top1,
+)
+from eval.suites.rewardbench.asking import OFFICIAL_KEPT
+from eval.suites.rewardbench.items import JudgeItem, Order, ranks_from_scores
+
+
+@dataclass(frozen=True)
+class Judged:
+    """One reply of a judge (for rewards: those to all answers of an item), read by one parser."""
+
+    item: JudgeItem
+    order: Order
+    ranks: Ranks | None
+    status: str
+    """ok, or why there is no verdict: empty, unparsed, stopped (the reply was cut off), too_long (never shown)."""
+    shortened: bool
+    """Part of the text was cut out of the prompt."""
+
+    @property
+    def match(self) -> float:
+        return rank_match(self.order, self.ranks)
+
+
+def read_verdicts(items: Mapping[str, JudgeItem], records: Iterable[Mapping[str, Any]], parser: str) -> list[Judged]:
+    """The verdicts that one parser finds in the records of written verdicts or choices, by item uid."""
+    judged = []
+    for record in records:
+        found = (record["parsed"] or {}).get(parser)
+        ranks = None if found is None else tuple(found)
+        status = record["status"]
+        if status in ("ok", "unparsed"):  # as the parser of the score saw it; this may be another one
+            status = "ok" if ranks else "stopped" if record["finish"] == "length" else "unparsed"
+        order = tuple(record["showing"]["order"])
+        judged.append(Judged(items[record["uid"]], order, ranks, status, _shortened(record)))
+    return judged
+
+
+def join_rewards(records: Iterable[Mapping[str, Any]], orders: Mapping[str, Order]) -> list[dict[str, Any]]:
+    """One record for each item and arm out of those of its answers: the ranking by reward, under the parser `reward`.
+
+    Items of which an answer has no record yet are left out: the run is not finished.
+
+    Args:
+        orders: the order in which the answers count as shown, by uid; it decides between equal rewards.
+    """
+    answers: dict[tuple[str, str], dict[int, Mapping[str, Any]]] = defaultdict(dict)
+    for record in records:
+        answers[record["uid"], record["arm"]][record["showing"]["order"][0]] = record
+    joined = []
+    for (uid, _), by_rank in answers.items():
+        order = orders[uid]
+        if len(by_rank) < len(order):
+            continue
+        shown = [by_rank[rank] for rank in order]
+        too_long = any(record["status"] == "too_long" for record in shown)
+        ranks = None if too_long else ranks_from_scores([record["scores"]["reward"] for record in shown])
+        joined.append(
+            {
+                **shown[0],
+                "showing": {"label": "rewards", "order": order, "repeat": 0},
+                "status": "too_long" if too_long else "ok",
+                "main": "match",
+                "scores": {"match": rank_match(order, ranks)},
+                "parsed": {"reward": ranks},
+                "cut_tokens": max(record["cut_tokens"] for record in shown),
+            }
+        )
+    return joined
+
+
+def summary(judged: Sequence[Judged]) -> dict[str, Any]:
+    """Figures of a set of verdicts; each item counts once, with the mean over the orders in which it was shown."""
+    parsed = [one for one in judged if one.ranks is not None]
+    whole = [one for one in parsed if sorted(one.ranks or ()) == sorted(one.order)]
+    statuses = Counter(one.status for one in judged)
+    matches = _by_item(judged, lambda one: one.match)
+    return {
+        "items": len(matches),
+        "replies": len(judged),
+        "match": _mean(matches),
+        "interval": list(mean_interval(matches)),
+        "match_if_parsed": _mean([one.match for one in parsed]),
+        "top1": _mean(_by_item(judged, lambda one: top1(one.order, one.ranks))),
+        "exact": _mean(_by_item(judged, lambda one: exact_match(one.order, one.ranks))),
+        "reciprocal_rank": _mean(_by_item(judged, lambda one: reciprocal_rank(one.order, one.ranks))),
+        "kendall_tau_if_parsed": _mean([kendall_tau(one.order, one.ranks or ()) for one in whole]),
+        "failed": {status: count for status, count in sorted(statuses.items()) if status != "ok"},
+        "shortened": sum(one.shortened for one in judged),
+    }
+
+
+def official_results(judged: Sequence[Judged]) -> list[tuple[Mapping[str, str], float]]:
+    """Axes and score of every item, as the official tables want them; several orders are averaged."""
+    by_uid: dict[str, list[Judged]] = defaultdict(list)
+    for one in judged:
+        by_uid[one.item.uid].append(one)
+    return [(group[0].item.axes, sum(one.match for one in group) / len(group)) for group in by_uid.values()]
+
+
+def swap_of(judged: Sequence[Judged]) -> SwapReport | None:
+    """How verdicts on pairs change with the order; None if no pair was shown in both orders."""
+    both: dict[str, dict[int, Ranks | None]] = defaultdict(dict)
+    for one in judged:
+        if not one.item.ranking:
+            both[one.item.uid][one.order.index(0)] = one.ranks
+    complete = [(shown[0], shown[1]) for shown in both.values() if len(shown) == 2]
+    return swap_report(complete) if complete else None
+
+
+def biases_of(judged: Sequence[Judged]) -> BiasReport:
+    """Leanings towards the first and the longer answer of a pair."""
+    return bias_report(
+        [
+            (one.order, one.ranks, tuple(len(one.item.answers[rank]) for rank in one.order))
+            for one in judged
+            if not one.item.ranking
+        ]
+    )
+
+
+def _by_item(judged: Sequence[Judged], value: Callable[[Judged], float]) -> list[float]:
+    by_uid: dict[str, list[float]] = defaultdict(list)
+    for one in judged:
+        by_uid[one.item.uid].append(value(one))
+    return [sum(values) / len(values) for values in by_uid.values()]
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None
+
+
+def _shortened(record: Mapping[str, Any]) -> bool:
+    return record["cut_tokens"] > 0 or record["prompt_tokens"] == OFFICIAL_KEPT

@@ -1,0 +1,82 @@
+"""`elastic-jax eval needles`: pass key, key-value and fact at every depth of a text of every length."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from elastic_jax.cli.args import parse_verb, required
+from elastic_jax.errors import ConfigError
+from eval.harness.settings import LISTS, BenchmarkSettings, split_commas
+
+
+@dataclass(frozen=True)
+class NeedlesSettings(BenchmarkSettings):
+    """The grid, and how answers are judged."""
+
+    tasks: tuple[Literal["passkey", "kv", "fact"], ...] = ("passkey", "kv", "fact")
+    """What is hidden: the pass key of a door, the secret word of a person, a person's place of birth."""
+    lengths: tuple[int, ...] = (1024, 2048, 4096)
+    """Tokens of prompt and answer together."""
+    depths: tuple[int, ...] = (0, 25, 50, 75, 100)
+    """Where the needle lies, in percent of the way from the beginning of the text to the question."""
+    per_cell: int = 5
+    """Samples of each task at each depth and length."""
+    distractors: int = 1
+    """Needles in each prompt that the question is not about."""
+    haystack: str | None = None
+    """Text file, or folder of *.txt, in which needles hide; by default Python's language reference."""
+    generate: bool = False
+    """Write the answer and look for it in the reply; by default the known answer is scored, in one pass: does greedy
+    decoding write it word for word?"""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.lengths or min(self.lengths) < 1 or not self.tasks:
+            raise ConfigError("lengths and tasks want one value or more, lengths of at least 1 token.")
+        if not self.depths or not 0 <= min(self.depths) <= max(self.depths) <= 100:
+            raise ConfigError(f"depths is {list(self.depths)}; want percentages from 0 to 100.")
+        if self.per_cell < 1 or self.distractors < 0:
+            raise ConfigError("per_cell wants at least 1, distractors 0 or more.")
+
+
+def main(argv: Sequence[str]) -> int:
+    """Depth x length maps of what is found in a long text; full, sparse, routed, small caches."""
+    asked = parse_verb(NeedlesSettings, split_commas(argv, *LISTS), verb="eval needles", summary=str(main.__doc__))
+    settings = asked.settings
+    out = Path(required(settings.out, "--out FOLDER", "folder for the report"))
+
+    from eval.benchmark import Benchmark, run_benchmark
+    from eval.harness.encoding import Encoder
+    from eval.suites.haystack import Haystack, read_texts
+    from eval.suites.needles import needle_groups
+    from eval.suites.probes import ProbeConfig
+    from eval.tasks import Group
+
+    def groups(encoder: Encoder) -> Sequence[Group]:
+        return needle_groups(
+            settings.tasks,
+            sorted(settings.lengths),
+            settings.depths,
+            settings.samples(settings.per_cell),
+            Haystack(read_texts(settings.haystack), encoder.tokenizer),
+            encoder.tokenizer,
+            ProbeConfig(sink_tokens=0, local_tokens=0, distractors=settings.distractors, seed=settings.seed),
+            generate=settings.generate,
+        )
+
+    benchmark = Benchmark("eval needles", "Needles by depth and length", groups, ("length", "depth"), method=_METHOD)
+    run_benchmark(benchmark, settings, out, dry_run=asked.dry_run)
+    if not asked.dry_run:
+        print(f"Report: {out / 'results.md'}")
+    return 0
+
+
+_METHOD = (
+    "One sentence in an excerpt of real text states a pass key, a secret word or a place of birth, others state the "
+    "same of something else, and the question follows at the end; the same excerpts at every depth. Needles may lie "
+    "where sparse heads see them. Score `exact`: every token of the answer is the most likely one, which is when "
+    "greedy decoding writes it; `match`: the reply contains the answer."
+)

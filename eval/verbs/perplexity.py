@@ -1,0 +1,73 @@
+"""`elastic-jax eval perplexity`: loss from place to place in long texts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from elastic_jax.cli.args import parse_verb, required
+from elastic_jax.errors import ConfigError
+from eval.harness.settings import LISTS, BenchmarkSettings, split_commas
+
+
+@dataclass(frozen=True)
+class PerplexitySettings(BenchmarkSettings):
+    """Windows of text, and where they come from."""
+
+    lengths: tuple[int, ...] = (4096,)
+    """Tokens of a window."""
+    windows: int = 8
+    """Windows of each kind of text at each length."""
+    parts: int = 8
+    """Equal parts of a window; the routers decide from the first, the others are scored."""
+    texts: str | None = None
+    """Text file, or folder of *.txt, as long as the windows at least; by default Python's language reference."""
+    code: str | None = None
+    """Folder of *.py sources, of which the evaluation split is used; by default the standard library."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.windows < 1 or self.parts < 2:
+            raise ConfigError("windows wants at least 1, parts at least 2.")
+        if not self.lengths or min(self.lengths) < self.parts:
+            raise ConfigError(f"lengths is {list(self.lengths)}; want one or more, of at least a token per part.")
+
+
+def main(argv: Sequence[str]) -> int:
+    """Perplexity by position in long prose and code; full, sparse, routed."""
+    asked = parse_verb(
+        PerplexitySettings, split_commas(argv, *LISTS), verb="eval perplexity", summary=str(main.__doc__)
+    )
+    settings = asked.settings
+    out = Path(required(settings.out, "--out FOLDER", "folder for the report"))
+    if settings.cache_bits:
+        raise ConfigError("perplexity is measured in one pass without a cache; leave --cache-bits out.")
+
+    from eval.benchmark import Benchmark, run_benchmark
+    from eval.harness.encoding import Encoder
+    from eval.suites.haystack import Haystack, code_texts, read_texts
+    from eval.suites.perplexity import positions_groups, positions_section
+    from eval.tasks import Group
+
+    def groups(encoder: Encoder) -> Sequence[Group]:
+        haystacks = {
+            "prose": Haystack(read_texts(settings.texts), encoder.tokenizer),
+            "code": Haystack(code_texts(settings.code, "evaluation"), encoder.tokenizer),
+        }
+        count = settings.samples(settings.windows)
+        return positions_groups(sorted(settings.lengths), count, haystacks, parts=settings.parts, seed=settings.seed)
+
+    benchmark = Benchmark(
+        "eval perplexity",
+        "Perplexity by position",
+        groups,
+        ("length",),
+        identity={"parts": settings.parts},
+        method="Windows are consecutive tokens of one text. Score: share of tokens that were the most likely ones.",
+        notes=positions_section,
+    )
+    run_benchmark(benchmark, settings, out, dry_run=asked.dry_run)
+    if not asked.dry_run:
+        print(f"Report: {out / 'results.md'}")
+    return 0

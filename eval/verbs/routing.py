@@ -1,0 +1,76 @@
+"""`elastic-jax eval routing`: what the routers choose for which kind of prompt, and how alike tasks look to them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from elastic_jax.cli.args import parse_verb, required
+from elastic_jax.errors import ConfigError
+from eval.harness.settings import LISTS, BenchmarkSettings, ViewName, split_commas
+
+
+@dataclass(frozen=True)
+class RoutingSettings(BenchmarkSettings):
+    """Prompts to route."""
+
+    views: tuple[ViewName, ...] = ("elastic",)
+    """Only routed attention tells anything here."""
+    lengths: tuple[int, ...] = (1024, 2048)
+    """Tokens of a prompt."""
+    per_task: int = 20
+    """Prompts of each kind at each length."""
+    haystack: str | None = None
+    """Text file, or folder of *.txt; by default Python's language reference."""
+    code: str | None = None
+    """Folder of *.py sources, of which the evaluation split is used; by default the standard library."""
+    records: str | None = None
+    """JSON lines with context, question and metadata.task, instead of probes and running text; cut to the last of
+    --lengths."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.views != ("elastic",) or self.cache_bits or self.endpoint is not None:
+            raise ConfigError("eval routing looks into the routers; leave --views, --cache-bits and --endpoint out.")
+        if not self.lengths or min(self.lengths) < 1 or self.per_task < 1:
+            raise ConfigError("lengths wants one value or more, of at least 1 token; per_task at least 1.")
+
+
+def main(argv: Sequence[str]) -> int:
+    """Routing by task: MSR, ESR, heat map of heads, similarity of tasks before and after the task MLP."""
+    asked = parse_verb(RoutingSettings, split_commas(argv, *LISTS), verb="eval routing", summary=str(main.__doc__))
+    settings = asked.settings
+    out = Path(required(settings.out, "--out FOLDER", "folder for the report"))
+
+    from eval.benchmark import Benchmark, run_benchmark
+    from eval.harness.encoding import Encoder
+    from eval.suites.haystack import Haystack, code_texts, read_texts
+    from eval.suites.routing.summary import routing_section
+    from eval.suites.routing.tasks import record_groups, routing_groups
+    from eval.tasks import Group
+
+    count, longest = settings.samples(settings.per_task), max(settings.lengths)
+
+    def groups(encoder: Encoder) -> Sequence[Group]:
+        if settings.records is not None:
+            return record_groups(settings.records, count, tokens=longest)
+        haystacks = {
+            "prose": Haystack(read_texts(settings.haystack), encoder.tokenizer),
+            "code": Haystack(code_texts(settings.code, "evaluation"), encoder.tokenizer),
+        }
+        return routing_groups(sorted(settings.lengths), count, haystacks, encoder, seed=settings.seed)
+
+    benchmark = Benchmark(
+        "eval routing",
+        "Routing by task",
+        groups,
+        ("length",),
+        limit=longest if settings.records is not None else None,
+        method="Each prompt is read once; the score is its MSR, the share of (layer, KV head) pairs that run sparse.",
+        notes=routing_section,
+    )
+    run_benchmark(benchmark, settings, out, dry_run=asked.dry_run)
+    if not asked.dry_run:
+        print(f"Report: {out / 'results.md'}")
+    return 0

@@ -1,0 +1,95 @@
+"""`elastic-jax eval ruler`: the 13 tasks of RULER at any length, under several ways to run attention and cache."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from elastic_jax.cli.args import parse_verb, required
+from elastic_jax.errors import ConfigError
+from eval.harness.settings import LISTS, BenchmarkSettings, split_commas
+
+if TYPE_CHECKING:
+    from eval.benchmark import Benchmark
+
+
+@dataclass(frozen=True)
+class RulerSettings(BenchmarkSettings):
+    """Which tasks at which lengths."""
+
+    tasks: tuple[str, ...] = ()
+    """Tasks by RULER's names, such as niah_single_1 vt; by default all whose data is there."""
+    lengths: tuple[int, ...] = (4096,)
+    """Tokens of prompt and answer together."""
+    per_task: int = 25
+    """Samples of each task at each length; the published results have 500."""
+    haystack: str | None = None
+    """Text file, or folder of *.txt, in which needles hide; by default Python's language reference."""
+    qa_1: str | None = None
+    """SQuAD file (JSON) for task qa_1."""
+    qa_2: str | None = None
+    """HotpotQA or SQuAD file (JSON) for task qa_2."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.lengths or min(self.lengths) < 1:
+            raise ConfigError(f"lengths is {list(self.lengths)}; want one or more, in tokens.")
+        if self.per_task < 1:
+            raise ConfigError(f"per_task is {self.per_task}; want at least 1.")
+
+
+def main(argv: Sequence[str]) -> int:
+    """RULER: retrieval, tracking, counting and questions at any length; full, sparse, routed, small caches."""
+    asked = parse_verb(RulerSettings, split_commas(argv, *LISTS), verb="eval ruler", summary=str(main.__doc__))
+    settings = asked.settings
+    out = Path(required(settings.out, "--out FOLDER", "folder for the report"))
+
+    from eval.benchmark import run_benchmark
+
+    run_benchmark(ruler_benchmark(settings), settings, out, dry_run=asked.dry_run)
+    if not asked.dry_run:
+        print(f"Report: {out / 'results.md'}")
+    return 0
+
+
+def ruler_benchmark(settings: RulerSettings) -> Benchmark:
+    """The benchmark that the settings describe.
+
+    Raises:
+        ConfigError: a task that RULER does not have.
+        DataError: a question file that cannot be used.
+    """
+    from functools import cache
+
+    from eval.benchmark import Benchmark
+    from eval.harness.encoding import Encoder
+    from eval.suites.haystack import read_texts
+    from eval.suites.ruler.niah import Essay
+    from eval.suites.ruler.questions import read_questions
+    from eval.suites.ruler.tasks import TASKS, RulerSources, family, ruler_groups
+    from eval.tasks import Group
+
+    files = {"qa_1": settings.qa_1, "qa_2": settings.qa_2}
+    questions = {name: read_questions(path) for name, path in files.items() if path is not None}
+    tasks = settings.tasks or tuple(name for name in TASKS if family(name) != "qa" or name in questions)
+
+    @cache
+    def essay() -> Essay:
+        return Essay(list(read_texts(settings.haystack).values()))
+
+    def groups(encoder: Encoder) -> Sequence[Group]:
+        sources = RulerSources(encoder, essay, questions, settings.seed)
+        return ruler_groups(tasks, sorted(settings.lengths), settings.samples(settings.per_task), sources)
+
+    return Benchmark("eval ruler", "RULER", groups, ("length",), method=_METHOD)
+
+
+_METHOD = (
+    "Prompts are made anew from the published description of RULER (arXiv 2404.06654), in our own words, to fit each "
+    "length with this tokenizer, room for the answer included; figures are close to, not the same as, those of the "
+    "original files. Words are our own lists, with made-up ones where a list is longer. Score: share of the "
+    "references that the reply contains, whatever the case (qa: any of them). Decoding is greedy. The routers decide "
+    "once, from the prompt."
+)

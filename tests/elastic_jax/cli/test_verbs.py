@@ -1,0 +1,242 @@
+"""generate, inspect and convert on a checkpoint of a few kilobytes: what they print and write, and what they refuse."""
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny import tiny_model
+
+from elastic_jax import cli
+from elastic_jax.generation import generate
+from elastic_jax.model import to_params
+from elastic_jax.weights import from_pretrained, save_pretrained
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory) -> Path:
+    """A decoder with routers whose tokens are the 256 bytes."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    folder = tmp_path_factory.mktemp("tiny") / "model"
+    save_pretrained(tiny_model(vocab_size=256), folder, format="elastic")
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE({letter: i for i, letter in enumerate(alphabet)}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(folder)
+    return folder
+
+
+def run(capsys, *arguments: object) -> str:
+    """Output of a command that must succeed."""
+    assert cli.main([str(argument) for argument in arguments]) == 0
+    return capsys.readouterr().out
+
+
+def refusal(capsys, *arguments: object) -> str:
+    """Error line of a command that must be refused."""
+    assert cli.main([str(argument) for argument in arguments]) == 2
+    error = capsys.readouterr().err
+    assert len(error.splitlines()) == 1, error
+    return error
+
+
+def test_generate_is_reproducible_and_reads_prompts_from_files(capsys, checkpoint, tmp_path):
+    prompt = tmp_path / "prompt.txt"
+    prompt.write_text("abc " * 20)
+    common = ["generate", "--model", checkpoint, "--dtype", "float32", "--max-new-tokens", 5]
+    first = run(capsys, *common, "--prompt", "abc " * 20)
+    assert first == run(capsys, *common, "--prompt-file", prompt)
+    sampled = [run(capsys, *common, "--prompt", "abc", "--temperature", 2, "--seed", seed) for seed in (1, 1, 2)]
+    assert sampled[0] == sampled[1] != sampled[2]
+
+
+def test_generate_reports_what_it_did(capsys, checkpoint):
+    common = ["generate", "--model", checkpoint, "--prompt", "abc", "--max-new-tokens", "3", "--stats"]
+    for routing, msr in (("full", "MSR 0.00"), ("sparse", "MSR 1.00")):
+        assert cli.main([*map(str, common), "--routing", routing]) == 0
+        assert msr in capsys.readouterr().err
+
+
+def test_generate_takes_a_quantised_cache(monkeypatch, capsys, checkpoint):
+    answers = []
+
+    def record(*arguments, **options):
+        answers.append(generate(*arguments, **options))
+        return answers[-1]
+
+    monkeypatch.setattr("elastic_jax.generation.generate", record)
+    common = ["generate", "--model", checkpoint, "--prompt", "abc " * 60, "--max-new-tokens", 3, "--cache.group", 32]
+    for bits in (16, 2):
+        run(capsys, *common, "--cache.bits", bits)
+    assert answers[1].cache_bytes < answers[0].cache_bytes
+
+
+@pytest.mark.parametrize("bits", [16, 2])
+def test_generate_answers_many_prompts_as_it_answers_each(capsys, checkpoint, tmp_path, bits):
+    texts = ["abc " * 20, "hello", "the quick brown fox"]
+    plain, records = tmp_path / "prompts.txt", tmp_path / "prompts.jsonl"
+    plain.write_text("\n\n".join(texts))
+    records.write_text("\n".join(json.dumps({"prompt": text}) for text in texts))
+    common = ["generate", "--model", checkpoint, "--dtype", "float32", "--max-new-tokens", 5, "--cache.bits", bits]
+    many = [*common, "--slots", 2, "--prompts"]
+    lines = [json.loads(line) for line in run(capsys, *many, plain, "--stream").splitlines()]
+    answers = {line["index"]: line["answer"] for line in lines if "answer" in line}
+    for index, text in enumerate(texts):
+        assert run(capsys, *common, "--prompt", text) == answers[index] + "\n"
+        told = "".join(line["piece"] for line in lines if line["index"] == index and "piece" in line)
+        assert answers[index].startswith(told)
+    assert [json.loads(line)["answer"] for line in sorted(run(capsys, *many, records).splitlines())] == [
+        answers[index] for index in range(3)
+    ]
+
+
+def test_files_of_prompts_that_cannot_be_used_are_refused(capsys, checkpoint, tmp_path):
+    broken = tmp_path / "prompts.jsonl"
+    common = ["generate", "--model", checkpoint, "--prompts", broken]
+    for content, says in (
+        ('{"prompt": "a"}\n{"text": 1}', "line 2"),
+        ('{"prompt": 1}', "want a string"),
+        (" ", "empty"),
+    ):
+        broken.write_text(content)
+        assert says in refusal(capsys, *common)
+    assert "beside another prompt" in refusal(capsys, *common, "--prompt", "x")
+    assert "--cache-mib" in refusal(capsys, *common, "--cache-mib", 1)
+
+
+def test_inspect_agrees_with_the_model(capsys, checkpoint, tmp_path):
+    text = "the quick brown fox jumps over the lazy dog " * 3
+    common = ["inspect", "--model", checkpoint, "--dtype", "float32", "--prompt", text, "hello"]
+    picture = tmp_path / "pictures" / "heat.png"
+    long, short = json.loads(run(capsys, *common, "--json", "--png", picture))
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    model = from_pretrained(checkpoint, dtype="float32")
+    ids = np.asarray([_bytes_as_ids(checkpoint, text)])
+    routing = model(ids).routing
+    assert (np.asarray(long["heads"]) == "sparse").tolist() == np.asarray(routing.mode[:, 0] == 1).tolist()
+    assert long["tokens"] == len(text)
+    assert long["msr"] == pytest.approx(float(routing.msr()[0]))
+    assert long["esr"] == pytest.approx(float(routing.esr(np.asarray([len(text)]), model.config)[0]))
+    assert short["esr"] == 0 and short["tokens"] == 5
+    assert len(json.loads(run(capsys, *common, text + "again", "--json"))) == 3, "prompts that begin alike"
+    table = run(capsys, *common)
+    assert "hello" in table and f"{long['msr']:.2f}" in table
+
+
+def test_inspect_router_bias_turns_every_head(capsys, checkpoint):
+    common = ["inspect", "--model", checkpoint, "--prompt", "hello there", "--json", "--router-bias"]
+    assert json.loads(run(capsys, *common, "1e6"))[0]["msr"] == 0
+    assert json.loads(run(capsys, *common, "-1e6"))[0]["msr"] == 1
+
+
+@pytest.mark.parametrize("form", ["hf", "elastic"])
+def test_convert_keeps_every_weight(capsys, checkpoint, tmp_path, form):
+    run(capsys, "convert", "--model", checkpoint, "--format", form, "--out", tmp_path / form)
+    before, after = (to_params(from_pretrained(folder, dtype="auto")) for folder in (checkpoint, tmp_path / form))
+    kept = [path for path in before if form == "elastic" or ".router." not in path]
+    assert all(np.array_equal(before[path], after[path]) for path in kept)
+
+
+def test_converted_router_brings_its_decisions_to_the_backbone(capsys, checkpoint, tmp_path):
+    for form in ("router", "hf"):
+        run(capsys, "convert", "--model", checkpoint, "--format", form, "--out", tmp_path / form)
+    common = ["inspect", "--prompt", "some words", "--json", "--model"]
+    together = run(capsys, *common, tmp_path / "hf", "--router", tmp_path / "router")
+    assert together == run(capsys, *common, checkpoint)
+
+
+def test_convert_overwrites_only_when_told(capsys, checkpoint, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "thesis.txt").write_text("precious")
+    common = ["convert", "--model", checkpoint, "--format", "router", "--out", out]
+    assert "--overwrite" in refusal(capsys, *common)
+    assert [file.name for file in out.iterdir()] == ["thesis.txt"]
+
+
+def test_dry_run_prints_the_settings_and_writes_nothing(capsys, checkpoint, tmp_path):
+    out = tmp_path / "out"
+    assert "format: router" in run(
+        capsys, "convert", "--model", checkpoint, "--format", "router", "--out", out, "--dry-run"
+    )
+    assert not out.exists()
+    settings = tmp_path / "generate.yaml"
+    common = ["generate", "--prompt", "x", "--top-k", 7, "--dry-run"]
+    settings.write_text(run(capsys, *common))
+    assert run(capsys, "generate", "--config", settings, "--dry-run") == settings.read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["generate"], "want exactly one prompt"),
+        (["generate", "--prompt", "a", "--prompt-file", "b"], "want exactly one prompt"),
+        (["generate", "--prompt", ""], "the prompt is empty"),
+        (["generate", "--prompt", "x", "--chat"], "no chat template"),
+        (["generate", "--prompt", "x" * 600], "positions"),
+        (["generate", "--prompt", "x", "--temperature", "-1"], "temperature is -1"),
+        (["inspect"], "no prompt"),
+        (["inspect", "--prompt", "x" * 600], "512"),
+        (["convert"], "no directory to write"),
+    ],
+)
+def test_refusals(capsys, checkpoint, arguments, says):
+    assert says in refusal(capsys, *arguments, "--model", checkpoint)
+
+
+def test_a_cache_that_cannot_be_is_refused(capsys, checkpoint):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["generate", "--prompt", "x", "--cache.bits", "3", "--model", str(checkpoint)])
+    assert stop.value.code == 2
+    assert "cache bits is 3; want 2, 4, 8 or 16." in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content", [None, b"", b"\xff\xfe\xff"])
+def test_unusable_prompt_file_is_named(capsys, checkpoint, tmp_path, content):
+    prompt = tmp_path / "prompt.txt"
+    if content is not None:
+        prompt.write_bytes(content)
+    assert str(prompt) in refusal(capsys, "generate", "--model", checkpoint, "--prompt-file", prompt)
+
+
+def test_paths_that_are_no_checkpoint_are_named(capsys, checkpoint, tmp_path):
+    common = ["inspect", "--prompt", "x", "--model"]
+    assert "nowhere" in refusal(capsys, *common, tmp_path / "nowhere")
+    assert str(tmp_path) in refusal(capsys, *common, tmp_path)
+    pickled = tmp_path / "pytorch_model.bin"
+    pickled.write_bytes(b"\x80\x04")
+    assert "safetensors" in refusal(capsys, *common, pickled)
+    broken = tmp_path / "broken"
+    shutil.copytree(checkpoint, broken)
+    weights = broken / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    assert "model.safetensors" in refusal(capsys, *common, broken)
+
+
+def test_ctrl_c_leaves_no_half_written_checkpoint(checkpoint, tmp_path):
+    """A real SIGINT at the moment the weights are written."""
+    out = tmp_path / "out"
+    program = (
+        "import os, signal, sys, safetensors.numpy as files\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # background jobs start with it ignored
+        "files.save_file = lambda *a, **k: os.kill(os.getpid(), signal.SIGINT)\n"
+        "from elastic_jax.cli import main\n"
+        f"sys.exit(main(['convert', '--model', {str(checkpoint)!r}, '--out', {str(out)!r}]))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 128 + signal.SIGINT, done.stderr
+    assert done.stderr.splitlines()[-1] == "Interrupted."
+    assert list(tmp_path.iterdir()) == []
+
+
+def _bytes_as_ids(checkpoint: Path, text: str) -> list[int]:
+    from elastic_jax.weights.tokenizer import load_tokenizer
+
+    return load_tokenizer(checkpoint).encode(text)

@@ -1,0 +1,82 @@
+import json
+
+import pytest
+
+from elastic_jax.errors import DataError
+from elastic_jax.journal import Journal
+
+SETTINGS = {"seed": 0, "lengths": (16, 32)}
+
+
+def test_what_was_appended_is_there_after_reopening(tmp_path):
+    path = tmp_path / "deep" / "journal.jsonl"
+    with Journal(path, SETTINGS) as journal:
+        journal.append({"a/1": {"x": 0.1}, "a/2": {"x": 1e-9}})
+    with Journal(path, SETTINGS) as journal:
+        assert len(journal) == 2
+        assert journal["a/1"] == {"x": 0.1} and journal["a/2"] == {"x": 1e-9}
+        assert "a/3" not in journal
+        journal.append({"a/3": 3})
+    with Journal(path, SETTINGS) as journal:
+        assert journal["a/3"] == 3
+
+
+def test_appended_records_are_on_disk_before_the_file_is_closed(tmp_path):
+    journal = Journal(tmp_path / "journal.jsonl", SETTINGS)
+    journal.append({"a": 1})
+    assert json.loads(journal.path.read_text().splitlines()[-1]) == {"key": "a", "value": 1}
+    journal.close()
+
+
+@pytest.mark.parametrize("cut", range(1, 24))
+def test_a_line_cut_short_by_a_crash_is_done_again(tmp_path, cut):
+    path = tmp_path / "journal.jsonl"
+    with Journal(path, SETTINGS) as journal:
+        journal.append({"a": 1})
+        journal.append({"b": 2})
+    path.write_bytes(path.read_bytes()[:-cut])
+    with Journal(path, SETTINGS) as journal:
+        assert "a" in journal and "b" not in journal
+        journal.append({"b": 2})
+    with Journal(path, SETTINGS) as journal:
+        assert journal["a"] == 1 and journal["b"] == 2
+
+
+def test_a_header_cut_short_starts_afresh(tmp_path):
+    path = tmp_path / "journal.jsonl"
+    path.write_text('{"settings": {"se')
+    with Journal(path, SETTINGS) as journal:
+        assert len(journal) == 0
+    with Journal(path, SETTINGS) as journal:
+        assert len(journal) == 0
+
+
+def test_changed_settings_are_refused_by_name_and_the_file_is_left_alone(tmp_path):
+    path = tmp_path / "journal.jsonl"
+    with Journal(path, SETTINGS) as journal:
+        journal.append({"a": 1})
+    before = path.read_bytes()
+    with pytest.raises(DataError, match="seed: the journal has 0, this run 1"):
+        Journal(path, SETTINGS | {"seed": 1})
+    with pytest.raises(DataError, match="blocks: the journal has None, this run 2"):
+        Journal(path, SETTINGS | {"blocks": 2})
+    assert path.read_bytes() == before
+
+
+def test_a_damaged_line_in_the_middle_is_named(tmp_path):
+    path = tmp_path / "journal.jsonl"
+    with Journal(path, SETTINGS) as journal:
+        journal.append({"a": 1})
+        journal.append({"b": 2})
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([lines[0], "not json", lines[2]]) + "\n")
+    with pytest.raises(DataError, match="line 2 is no journal record"):
+        Journal(path, SETTINGS)
+
+
+def test_a_file_that_is_no_journal_is_refused(tmp_path):
+    path = tmp_path / "journal.jsonl"
+    path.write_text("a,b\n1,2\n")
+    with pytest.raises(DataError, match="line 1 is no journal record"):
+        Journal(path, SETTINGS)
+    assert path.read_text() == "a,b\n1,2\n"

@@ -1,0 +1,143 @@
+"""Tokenizers from a directory and from GGUF metadata agree, template and special tokens included."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from checkpoints import GOLDEN
+from gguf_files import write_gguf
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
+
+from elastic_jax.errors import CheckpointError, ConfigError
+from elastic_jax.weights import from_pretrained, save_pretrained
+from elastic_jax.weights.tokenizer import load_tokenizer
+
+SPECIAL = ["<|end|>", "<|im_start|>", "<|im_end|>"]
+TEMPLATE = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+TEXTS = [
+    "The keeper counted 12 ships,   then 345 more.\n\n",
+    "it's 3.14159 -- 1,000,000 ²³ ½ ١٢٣",
+    "total:  7 =    42",
+    "naïve café 日本語 👩‍👧 \u00a0\t x\n",
+    "<|im_start|>user\nhi<|im_end|>",
+    "",
+]
+
+
+def train() -> PreTrainedTokenizerFast:
+    """A byte-level BPE that takes digits one by one, as SmolLM2's does."""
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    bpe.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400, special_tokens=SPECIAL, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
+    )
+    bpe.train_from_iterator([Path(__file__).read_text(), *TEXTS], trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=bpe, bos_token=SPECIAL[1], eos_token=SPECIAL[2], unk_token=SPECIAL[0], chat_template=TEMPLATE
+    )
+
+
+def write(file: Path, tokenizer: PreTrainedTokenizerFast, **changes: object) -> Path:
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    tokens = sorted(state["model"]["vocab"], key=state["model"]["vocab"].__getitem__)
+    values = {
+        "ggml.model": "gpt2",
+        "ggml.pre": "smollm",
+        "ggml.tokens": tokens,
+        "ggml.token_type": [3 if token in SPECIAL else 1 for token in tokens],
+        "ggml.merges": [" ".join(merge) for merge in state["model"]["merges"]],
+        "ggml.bos_token_id": 1,
+        "ggml.eos_token_id": 2,
+        "ggml.unknown_token_id": 0,
+        "chat_template": TEMPLATE,
+    } | changes
+    return write_gguf(file, "llama_tied", extra_metadata={f"tokenizer.{k}": v for k, v in values.items()})
+
+
+@pytest.fixture(scope="module")
+def original() -> PreTrainedTokenizerFast:
+    return train()
+
+
+def assert_same(got: PreTrainedTokenizerFast, want: PreTrainedTokenizerFast) -> None:
+    for text in TEXTS:
+        ids = want(text)["input_ids"]
+        assert got(text)["input_ids"] == ids
+        assert got.decode(ids) == text
+    chat = [{"role": "user", "content": "12 ships?"}]
+    assert got.apply_chat_template(chat, tokenize=False) == want.apply_chat_template(chat, tokenize=False)
+    assert (got.bos_token, got.eos_token, got.unk_token) == (want.bos_token, want.eos_token, want.unk_token)
+
+
+def test_from_gguf_and_through_an_export(original: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    file = write(tmp_path / "model.gguf", original)
+    assert_same(load_tokenizer(file), original)
+    save_pretrained(from_pretrained(file), tmp_path / "out")
+    assert_same(load_tokenizer(tmp_path / "out"), original)
+
+
+def test_special_tokens_are_matched_whole(original: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    ids = load_tokenizer(write(tmp_path / "model.gguf", original))("<|im_end|>")["input_ids"]
+    assert ids == [2]
+
+
+def test_beginning_token_where_the_file_asks_for_it(original: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    tokenizer = load_tokenizer(write(tmp_path / "model.gguf", original, **{"ggml.add_bos_token": True}))
+    assert tokenizer("ships")["input_ids"] == [1, *original("ships")["input_ids"]]
+
+
+def test_llama_3_files_do_not_say_that_they_want_it(original: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    tokenizer = load_tokenizer(write(tmp_path / "model.gguf", original, **{"ggml.pre": "llama-bpe"}))
+    assert tokenizer("ships")["input_ids"][0] == 1
+
+
+def test_digits_in_groups(original: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    tokenizer = load_tokenizer(write(tmp_path / "model.gguf", original, **{"ggml.pre": "llama-bpe"}))
+    words = tokenizer.backend_tokenizer.pre_tokenizer.pre_tokenize_str("in 12345 days")
+    assert [word for word, _ in words] == ["in", "Ġ", "123", "45", "Ġdays"]
+
+
+def test_sentencepiece_vocabulary(tmp_path: Path) -> None:
+    golden = json.loads((GOLDEN / "sentencepiece.json").read_text())
+    values = {
+        "ggml.model": "llama",
+        "ggml.tokens": golden["tokens"],
+        "ggml.scores": golden["scores"],
+        "ggml.token_type": golden["types"],
+        "ggml.bos_token_id": 1,
+        "ggml.eos_token_id": 2,
+        "ggml.unknown_token_id": 0,
+    }
+    extra = {f"tokenizer.{key}": value for key, value in values.items()}
+    tokenizer = load_tokenizer(write_gguf(tmp_path / "model.gguf", "llama_tied", extra_metadata=extra))
+    for text, ids in golden["texts"].items():
+        assert tokenizer(text)["input_ids"] == [1, *ids]
+        assert tokenizer.decode(ids) == text
+    assert tokenizer("</s>", add_special_tokens=False)["input_ids"] == [2]
+
+
+def test_lists_of_unequal_length(original: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="tokens, 1 types"):
+        load_tokenizer(write(tmp_path / "model.gguf", original, **{"ggml.token_type": [1]}))
+
+
+@pytest.mark.parametrize(("key", "value"), [("ggml.pre", "klingon"), ("ggml.model", "wordpiece")])
+def test_vocabularies_of_other_kinds(key: str, value: str, original: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=value):
+        load_tokenizer(write(tmp_path / "model.gguf", original, **{key: value}))
+
+
+def test_directory(original: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    original.save_pretrained(tmp_path)
+    assert_same(load_tokenizer(tmp_path), original)
+    with pytest.raises(CheckpointError, match="has no tokenizer"):
+        load_tokenizer(GOLDEN / "llama3")
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        load_tokenizer(tmp_path)

@@ -1,0 +1,205 @@
+"""`bench cache`: what its figures mean, its report, and its going on after an interruption."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tiny import CONFIG, random_ids, tiny_model
+from tiny_text import tiny_haystack, tiny_tokenizer
+
+from elastic_jax.cli import main as elastic_jax_cli
+from elastic_jax.errors import ConfigError
+from elastic_jax.generation import make_cache
+from elastic_jax.journal import Journal
+from elastic_jax.kv_cache import CacheConfig
+from eval.bench.cache.quality import (
+    cache_kinds,
+    fed_fields,
+    probe_groups,
+    read_prompts,
+    score_continuations,
+    summarise_quality,
+)
+from eval.bench.cache.run import run_cache_bench
+from eval.bench.cache.speed import Plan, blank_cache, cache_bytes, cache_shapes, largest_batch
+from eval.bench.settings import BenchCacheSettings
+from eval.harness.scoring import Scorer
+from eval.samples import Arm, Prompt, Sample
+from eval.suites.probes import ProbeConfig, make_probe
+from eval.tasks import Group, likelihood_task
+
+FAKE_TORCH = """#!/bin/sh
+read job
+echo '{"transformers DynamicCache": 1048576, "transformers hqq 2 bits": "hqq is not installed"}'
+while read kind; do echo 0.5; done
+"""
+
+
+@pytest.fixture(scope="module")
+def settings(checkpoint) -> BenchCacheSettings:
+    return BenchCacheSettings(
+        model=str(checkpoint), dtype="float32", dtypes=("float32",), bits=(16, 8), tokens=300, batch=2, budget_mib=1,
+        steps=1, rounds=1, key_transforms=("none",), windows=2, scored_tokens=8, quality_tokens=400, probes=2, rows=4,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def finished(settings, tmp_path_factory):
+    out = tmp_path_factory.mktemp("cache")
+    python = out / "python"
+    python.write_text(FAKE_TORCH)
+    python.chmod(0o755)
+    settings = dataclasses.replace(settings, quality=True, torch_python=str(python))
+    return settings, out, run_cache_bench(settings, out)
+
+
+def test_the_report_has_every_kind_and_what_is_missing(finished):
+    _, out, report = finished
+    assert json.loads((out / "cache.json").read_text()) == json.loads(json.dumps(report))
+    kinds = {"16", "8/none/3", "8/none/0"}
+    assert {row["kind"] for row in report["quality"]["retrieval"]} == kinds
+    assert {(row["task"], row["kind"]) for row in report["quality"]["loss"]} == {
+        (task, kind) for task in ("prose", "code") for kind in kinds
+    }
+    equal = {row["kind"]: row for row in report["speed"]["equal"]["float32"]["rows"]}
+    assert set(equal) == {"transformers DynamicCache"} | {
+        f"{b}, {v}" for b in ("unquantised", "8 bits") for v in ("full", "elastic")
+    }
+    assert (
+        equal["transformers DynamicCache"]["seconds"] == 0.5
+        and equal["transformers DynamicCache"]["cache_bytes"] == 1 << 20
+    )
+    within = report["speed"]["budget"]["float32"]["rows"]
+    assert all(row["cache_bytes"] <= 1 << 20 for row in within) and all(row["seconds"] > 0 for row in within)
+    page = (out / "cache.md").read_text()
+    for words in ("hqq is not installed", "8 bits, 3 outliers", "--bits 16 8", "| unquantised, full |"):
+        assert words in page
+    assert (out / "cache.png").stat().st_size > 1000
+
+
+def test_a_second_run_measures_nothing_again(finished):
+    settings, out, report = finished
+    before = [(out / name).read_bytes() for name in ("speed.jsonl", "quality.jsonl")]
+    again = run_cache_bench(settings, out)
+    assert json.loads(json.dumps(again)) == json.loads(json.dumps(report))
+    assert [(out / name).read_bytes() for name in ("speed.jsonl", "quality.jsonl")] == before
+
+
+def test_feeding_through_the_cache_scores_like_one_forward_pass():
+    """16 bits exactly, 8 bits nearly; rows of different length, and a row of the batch without sample."""
+    model = tiny_model()
+    ids = random_ids((2, 400)).tolist()
+    texts = [(ids[0][:330], ids[0][330:337]), (ids[1][:300], ids[1][300:303])]
+    samples = [Sample(f"{row}", fed_fields(*text)) for row, text in enumerate(texts)]
+    shown = [Prompt(sample, *text) for sample, text in zip(samples, texts, strict=True)]
+    wanted = Scorer(model).score(shown, Arm("full"), tokens=400, rows=2, width=8)
+    lengths = np.array([330, 300, 1])
+    prompts = np.zeros((3, 400), np.int32)
+    prompts[0, :330], prompts[1, :300] = ids[0][:330], ids[1][:300]
+    prompt = read_prompts(model, jnp.asarray(prompts), jnp.asarray(lengths), view="full")
+    for bits, tolerance in ((16, 1e-4), (8, 0.02)):
+        got = score_continuations(model, prompt, lengths, CacheConfig(bits=bits), samples)
+        for record, score in zip(got, wanted, strict=True):
+            np.testing.assert_allclose(record["log_prob"], score.log_prob, atol=tolerance)
+            assert bits == 8 or record["exact"] == score.exact
+        assert [record["tokens"] for record in got] == [7, 3]
+
+
+def test_a_question_goes_through_the_cache_before_its_answer_is_scored():
+    """What is fed unscored changes nothing but where the exact prefill ends."""
+    model, ids = tiny_model(), random_ids((1, 320)).tolist()[0]
+    whole, fed = fed_fields(ids[:310], ids[310:316]), fed_fields(ids[:300], ids[300:316], unscored=10)
+    records = []
+    for sample in (Sample("a", whole), Sample("b", fed)):
+        prompt_ids = sample.fields["prompt_ids"]
+        lengths = np.array([len(prompt_ids)])
+        padded = jnp.zeros((1, 320), jnp.int32).at[0, : lengths[0]].set(jnp.array(prompt_ids))
+        prompt = read_prompts(model, padded, jnp.asarray(lengths), view="full")
+        records += score_continuations(model, prompt, lengths, CacheConfig(), [sample])
+    np.testing.assert_allclose(records[0]["log_prob"], records[1]["log_prob"], atol=1e-4)
+    assert records[0]["tokens"] == records[1]["tokens"] == 6
+
+    none = probe_groups(400, 0, tiny_haystack(), tiny_tokenizer(), ProbeConfig(32, 64))[0]
+    assert none.count == 0 and none.build(0).uid == "passkey/400/0", "a run without probes knows its first one"
+    group = probe_groups(400, 1, tiny_haystack(), tiny_tokenizer(), ProbeConfig(32, 64))[0]
+    probe = make_probe("passkey", 400, 0, tiny_haystack(), tiny_tokenizer(), ProbeConfig(32, 64))
+    fields = group.build(0).fields
+    assert (*fields["prompt_ids"], *fields["continuation_ids"]) == (*probe.prompt_ids, *probe.answer_ids)
+    assert fields["continuation_ids"][fields["unscored"] :] == probe.answer_ids
+    assert probe.needle_end <= len(fields["prompt_ids"]) == probe.question_start
+
+
+def test_the_share_of_the_gap_that_outliers_close(tmp_path):
+    uids = ["prose/10/0", "prose/10/1"]
+    loss = Group(likelihood_task("prose", main_score="log_prob"), uids, lambda n: Sample(uids[n], {}), 10)
+    kinds = cache_kinds((16, 2), ("none", "hadamard"))
+    assert list(kinds) == ["16", "2/none/3", "2/none/0", "2/hadamard/3", "2/hadamard/0"]
+    nll = {"16": 2.0, "2/none/0": 2.4, "2/none/3": 2.1, "2/hadamard/0": 2.2, "2/hadamard/3": 2.05}
+    with Journal(tmp_path / "j.jsonl", {}) as journal:
+        for kind in kinds:
+            journal.append({f"prose/10/{n}/{kind}": {"log_prob": -nll.get(kind, 2.2), "exact": n == 0} for n in (0, 1)})
+        summary = summarise_quality([loss], [loss], kinds, journal)
+    shares = {row["kind"]: (row["own"], row["plain"]) for row in summary["closed"]}
+    np.testing.assert_allclose(shares["2/none/3"], (0.75, 0.75))
+    np.testing.assert_allclose(shares["2/hadamard/3"], (0.75, 0.875))
+    row = next(row for row in summary["loss"] if row["kind"] == "2/none/0")
+    np.testing.assert_allclose([row["rise"], row["perplexity"]], [0.4, np.exp(2.4)])
+    assert all(row["correct"] == 1 and row["n"] == 2 for row in summary["retrieval"])
+
+
+PLAN = Plan(CacheConfig(bits=2), np.array([[0, 1], [0, 0]], np.int8), rows=3, tokens=400, room=30)
+
+
+@pytest.mark.parametrize("bits", [2, 16])
+def test_blank_caches_have_the_arrays_of_real_ones(bits):
+    plan = dataclasses.replace(PLAN, config=CacheConfig(bits=bits))
+    blank = blank_cache(plan, CONFIG, jnp.dtype("float32"))
+    kv = (jnp.ones((2, 3, 400, 2, 8)),) * 2
+    real = make_cache(plan.config, CONFIG, kv, plan.lengths_B, jnp.asarray(plan.mode_LBK), plan.room)
+    assert jax.tree.structure(blank) == jax.tree.structure(real)
+    for a, b in zip(jax.tree.leaves(blank), jax.tree.leaves(real), strict=True):
+        assert (a.shape, a.dtype) == (b.shape, b.dtype)
+    np.testing.assert_array_equal(blank.lengths, real.lengths)
+    if bits == 2:
+        np.testing.assert_array_equal(blank.quantized, real.quantized)
+        np.testing.assert_array_equal(blank.table, real.table)
+
+
+def test_the_largest_batch_is_the_last_that_fits():
+    dtype, budget = jnp.dtype("float32"), 3 << 20
+    rows = largest_batch(PLAN, CONFIG, dtype, budget)
+    sizes = [cache_bytes(cache_shapes(dataclasses.replace(PLAN, rows=n), CONFIG, dtype)) for n in (rows, rows + 1)]
+    assert sizes[0] <= budget < sizes[1] and rows > 3
+    assert largest_batch(PLAN, CONFIG, dtype, 1000) == 0
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--bits", "2", "4"], "want 16, to compare with"),
+        (["--bits", "16", "3"], "bits is [16, 3]"),
+        (["--no-speed"], "neither speed nor quality"),
+        (["--batch", "0"], "batch is 0"),
+        (["--scored-tokens", "4096"], "scored_tokens is 4096"),
+        (["--tokens", "600"], "the model has 512"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused(checkpoint, tmp_path, capsys, flags, words):
+    verb = ["bench", "cache", "--model", str(checkpoint), "--out", str(tmp_path)]
+    try:
+        code = elastic_jax_cli([*verb, *flags])
+    except SystemExit as stop:
+        code = stop.code
+    assert code == 2
+    assert words in " ".join(capsys.readouterr().err.replace("│", " ").split())
+
+
+def test_a_python_without_transformers_is_a_clear_error(settings, tmp_path):
+    python = tmp_path / "python"
+    python.write_text("#!/bin/sh\necho ModuleNotFoundError: torch >&2\nexit 1\n")
+    python.chmod(0o755)
+    with pytest.raises(ConfigError, match="ModuleNotFoundError: torch.*--torch-python"):
+        run_cache_bench(dataclasses.replace(settings, bits=(16,), torch_python=str(python)), tmp_path)

@@ -1,0 +1,168 @@
+"""Against a real HTTP server on this machine."""
+
+import json
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from elastic_jax.errors import ConfigError, DataError
+from eval.harness.backends.endpoint import EndpointBackend, EndpointConfig
+from eval.samples import ENDPOINT_ARM, Message, Prompt, Sample
+
+
+class Server(ThreadingHTTPServer):
+    """Answers each request with the next of `script`: a status, or a function of the request's body."""
+
+    def __init__(self):
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.requests, self.script, self.lock = [], [], threading.Lock()
+        self.busy = self.most_busy = 0
+
+    @property
+    def url(self):
+        return f"http://127.0.0.1:{self.server_port}/v1"
+
+
+class Handler(BaseHTTPRequestHandler):
+    def do_POST(self):
+        server = self.server
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        with server.lock:
+            server.requests.append((self.path, body, self.headers))
+            action = server.script.pop(0) if server.script else echo
+            server.busy += 1
+            server.most_busy = max(server.most_busy, server.busy)
+        try:
+            if isinstance(action, int):
+                self.reply(action, b"not now")
+            elif action == "hang up":
+                self.connection.close()
+            else:
+                self.reply(200, action(body))
+        finally:
+            with server.lock:
+                server.busy -= 1
+
+    def reply(self, status, content):
+        self.send_response(status)
+        self.send_header("Retry-After", "0.01")
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, *_):
+        pass
+
+
+def echo(body):
+    said = f"said {body['messages'][-1]['content']}" if "messages" in body else f"after {body['prompt']}"
+    time.sleep(0.05)
+    message = {"message": {"content": said}} if "messages" in body else {"text": said}
+    return json.dumps({"choices": [message | {"finish_reason": "length"}], "usage": {"completion_tokens": 3}}).encode()
+
+
+@pytest.fixture
+def server():
+    server = Server()
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+def prompt(text="hello", prefix=""):
+    sample = Sample(text, {}, max_new_tokens=7)
+    return Prompt(sample, [1, 2], max_new_tokens=7, messages=(Message.of("user", text),), answer_prefix=prefix)
+
+
+def ask(server, prompts, **changes):
+    settings = {"chat": True, "retries": 2, "first_wait_s": 0.01, "timeout_s": 5} | changes
+    backend = EndpointBackend(EndpointConfig(server.url, "judge", **settings))
+    return list(backend.run("generate", prompts, ENDPOINT_ARM, batch_tokens=1, most_rows=1))
+
+
+def test_chat_and_plain_prompts_are_asked_as_they_should(server, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "secret")
+    [(_, reply)] = ask(server, [prompt(prefix="The answer is")])
+    assert (reply.text, reply.new_tokens, reply.finish) == ("said hello\nThe answer is", 3, "length")
+    path, body, headers = server.requests[0]
+    assert path == "/v1/chat/completions"
+    assert (body["model"], body["max_tokens"], body["temperature"]) == ("judge", 7, 0)
+    assert headers["Authorization"] == "Bearer secret"
+
+    monkeypatch.delenv("OPENAI_API_KEY")
+    [(_, reply)] = ask(server, [prompt(prefix="The answer is")], chat=False)
+    assert reply.text == "after hello The answer is"
+    assert server.requests[1][0] == "/v1/completions" and server.requests[1][2]["Authorization"] is None
+
+
+def test_several_requests_run_at_one_time_and_each_reply_meets_its_prompt(server):
+    prompts = [prompt(f"number {i}") for i in range(12)]
+    answers = ask(server, prompts, concurrency=4)
+    assert {p.sample.uid: r.text for p, r in answers} == {f"number {i}": f"said number {i}" for i in range(12)}
+    assert 2 <= server.most_busy <= 4
+
+
+@pytest.mark.parametrize("trouble", [429, 500, 503, "hang up", lambda body: b"no json", lambda body: b"{}"])
+def test_passing_trouble_is_tried_again(server, trouble):
+    server.script = [trouble, trouble]
+    [(_, reply)] = ask(server, [prompt()])
+    assert reply.error is None and reply.text == "said hello"
+    assert len(server.requests) == 3
+
+
+def test_trouble_that_stays_is_an_error_of_that_sample_alone(server):
+    server.script = [500, 500, 500]
+    answers = ask(server, [prompt("first"), prompt("second")], concurrency=1)
+    assert {p.sample.uid: r.error and r.error.split(": ", 1)[1] for p, r in answers} == {
+        "first": "HTTP 500: not now",
+        "second": None,
+    }
+
+
+def test_a_request_that_is_refused_is_not_repeated(server):
+    server.script = [400]
+    [(_, reply)] = ask(server, [prompt()])
+    assert "HTTP 400" in reply.error and len(server.requests) == 1
+
+
+@pytest.mark.parametrize("status", [401, 403, 404])
+def test_a_wrong_key_or_model_stops_the_run(server, status):
+    server.script = [status]
+    with pytest.raises(ConfigError, match=f"HTTP {status}.*--endpoint-model"):
+        ask(server, [prompt()])
+
+
+def test_an_answer_that_takes_too_long_is_given_up(server):
+    server.script = [lambda body: time.sleep(0.6) or echo(body)] * 3
+    [(_, reply)] = ask(server, [prompt()], timeout_s=0.1, retries=1)
+    assert "timed out" in reply.error
+
+
+def test_an_empty_reply_is_a_reply(server):
+    server.script = [lambda body: b'{"choices": [{"message": {"content": null}, "finish_reason": "stop"}]}']
+    [(_, reply)] = ask(server, [prompt()])
+    assert reply.text == "" and reply.error is None and reply.finish == "stop"
+
+
+def test_an_endpoint_that_is_down_is_an_error():
+    config = EndpointConfig("http://127.0.0.1:9/v1", "judge", retries=0, timeout_s=1)
+    [(_, reply)] = EndpointBackend(config).run("generate", [prompt()], ENDPOINT_ARM, batch_tokens=1, most_rows=1)
+    assert "refused" in reply.error
+
+
+def test_prompts_of_token_ids_are_refused():
+    backend = EndpointBackend(EndpointConfig("http://127.0.0.1:9/v1", "judge"))
+    with pytest.raises(DataError, match="ids alone"):
+        list(backend.run("generate", [Prompt(Sample("ids alone", {}), [1])], ENDPOINT_ARM, batch_tokens=1, most_rows=1))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [({"url": "localhost"}, "http://"), ({"model": ""}, "--endpoint-model"), ({"concurrency": 0}, "concurrency")],
+)
+def test_settings_that_make_no_sense_are_refused(changes, message):
+    with pytest.raises(ConfigError, match=message):
+        EndpointConfig(**({"url": "http://x/v1", "model": "m"} | changes))

@@ -1,0 +1,30 @@
+"""Models behind the evaluation runner: which answers carry times."""
+
+from types import SimpleNamespace
+
+import pytest
+from tiny import random_ids, tiny_model
+
+from eval.harness.backends.local import ModelBackend
+from eval.samples import Arm, Prompt, Sample
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny_model()
+
+
+def timed(backend: ModelBackend, count: int, arm: Arm) -> list[bool]:
+    """Whether each of `count` prompts, asked one by one, came with times."""
+    sample = Sample("toy", {}, (), {}, 4, {})
+    prompts = [Prompt(sample, random_ids((1, 40), seed=i)[0], max_new_tokens=4) for i in range(count)]
+    replies = backend.run("generate", prompts, arm, batch_tokens=1, most_rows=8)
+    return [{"prefill_s", "decode_s"} <= reply.numbers.keys() for _, reply in replies]
+
+
+def test_no_time_holds_the_compilers(model):
+    tokenizer = SimpleNamespace(decode=lambda ids, **_: " ".join(map(str, ids)), all_special_ids=())
+    backend = ModelBackend(model, tokenizer)
+    assert timed(backend, 3, Arm("full")) == [False, True, True], "the first batch compiles"
+    assert timed(backend, 2, Arm("full")) == [True, True]
+    assert timed(backend, 1, Arm("all-sparse", "sparse")) == [True], "a single batch runs again"

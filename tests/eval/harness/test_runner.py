@@ -1,0 +1,169 @@
+import os
+import subprocess
+import sys
+
+import pytest
+from cheap_tokenizer import CheapTokenizer
+
+from elastic_jax.errors import ConfigError, DataError
+from elastic_jax.journal import Journal, read_records
+from eval.harness.backends.scripted import ScriptedBackend
+from eval.harness.encoding import Encoder
+from eval.harness.runner import Outcome, Shard, pending_tokens, records_of, run_groups
+from eval.samples import Arm, Message, Rendered, Reply, Sample, Showing, Verdict
+from eval.tasks import Task, loaded_group
+
+ARMS = [Arm("full"), Arm("all-sparse", "sparse")]
+BOTH_ORDERS = (Showing("ab", (0, 1)), Showing("ba", (1, 0)))
+
+
+def judge(sample, showing, reply):
+    return Verdict({"right": float(reply.text in sample.references)}, "ok" if reply.text else "empty", reply.text)
+
+
+def template(sample, showing):
+    return Rendered((Message.of("user", f"{sample.fields['text']} {showing.label}"),))
+
+
+TASK = Task("toy", "generate", template, judge, "right")
+
+
+def group(count=6, task=TASK, views=lambda sample: (Showing(),)):
+    samples = [
+        Sample(f"toy/{i}", {"text": f"question {i}"}, (f"answer {i}",), {"length": 8}, 4, {"place": i})
+        for i in range(count)
+    ]
+    return loaded_group(task, samples, tokens=10, views=views)
+
+
+def oracle(prompt):
+    return prompt.sample.references[0]
+
+
+def run(path, groups, answer=oracle, *, arms=ARMS, **options):
+    asked = []
+
+    def counted(prompt):
+        asked.append((prompt.sample.uid, prompt.showing.label))
+        return answer(prompt)
+
+    backend = ScriptedBackend("toy", counted)
+    with Journal(path, {"seed": 0}) as journal:
+        steps = run_groups(
+            backend, Encoder(CheapTokenizer(), chat=True), groups, arms, journal, batch_tokens=64, **options
+        )
+        assert pending_tokens(groups, arms, backend, journal, options.get("shard", Shard())) == sum(steps)
+        return asked, {arm.name: records_of(groups[0], arm.name, journal) for arm in arms}
+
+
+def test_every_sample_is_asked_under_every_arm_and_told_in_full(tmp_path):
+    asked, records = run(tmp_path / "journal.jsonl", [group()])
+    assert len(asked) == 12
+    for arm in ARMS:
+        assert [record["uid"] for record in records[arm.name]] == [f"toy/{i}" for i in range(6)]
+    record = records["full"][3]
+    assert record["scores"] == {"right": 1} and record["main"] == "right" and record["status"] == "ok"
+    assert record["axes"] == {"length": 8} and record["notes"] == {"place": 3} and record["text"] == "answer 3"
+    assert record["prompt_tokens"] == len(CheapTokenizer()("<user>question 3 </user><assistant>")["input_ids"])
+
+
+def test_a_second_run_asks_for_nothing_and_reads_the_same(tmp_path):
+    path = tmp_path / "journal.jsonl"
+    _, first = run(path, [group()])
+    asked, second = run(path, [group()], lambda prompt: pytest.fail("asked again"))
+    assert asked == [] and [r["uid"] for r in second["full"]] == [r["uid"] for r in first["full"]]
+
+
+def test_more_samples_and_more_arms_ask_only_for_those(tmp_path):
+    path = tmp_path / "journal.jsonl"
+    run(path, [group(2)], arms=ARMS[:1])
+    asked, records = run(path, [group(3)])
+    assert len(asked) == 1 + 3
+    assert [len(found) for found in records.values()] == [3, 3]
+
+
+def test_showings_are_kept_apart(tmp_path):
+    asked, records = run(tmp_path / "j.jsonl", [group(2, views=lambda sample: BOTH_ORDERS)], arms=ARMS[:1])
+    assert asked == [("toy/0", "ab"), ("toy/0", "ba"), ("toy/1", "ab"), ("toy/1", "ba")]
+    assert [tuple(record["showing"]["order"]) for record in records["full"]] == [(0, 1), (1, 0)] * 2
+
+
+def test_prompts_too_long_are_counted_and_never_asked(tmp_path):
+    asked, records = run(tmp_path / "j.jsonl", [group()], limit=10)
+    assert asked == []
+    assert [(r["status"], r["scores"]) for r in records["full"]] == [("too_long", {"right": 0})] * 6
+
+
+def test_a_sample_that_fails_is_listed_and_asked_for_again(tmp_path):
+    path, outcome = tmp_path / "j.jsonl", Outcome()
+
+    def failing(prompt):
+        return Reply(error="down") if prompt.sample.uid == "toy/2" else oracle(prompt)
+
+    _, records = run(path, [group()], failing, arms=ARMS[:1], outcome=outcome)
+    assert list(outcome.errors.values()) == ["down"] and len(records["full"]) == 5
+    asked, records = run(path, [group()], arms=ARMS[:1])
+    assert asked == [("toy/2", "")] and len(records["full"]) == 6
+
+
+def test_a_backend_that_is_down_stops_the_run(tmp_path):
+    with pytest.raises(DataError, match="10 samples in a row failed, the last with: down"):
+        run(tmp_path / "j.jsonl", [group(30)], lambda prompt: Reply(error="down"))
+
+
+def test_an_empty_reply_is_counted(tmp_path):
+    _, records = run(tmp_path / "j.jsonl", [group(1)], lambda prompt: "", arms=ARMS[:1])
+    assert (records["full"][0]["status"], records["full"][0]["scores"]["right"]) == ("empty", 0)
+
+
+def test_a_task_that_the_backend_cannot_do_is_refused(tmp_path):
+    class Mute(ScriptedBackend):
+        kinds = frozenset(("score",))
+
+    with Journal(tmp_path / "j.jsonl", {}) as journal, pytest.raises(ConfigError, match="task toy wants .* generate"):
+        list(run_groups(Mute("mute", oracle), None, [group()], ARMS, journal, batch_tokens=1))
+
+
+def test_shards_do_every_sample_once_and_see_each_other(tmp_path):
+    seen = []
+    for index in range(3):
+        others = sorted(tmp_path.glob("journal*.jsonl"))
+        backend = ScriptedBackend("toy", lambda prompt: seen.append(prompt.sample.uid) or oracle(prompt))
+        with Journal(tmp_path / f"journal-{index}-of-3.jsonl", {"seed": 0}, others=others) as journal:
+            encoder = Encoder(CheapTokenizer(), chat=True)
+            list(run_groups(backend, encoder, [group(20)], ARMS[:1], journal, batch_tokens=1, shard=Shard(index, 3)))
+            found = records_of(group(20), "full", journal)
+    assert sorted(seen) == sorted(f"toy/{i}" for i in range(20)) and len(found) == 20
+    assert len(read_records(tmp_path)[1]) == 20
+
+
+def test_a_shard_outside_is_refused():
+    with pytest.raises(ConfigError, match="shard is 4/4"):
+        Shard(4, 4)
+
+
+def test_a_full_disk_is_said_and_leaves_a_readable_journal(tmp_path):
+    path = tmp_path / "journal.jsonl"
+    program = (
+        "import resource, signal, sys\n"
+        "from elastic_jax.journal import Journal\n"
+        "from elastic_jax.errors import DataError\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (600, 600))\n"
+        f"with Journal({str(path)!r}, {{'seed': 0}}) as journal:\n"
+        "    try:\n"
+        "        for i in range(100):\n"
+        "            journal.append({str(i): 'x' * 50})\n"
+        "    except DataError as error:\n"
+        "        print(error)\n"
+        "    try:\n"
+        "        journal.close()\n"
+        "    except OSError:\n"
+        "        pass\n"
+        "    import os; sys.stdout.flush(); os._exit(0)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=os.getcwd())
+    assert "make room and give the same command again" in done.stdout, done.stderr
+    with Journal(path, {"seed": 0}) as journal:
+        assert 0 < len(journal) < 12 and journal["0"] == "x" * 50
+        journal.append({"more": 1})

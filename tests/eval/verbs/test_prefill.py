@@ -1,0 +1,49 @@
+import json
+
+from tiny import tiny_model
+
+from elastic_jax.cli import main as elastic_jax_cli
+from eval.bench.prefill import TORCH, ModelSpeed
+from eval.harness.timing import prefill_seconds
+from eval.verbs.prefill import model_table
+
+
+def test_bench_prefill_times_both_routings_in_every_dtype(checkpoint, tmp_path, capsys):
+    out = tmp_path / "deep" / "speed.json"
+    flags = ["--model", str(checkpoint), "--lengths", "200", "--out", str(out)]
+    assert elastic_jax_cli(["bench", "prefill", *flags]) == 0
+    rows = json.loads(out.read_text())["model"]
+    assert {(row["program"], row["dtype"]) for row in rows} == {
+        (f"elastic-jax, {view}", dtype) for view in ("full", "elastic") for dtype in ("float32", "bfloat16")
+    }
+    assert len(rows) == 4 and all(row["seconds"] > 0 and 190 < row["tokens"] <= 200 for row in rows)
+    assert "tokens/s" in capsys.readouterr().out
+
+
+def test_a_python_that_fails_is_a_clear_error(checkpoint, tmp_path, capsys):
+    python = tmp_path / "python"
+    python.write_text("#!/bin/sh\necho ModuleNotFoundError: torch >&2\nexit 1\n")
+    python.chmod(0o755)
+    flags = ["--model", str(checkpoint), "--lengths", "64", "--dtypes", "float32", "--torch-python", str(python)]
+    assert elastic_jax_cli(["bench", "prefill", *flags]) == 2
+    error = capsys.readouterr().err
+    assert "ModuleNotFoundError: torch" in error and "--torch-python" in error
+
+
+def test_a_python_that_is_not_there_is_a_clear_error(checkpoint, capsys):
+    flags = ["--model", str(checkpoint), "--lengths", "64", "--dtypes", "float32", "--torch-python", "no-such-python"]
+    assert elastic_jax_cli(["bench", "prefill", *flags]) == 2
+    assert "no-such-python" in capsys.readouterr().err
+
+
+def test_the_table_sets_each_row_against_transformers_of_its_dtype_and_length():
+    rows = [("elastic-jax, full", "float32", 100, 2.0), (TORCH, "float32", 100, 3.0), (TORCH, "bfloat16", 100, 9.0)]
+    table = model_table([ModelSpeed(*row) for row in [*rows, ("elastic-jax, full", "float32", 7, 1.0)]])
+    cells = list(zip(*(column.cells for column in table.columns), strict=True))
+    assert ("elastic-jax, full", "float32", "100", "2.00", "50", "1.50") in cells
+    assert ("elastic-jax, full", "float32", "7", "1.00", "7", "–") in cells
+
+
+def test_only_the_views_asked_for_are_timed():
+    times = prefill_seconds(tiny_model(), [[1, 2, 3]], tokens=16, views=("sparse",), repeats=2)
+    assert list(times) == ["sparse"] and times["sparse"] > 0

@@ -1,0 +1,200 @@
+"""Bytes that a step of router training needs on one device: an estimate, without compiling.
+
+The parts that follow from shapes alone (weights, routers, optimizer, batch, layer inputs) are exact. What a layer needs
+while it is computed again and differentiated is counted in arrays that are alive at once; the numbers of arrays were
+fitted to what the TPU compiler reports (`docs/scaling.md` has both).
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AbstractMesh
+
+from elastic_jax.config import ModelConfig
+from elastic_jax.routing import streaming_skip_ratio
+from elastic_jax.sharding.rules import device_bytes, param_specs, shards
+from train.config import RouterTrainConfig
+from train.plan.chips import HOST_LINK, MATMUL_SHARE, Topology
+from train.plan.shapes import stored_shapes
+
+ROUTER_PREFIX = "layers.router."
+CE_CHUNK = 512
+"""Tokens whose logits exist at once; the default of `train.token_losses.token_nll`."""
+LIVE_MLP = 4.5
+"""Arrays as wide as the MLP, while it is differentiated: gate, up, their product, and gradients."""
+LIVE_WIDTH = 3.0
+"""Arrays as wide as the model beside them."""
+SAVED_HEADS = 3.0
+"""Arrays as wide as all query heads that attention keeps meanwhile: queries, output, difference of the branches."""
+SAVED_KV = 3.0
+"""Arrays of the keys of whole rows that it keeps: keys and values, for early and for late queries."""
+LIVE_KV = 11.0
+"""The same while attention is differentiated: as gathered, in the order of the kernel, and the gradients, which are
+summed in float32."""
+LIVE_HEADS = 4.0
+"""Arrays as wide as all query heads then."""
+KEPT_WIDTH = 7.0
+"""Without recomputation, arrays as wide as the model that every layer keeps, three of them in float32; and besides, the
+arrays of the MLP and of attention above."""
+
+
+class Memory(NamedTuple):
+    """Bytes on one device."""
+
+    weights: int
+    routers: int
+    optimizer: int
+    """Both moments of Adam, and the gradient that is summed."""
+    batch: int
+    layer_inputs: int
+    """What is kept of every layer until the backward pass: its input, or all that it needs."""
+    gathered: int
+    """Weights of one layer, whole but for `tensor`; of int8 ones, the largest in the model's dtype besides."""
+    keys_and_values: int
+    """Of whole rows with their gradients, while the attention of a layer is differentiated."""
+    attention: int
+    """All else that attention needs then."""
+    mlp: int
+    """While the MLP of a layer is differentiated, before attention is: its arrays, and what attention has kept."""
+    head: int
+    """Vocabulary matrix, logits of a chunk and the slope of the loss; not at the same time as a layer."""
+    host: int
+    """On the host, for each device: layer inputs that are kept there."""
+
+    @property
+    def arguments(self) -> int:
+        return self.weights + self.routers + self.optimizer + self.batch
+
+    @property
+    def total(self) -> int:
+        layer = self.gathered + max(self.keys_and_values + self.attention, self.mlp)
+        return self.arguments + self.layer_inputs + max(layer, self.head)
+
+
+def step_memory(model: ModelConfig, config: RouterTrainConfig, mesh: AbstractMesh) -> Memory:
+    """Memory of one optimizer step.
+
+    Raises:
+        ConfigError: parameters that the mesh cannot divide.
+    """
+    item = jnp.dtype(config.dtype).itemsize
+    shapes = stored_shapes(model, config.dtype, config.weights)
+    each = device_bytes(shapes, mesh)
+    routers = sum(size for path, size in each.items() if path.startswith(ROUTER_PREFIX))
+    specs = param_specs(shapes, mesh)
+    layer = [
+        _whole_layer(path, each[path] * shards(specs[path], mesh), specs[path], mesh) // model.num_layers
+        for path in each
+        if path.startswith("layers.") and not path.startswith(ROUTER_PREFIX)
+    ]
+    converted = item * max(layer) if config.weights == "int8" else 0
+
+    axes = mesh.shape
+    rows = config.optim.rows / (axes["data"] * axes["fsdp"])
+    tensor, tokens = axes["tensor"], rows * config.data.row_length / axes["context"]
+    T, D, F = config.data.row_length, model.hidden_size, model.intermediate_size
+    queries = tokens * model.num_heads * model.head_dim * item / tensor
+    keys = rows * T * max(model.num_kv_heads / tensor, 1) * model.head_dim * item
+    width, mlp = tokens * D * item, tokens * F * item / tensor
+    kept = SAVED_HEADS * queries + SAVED_KV * keys
+    inputs = model.num_layers * (width if config.remat else KEPT_WIDTH * width + LIVE_MLP * mlp + kept)
+    offload = config.remat == "offload"
+    return Memory(
+        weights=sum(each.values()) - routers,
+        routers=routers,
+        optimizer=3 * routers,
+        batch=round(config.optim.accumulate * config.gates.draws * tokens * 4 * 4),
+        layer_inputs=round(2 * width if offload else inputs),
+        gathered=sum(layer) + converted,
+        keys_and_values=round(LIVE_KV * keys),
+        attention=round(LIVE_HEADS * max(width, queries)),
+        mlp=round(LIVE_MLP * mlp + LIVE_WIDTH * width + kept),
+        head=round(D * model.vocab_size * item / tensor + 10 * CE_CHUNK * model.vocab_size / tensor + 4 * width),
+        host=round(inputs) if offload else 0,
+    )
+
+
+def _whole_layer(path: str, whole: int, spec: Any, mesh: AbstractMesh) -> int:
+    """Bytes of a parameter once gathered over everything but `tensor`."""
+    return whole // mesh.shape["tensor"] if "tensor" in str(spec) else whole
+
+
+class Work(NamedTuple):
+    """One optimizer step over all devices."""
+
+    tokens: int
+    matrix_flops: float
+    attention_flops: float
+    """With the routed share; what is computed again counts again."""
+    full_attention_flops: float
+    """The same with every head full."""
+    received: float
+    """Bytes that one device receives: weights gathered for use, keys and values of other shards, sums."""
+    offloaded: float
+    """Bytes that one device sends to its host and reads back."""
+    seconds: float
+    """All of these one after the other: nothing is taken to overlap."""
+
+
+def step_work(
+    model: ModelConfig, config: RouterTrainConfig, mesh: AbstractMesh, topology: Topology, sparse_share: float
+) -> Work:
+    """Work of one step on rows that hold one sample each, the dearest case.
+
+    Frozen weights cost two products (forward, gradient of the input), three where layers are computed again. Routed
+    attention runs the chosen branch forward and backward (2.5 times forward); computing again runs both branches, so
+    that pass is always full.
+    """
+    D, H, N, K, L = model.hidden_size, model.head_dim, model.num_heads, model.num_kv_heads, model.num_layers
+    T, axes = config.data.row_length, mesh.shape
+    passes = config.optim.accumulate * config.gates.draws
+    rows = config.optim.rows * passes
+    weights = L * (2 * D * H * (N + K) + 3 * D * model.intermediate_size)
+    products = 3 if config.remat else 2
+    matrix = rows * T * (2 * products * weights + 4 * D * model.vocab_size)
+
+    pair_flops = 4 * N * H * L * rows * T * (T + 1) / 2
+    skipped = sparse_share * _streaming_skip(T, model)
+    again = 1.0 if config.remat else 0.0
+    first = (1 - skipped) if config.remat else 1.0
+    attention = pair_flops * (first + again + 2.5 * (1 - skipped))
+
+    item = 2 if config.dtype == "bfloat16" else 4
+    divided = axes["fsdp"] * axes["context"]
+    stored = 1 if config.weights == "int8" else item
+    gathers = (products + 1) / 2 * (1 - 1 / divided) * weights * stored / axes["tensor"] * passes
+    local_rows = rows / (axes["data"] * axes["fsdp"])
+    shard = T / axes["context"]
+    kv = (
+        2 * local_rows * (T - shard) * max(K / axes["tensor"], 1) * H * L * (2 * item + 4 if config.remat else item + 4)
+    )
+    sums = 4 * L * local_rows * shard * D * item * products * (1 - 1 / axes["tensor"])
+    received = gathers + kv + sums
+
+    offloaded = 2 * L * local_rows * shard * D * item if config.remat == "offload" else 0.0
+    chip = topology.chip
+    devices = np.prod(list(axes.values()))
+    compute = (matrix / MATMUL_SHARE + attention / chip.attention) / (devices * chip.flops)
+    return Work(
+        tokens=rows // config.gates.draws * T,
+        matrix_flops=matrix,
+        attention_flops=attention,
+        full_attention_flops=pair_flops * (1 + again + 2.5),
+        received=received,
+        offloaded=offloaded,
+        seconds=float(compute + received / chip.links + offloaded / HOST_LINK),
+    )
+
+
+@cache
+def _streaming_skip(tokens: int, model: ModelConfig) -> float:
+    return float(np.asarray(streaming_skip_ratio(jnp.array([tokens]), model))[0])
+
+
+def default_sparse_share(config: RouterTrainConfig) -> float:
+    """Mean of the middles of the tasks' targets."""
+    return float(np.mean([sum(task.target) / 2 for task in config.tasks.by_id]))

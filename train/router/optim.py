@@ -1,0 +1,90 @@
+"""Schedules and optimizers of router training: routers descend, multipliers ascend."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from train.config import GateConfig, OptimConfig, SparsityConfig
+from train.router.losses import Multipliers
+
+RouterParams = dict[str, jax.Array]
+
+
+class Trainable(NamedTuple):
+    """Everything that learns; the backbone is not in it."""
+
+    router: RouterParams
+    multipliers: Multipliers
+
+
+def temperature(config: GateConfig, step: jax.Array | int, steps: int) -> jax.Array:
+    """Gate temperature at a 0-based step: cosine from `start` to `end` over a fraction of the steps (released code), or
+    max(end, start * exp(-rate * step)) (paper, appendix F)."""
+    step = jnp.asarray(step, jnp.float32)
+    if config.schedule == "exponential":
+        return jnp.maximum(config.end, config.start * jnp.exp(-config.decay * step))
+    length = math.ceil(config.decay * steps)
+    wave = 0.5 * (1.0 + jnp.cos(jnp.pi * jnp.minimum(step / length, 1.0)))
+    return config.end + (config.start - config.end) * wave
+
+
+def learning_rate(peak: float, config: OptimConfig) -> optax.Schedule:
+    """Linear from 0 over the warm-up, then half a cosine to 0 at the last step."""
+    warmup = round(config.warmup * config.steps)
+    return optax.join_schedules(
+        [optax.linear_schedule(0.0, peak, max(warmup, 1)), optax.cosine_decay_schedule(peak, config.steps - warmup)],
+        [warmup],
+    )
+
+
+def first_multipliers(config: SparsityConfig, tasks: int, key: jax.Array) -> Multipliers:
+    """Official: drawn from U(0, 0.5); interval: `dual_start`."""
+    if config.loss == "official":
+        first, second = jax.random.uniform(key, (2, tasks), jnp.float32, 0.0, 0.5)
+        return {"linear": first, "quadratic": second}
+    return {name: jnp.full((tasks,), config.dual_start, jnp.float32) for name in ("below", "above")}
+
+
+def make_optimizer(config: OptimConfig, sparsity: SparsityConfig) -> optax.GradientTransformation:
+    """The update of a `Trainable`.
+
+    Official: one global clip over all, AdamW on both groups, the multipliers' with the gradient's sign turned.
+    Interval: clip and AdamW on the routers, plain projected gradient ascent on the multipliers, whose gradient is the
+    violation itself.
+    """
+
+    def adamw(peak: float) -> optax.GradientTransformation:
+        return optax.adamw(
+            learning_rate(peak, config), config.beta1, config.beta2, config.eps, weight_decay=config.weight_decay
+        )
+
+    routers = adamw(config.learning_rate)
+    if sparsity.loss == "official":
+        ascent = optax.chain(optax.scale(-1.0), adamw(config.lambda_learning_rate))
+        return optax.chain(optax.clip_by_global_norm(config.clip), _by_group(routers, ascent))
+    routers = optax.chain(optax.clip_by_global_norm(config.clip), routers)
+    return _by_group(routers, _projected_ascent(sparsity.dual_learning_rate, sparsity.dual_max))
+
+
+def _by_group(
+    router: optax.GradientTransformation, multipliers: optax.GradientTransformation
+) -> optax.GradientTransformation:
+    labels = Trainable._make(("router", "multipliers"))
+    transforms: dict[Hashable, optax.GradientTransformation] = {"router": router, "multipliers": multipliers}
+    return optax.partition(transforms, labels)
+
+
+def _projected_ascent(rate: float, largest: float) -> optax.GradientTransformation:
+    """value <- clip(value + rate * gradient, 0, largest)."""
+
+    def update(updates: Any, state: optax.OptState, params: Any = None) -> tuple[Any, optax.OptState]:
+        moved = jax.tree.map(lambda g, value: jnp.clip(value + rate * g, 0.0, largest) - value, updates, params)
+        return moved, state
+
+    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)

@@ -1,0 +1,69 @@
+"""`elastic-jax train example-data`: made-up preferences, judgements and a benchmark, as files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from elastic_jax.cli.args import parse_verb, required
+from elastic_jax.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class ExampleDataSettings:
+    """How much is made of what."""
+
+    out: str | None = None
+    """Folder to write; files of the same names are replaced."""
+    train: int = 1024
+    """Records to train on, of each kind of file."""
+    held_out: int = 128
+    """Records to evaluate on while training, of each kind of file."""
+    pairs: int = 200
+    """Pairs of the benchmark."""
+    rankings: int = 20
+    """Answers of which the benchmark has rankings of 2, 3 and 4 versions each."""
+    rejects: int = 2
+    """Rejected answers of each preference record, each with another flaw."""
+    buildings: int = 4
+    """Length of the texts: 4 make about 180 tokens (SmolLM2), each further one adds about 42."""
+    seed: int = 0
+    """Everything follows from it; the benchmark's records are drawn apart from the held-out ones."""
+
+    def __post_init__(self) -> None:
+        for name in ("train", "held_out", "pairs"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}; want at least 1.")
+        if self.rankings < 0:
+            raise ConfigError(f"rankings is {self.rankings}; want 0 or more.")
+
+
+def main(argv: Sequence[str]) -> int:
+    """Write made-up training data for judges and reward models, in the forms that can be read, and a benchmark."""
+    asked = parse_verb(ExampleDataSettings, argv, verb="train example-data", summary=str(main.__doc__))
+    settings = asked.settings
+    folder = Path(required(settings.out, "--out FOLDER", "folder to write"))
+    if asked.dry_run:
+        print(settings)
+        return 0
+
+    from train.reward.data.records import write_lines
+    from train.reward.examples.benchmark_file import write_long_rewardbench
+    from train.reward.examples.generate import judge_preferences, judge_records, records
+
+    folder.mkdir(parents=True, exist_ok=True)
+    size = {"buildings": settings.buildings}
+    for name, count, split in (("train", settings.train, "train"), ("held_out", settings.held_out, "evaluation")):
+        seed = settings.seed
+        write_lines(folder / f"answers_{name}.jsonl", records(count, seed, split, rejects=settings.rejects, **size))
+        write_lines(folder / f"judge_{name}.jsonl", judge_records(count, seed, split, **size))
+        rejects = min(settings.rejects, 2)
+        judged = judge_preferences(count, seed, split, rejects=rejects, **size)
+        write_lines(folder / f"judge_preferences_{name}.jsonl", judged)
+    pairs = records(settings.pairs + settings.rankings, settings.seed + 1, "evaluation", **size)
+    ranked = pairs[settings.pairs :]
+    write_long_rewardbench(folder / "long-rewardbench", pairs[: settings.pairs], ranked, settings.seed)
+    print(f"{folder}: answers, judge and judge_preferences of {settings.train} and {settings.held_out} records,")
+    print(f"  long-rewardbench of {settings.pairs} pairs and {3 * settings.rankings} rankings")
+    return 0

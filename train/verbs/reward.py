@@ -1,0 +1,74 @@
+"""`elastic-jax train sft`, `train simpo` and `train bt`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from elastic_jax import smollm2
+from elastic_jax.cli.args import parse_verb, required
+from train.reward.config import BradleyTerryTrainConfig, SftConfig, SimpoTrainConfig
+
+if TYPE_CHECKING:
+    from jax.sharding import Mesh
+
+
+def sft(argv: Sequence[str]) -> int:
+    """Teach a model to judge: supervised training on judgements, in packed rows. A run directory that holds checkpoints
+    is continued."""
+    return _train("sft", SftConfig, str(sft.__doc__), argv)
+
+
+def simpo(argv: Sequence[str]) -> int:
+    """Train a judge on preferences between its answers (SimPO with several rejected ones). Long prompts are computed
+    once for all their responses. A run directory that holds checkpoints is continued."""
+    return _train("simpo", SimpoTrainConfig, str(simpo.__doc__), argv)
+
+
+def bt(argv: Sequence[str]) -> int:
+    """Train a scalar reward model on preferences (Bradley-Terry). Long prompts are computed once for all their
+    responses. A run directory that holds checkpoints is continued."""
+    return _train("bt", BradleyTerryTrainConfig, str(bt.__doc__), argv)
+
+
+def _train(kind: str, cls: type, summary: str, argv: Sequence[str]) -> int:
+    asked = parse_verb(cls, argv, verb=f"train {kind}", summary=" ".join(summary.split()))
+    config = asked.settings
+    source = smollm2.source(required(config.model, "--model SOURCE", "model to train"))
+    directory = Path(required(config.run.directory, "--run.directory DIRECTORY", "run directory"))
+
+    from elastic_jax.weights.tokenizer import load_tokenizer
+    from train.loop.distributed import run_mesh, start
+    from train.loop.trouble import Interrupted
+    from train.reward.dataset import load_judgements, load_pairs
+    from train.reward.run import train
+
+    if not asked.dry_run:
+        start(config.distributed, config.run)
+    load = load_judgements if kind == "sft" else load_pairs
+    data = load(config, load_tokenizer(source))
+    print(data.report, flush=True)
+    if asked.dry_run:
+        return 0
+    mesh = run_mesh(config.mesh)
+    try:
+        train(config, _model(config, source, mesh), data, directory, mesh=mesh)
+    except Interrupted as stopped:
+        print(f"elastic-jax train {kind}: {stopped}", file=sys.stderr)
+        return stopped.exit_code
+    print(f"Wrote {', '.join(config.run.export)} to {directory}")
+    return 0
+
+
+def _model(config: Any, source: str | Path, mesh: Mesh | None) -> Any:
+    from elastic_jax.reward import ElasticRewardModel
+    from elastic_jax.weights import from_pretrained
+
+    if not isinstance(config, BradleyTerryTrainConfig):
+        return from_pretrained(source, dtype=config.dtype, router=config.router, mesh=mesh)
+    seed = config.run.seed if config.head == "new" else None
+    return ElasticRewardModel.from_pretrained(
+        source, dtype=config.dtype, router=config.router, mesh=mesh, new_head_seed=seed
+    )

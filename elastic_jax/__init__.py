@@ -37,7 +37,7 @@ _HOME = {
     "Sampling": "sampling",
     "from_pretrained": "weights",
     "generate": "generation",
-    "load_tokenizer": "tokenizer",
+    "load_tokenizer": "weights.tokenizer",
     "save_pretrained": "weights",
 }
 

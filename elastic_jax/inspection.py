@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,9 @@ from elastic_jax.errors import ShapeError
 from elastic_jax.generation import bucket
 from elastic_jax.model import ElasticForCausalLM
 from elastic_jax.routing import HeadMode, Routing
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 
 @dataclass(frozen=True)
@@ -78,3 +82,17 @@ def _route(
 ) -> tuple[Routing, jax.Array]:
     out = model.hidden(ids_BT, lengths=lengths_B, router_bias=router_bias)
     return out.routing, out.logits
+
+
+def routing_table(prompts: Sequence[PromptRouting]) -> Table:
+    """A row per prompt: tokens, full heads and the sparsity measures."""
+    from rich.table import Table
+
+    table = Table("prompt", caption="MSR: share of sparse heads. ESR: share of causal (query, key) pairs skipped.")
+    for column in ("tokens", "full heads", "MSR", "ESR", "ESR, last layer"):
+        table.add_column(column, justify="right")
+    for prompt in prompts:
+        full = f"{int(prompt.full_LK.sum())} of {prompt.full_LK.size}"
+        sparsity = (f"{value:.2f}" for value in (prompt.msr, prompt.esr, prompt.esr_last_layer))
+        table.add_row(prompt.label, f"{prompt.tokens:,}", full, *sparsity)
+    return table

@@ -112,7 +112,7 @@ def label_log_probs(
 
     Args:
         hidden: normed hidden states `[..., D]`.
-        head_DV: vocabulary matrix; unlike in `train.losses.token_nll` it may learn.
+        head_DV: vocabulary matrix; unlike in `train.token_losses.token_nll` it may learn.
         labels: the token that follows each state, `[...]`.
         needed: where a log-probability is wanted, `[...]`.
         chunk: tokens whose logits exist at a time. They are computed again in the backward pass; chunks without a

@@ -14,9 +14,7 @@ from elastic_jax.errors import ConfigError
 from elastic_jax.settings import settings_yaml
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
-    from elastic_jax.inspection import PromptRouting
+    pass
 
 
 @dataclass(frozen=True)
@@ -53,7 +51,7 @@ def main(argv: Sequence[str]) -> int:
         print(settings_yaml(settings), end="")
         return 0
 
-    from elastic_jax.inspection import route_prompt
+    from elastic_jax.inspection import route_prompt, routing_table
 
     tokenizer = load_model_tokenizer(settings)
     encoded = [(label, encode(tokenizer, text, chat=settings.chat)) for label, text in prompts]
@@ -70,20 +68,6 @@ def main(argv: Sequence[str]) -> int:
 
         save_figure(routing_heatmap(routed), settings.png)
     return 0
-
-
-def routing_table(prompts: Sequence[PromptRouting]) -> Table:
-    """A row per prompt: tokens, full heads and the sparsity measures."""
-    from rich.table import Table
-
-    table = Table("prompt", caption="MSR: share of sparse heads. ESR: share of causal (query, key) pairs skipped.")
-    for column in ("tokens", "full heads", "MSR", "ESR", "ESR, last layer"):
-        table.add_column(column, justify="right")
-    for prompt in prompts:
-        full = f"{int(prompt.full_LK.sum())} of {prompt.full_LK.size}"
-        sparsity = (f"{value:.2f}" for value in (prompt.msr, prompt.esr, prompt.esr_last_layer))
-        table.add_row(prompt.label, f"{prompt.tokens:,}", full, *sparsity)
-    return table
 
 
 def _label(text: str) -> str:

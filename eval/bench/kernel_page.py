@@ -11,8 +11,6 @@ from eval.bench.kernel import DENSE, KernelReport, KernelSpeed
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from eval.bench.kernel import KernelReport
-
 
 def draw_kernels(report: KernelReport, path: Path) -> None:
     """A row of panels for each step: milliseconds of every program by length, then the fraction of the ideal by MSR."""

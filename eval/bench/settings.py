@@ -1,15 +1,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from elastic_jax.cli.model import ModelSettings
 from elastic_jax.errors import ConfigError
 from elastic_jax.kv_cache.config import BITS, KEY_TRANSFORMS, KeyTransform
-
-if TYPE_CHECKING:
-    pass
-
 
 LONGEST = 2**18
 

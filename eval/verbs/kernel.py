@@ -7,15 +7,10 @@ import os
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from elastic_jax.cli.args import parse_verb
 from elastic_jax.settings import settings_yaml
-from eval.bench.kernel_page import kernel_table
 from eval.bench.settings import BenchKernelSettings
-
-if TYPE_CHECKING:
-    pass
 
 
 def main(argv: Sequence[str]) -> int:
@@ -31,6 +26,7 @@ def main(argv: Sequence[str]) -> int:
     from rich.console import Console
 
     from eval.bench.kernel import measure_kernels
+    from eval.bench.kernel_page import draw_kernels, kernel_table
 
     report = measure_kernels(settings)
     if settings.out is not None:
@@ -44,7 +40,5 @@ def main(argv: Sequence[str]) -> int:
     for line in report.failed:
         console.print(f"FAILED: {line}", highlight=False, markup=False)
     if settings.plot is not None:
-        from eval.bench.kernel_page import draw_kernels
-
         draw_kernels(report, Path(settings.plot))
     return 1 if report.failed else 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -13,11 +13,9 @@ from rich.table import Table
 from transformers import PreTrainedTokenizerBase
 
 from elastic_jax import smollm2
-from elastic_jax.cli.inspect import routing_table
 from elastic_jax.cli.model import answer_text, encode
-from elastic_jax.errors import ConfigError
 from elastic_jax.generation import generate
-from elastic_jax.inspection import route_prompt
+from elastic_jax.inspection import route_prompt, routing_table
 from elastic_jax.model import ElasticForCausalLM, to_params
 from elastic_jax.plots import routing_heatmap, save_figure
 from elastic_jax.weights import from_pretrained, save_pretrained
@@ -25,6 +23,7 @@ from elastic_jax.weights.tokenizer import load_tokenizer
 from train.config import DataConfig, OptimConfig, RouterTrainConfig, RunConfig, TasksConfig
 from train.data.dataset import load_samples
 from train.demo.prompts import PASS_KEY, Prompt, demo_prompts
+from train.demo.settings import DemoSettings
 from train.router.run import train_router
 from train.router.step import ROUTER_PREFIX
 
@@ -156,21 +155,3 @@ def _unused(folder: Path) -> Path:
     while (candidate := folder.with_name(f"{folder.name}-{number}")).exists():
         number += 1
     return candidate
-
-
-@dataclass(frozen=True)
-class DemoSettings:
-    """Size of the demonstration, and where it writes."""
-
-    out: str = "runs/demo"
-    """Folder for the picture, the training run and the checkpoints (about 600 MB)."""
-    prompt_tokens: int = 1536
-    """Length of each prompt, in tokens; sparse heads skip work from about 400 tokens on."""
-    train_steps: int = 6
-    """Optimizer steps of router training; 0 leaves it out."""
-
-    def __post_init__(self) -> None:
-        if not 512 <= self.prompt_tokens <= 4096:
-            raise ConfigError(f"prompt_tokens is {self.prompt_tokens}; want 512 to 4096.")
-        if self.train_steps < 0:
-            raise ConfigError(f"train_steps is {self.train_steps}; want 0 or more.")

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from elastic_jax.cli.args import parse_verb
 from elastic_jax.settings import settings_yaml
-from train.demo.tour import DemoSettings
+from train.demo.settings import DemoSettings
 
 
 def main(argv: Sequence[str]) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -19,9 +19,6 @@ from eval.harness.backends.local import arm_label, length_batches
 from eval.harness.provenance import reward_digest, router_digest
 from eval.harness.scoring import imposed_modes
 from eval.samples import Arm, Kind, Prompt, Reply, View
-
-if TYPE_CHECKING:
-    pass
 
 
 class RewardModel(Protocol):

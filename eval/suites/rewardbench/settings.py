@@ -8,14 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from elastic_jax.errors import ConfigError
-from elastic_jax.reward import ElasticRewardModel
-from eval.harness.backends.local import with_router_settings
-from eval.harness.backends.reward import ElasticRewardBackend
 from eval.harness.settings import BenchmarkSettings
 
 if TYPE_CHECKING:
     from eval.benchmark import Benchmark
-    from eval.harness.settings import BenchmarkSettings
+    from eval.harness.backends.reward import ElasticRewardBackend
     from eval.suites.rewardbench.asking import Ask
 
 
@@ -73,6 +70,10 @@ def open_reward_backend(settings: BenchmarkSettings) -> ElasticRewardBackend:
         raise ConfigError("an endpoint gives no scalar reward. Leave --endpoint out, or ask for a verdict.")
     if settings.cache_bits:
         raise ConfigError("a reward is read in one pass, without a cache. Leave --cache-bits out.")
+    from elastic_jax.reward import ElasticRewardModel
+    from eval.harness.backends.local import with_router_settings
+    from eval.harness.backends.reward import ElasticRewardBackend
+
     source, router = settings.resolved()
     model = ElasticRewardModel.from_pretrained(source, dtype=settings.dtype, router=router)
     decoder = with_router_settings(

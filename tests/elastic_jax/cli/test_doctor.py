@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import pytest
 
 from elastic_jax.cli import main
-from elastic_jax.cli.doctor import (
+from elastic_jax.cli.examination import (
     backends,
     base_requirements,
     examine,

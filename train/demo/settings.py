@@ -1,0 +1,23 @@
+"""Settings of the demonstration."""
+
+from dataclasses import dataclass
+
+from elastic_jax.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class DemoSettings:
+    """Size of the demonstration, and where it writes."""
+
+    out: str = "runs/demo"
+    """Folder for the picture, the training run and the checkpoints (about 600 MB)."""
+    prompt_tokens: int = 1536
+    """Length of each prompt, in tokens; sparse heads skip work from about 400 tokens on."""
+    train_steps: int = 6
+    """Optimizer steps of router training; 0 leaves it out."""
+
+    def __post_init__(self) -> None:
+        if not 512 <= self.prompt_tokens <= 4096:
+            raise ConfigError(f"prompt_tokens is {self.prompt_tokens}; want 512 to 4096.")
+        if self.train_steps < 0:
+            raise ConfigError(f"train_steps is {self.train_steps}; want 0 or more.")

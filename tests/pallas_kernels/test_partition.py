@@ -31,7 +31,7 @@ def test_jit_divides_by_rows_and_heads_without_moving_anything(ops):
     """Value and gradients on four devices are those of one, and no device asks another for anything."""
     done = subprocess.run(
         [sys.executable, ROOT / "tests" / "support" / "divided_ops.py", *ops],
-        capture_output=True, text=True, cwd=ROOT, env={"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"},
+        capture_output=True, text=True, cwd=ROOT, env={"PYTHONPATH": f"{ROOT}:{ROOT / 'tests' / 'support'}"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     reports = [json.loads(line) for line in done.stdout.splitlines()]

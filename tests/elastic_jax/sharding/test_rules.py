@@ -20,7 +20,7 @@ from elastic_jax.sharding import MeshConfig, make_mesh, rules
 from elastic_jax.sharding.mesh import AXES
 from elastic_jax.sharding.rules import explain, param_specs
 
-HERE = Path(__file__).parents[2]
+HERE = Path(__file__).parents[2] / "support"
 BOTH = ("fsdp", "context")
 
 
@@ -33,7 +33,7 @@ def on_eight() -> dict:
     """What the program with eight devices reports."""
     done = subprocess.run(
         [sys.executable, HERE / "mesh_program.py"],
-        env=os.environ | {"PYTHONPATH": f"{HERE.parent}:{HERE}"},
+        env=os.environ | {"PYTHONPATH": f"{HERE.parents[1]}:{HERE}"},
         capture_output=True,
         text=True,
     )

@@ -52,7 +52,7 @@ def attention(case: Any, sizes: dict[str, int], op: str, halo: bool, impl: str =
     import pallas_kernels
     from elastic_jax.sharding import attention as context_parallel
 
-    context_parallel.attention.halo_is_cheaper = lambda *_: halo
+    context_parallel.halo_is_cheaper = lambda *_: halo
     inputs = make_inputs(case)
     mode = inputs.mode.at[..., 0].set(1)
     arrays = {name: inputs.options.pop(name) for name in ("lengths", "segment_ids")}

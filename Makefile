@@ -13,7 +13,7 @@ PYENV_PYTHONS = "$${PYENV_ROOT:-$$HOME/.pyenv}"/versions/3.1[2-9]*/bin/python
 CANDIDATES = $(PYTHON) python3.12 python3.13 python3.14 python3 python $(PYENV_PYTHONS)
 USABLE = import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 12))
 
-.PHONY: setup demo test lint docs notebooks coverage lock
+.PHONY: setup demo unit test test-all lint docs notebooks coverage lock
 
 setup: $(STAMP)
 
@@ -35,8 +35,17 @@ $(STAMP): pyproject.toml setup.py constraints.txt
 demo: $(STAMP)
 	$(BIN)/elastic-jax demo
 
+# Tests that compile nothing.
+unit: $(STAMP)
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m unit
+
+# What a contributor runs before a push.
 test: lint
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not slow and not e2e'
+
+# The same and the end-to-end tests: what continuous integration runs.
+test-all: lint
+	$(BIN)/python -m pytest -n 2 --dist loadfile --durations=25
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -1,6 +1,8 @@
 """Settings of the whole test session; they must be in place before jax is imported."""
 
+import ast
 import os
+from functools import cache
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -12,3 +14,33 @@ from hypothesis import HealthCheck, settings  # noqa: E402
 
 settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("any machine")
+
+TESTS = Path(__file__).parent
+END_TO_END = ("notebooks/", "train/demo/", "test_docs_run", "test_readme", "test_package")
+COMPILES = {"jax", "flax", "subprocess"}
+
+
+def pytest_collection_modifyitems(items):
+    """Marks the tiers, and puts the end-to-end files first: they take longest, so that no worker is left with one."""
+    for item in items:
+        if item.path.relative_to(TESTS).as_posix().startswith(END_TO_END):
+            item.add_marker("e2e")
+        elif not any(item.iter_markers("slow")) and not compiles(item.path):
+            item.add_marker("unit")
+    items.sort(key=lambda item: not any(item.iter_markers("e2e")))
+
+
+@cache
+def compiles(file: Path) -> bool:
+    """Whether a test file imports jax, directly or through modules of the house and helpers, or starts a process."""
+    modules = set()
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            modules |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            modules |= {node.module or "", *(f"{node.module}.{alias.name}" for alias in node.names)}
+    if any(module.partition(".")[0] in COMPILES for module in modules):
+        return True
+    paths = [f"{module.replace('.', '/')}" for module in modules]
+    files = [TESTS.parent / f"{path}.py" for path in paths] + [TESTS / "support" / f"{path}.py" for path in paths]
+    return any(other != file and other.is_file() and compiles(other) for other in files)

@@ -50,7 +50,8 @@ PUBLISHED = AttentionSpec(sink_blocks=1, local_blocks=16, block_size=128, window
 def run_on_eight_devices(*checks: str) -> dict[str, dict]:
     done = subprocess.run(
         [sys.executable, ROOT / "tests" / "support" / "context_parallel_program.py", *checks],
-        capture_output=True, text=True, cwd=ROOT, env=os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests' / 'support'}"},
+        capture_output=True, text=True, cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests' / 'support'}"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return {report["check"]: report for report in map(json.loads, done.stdout.splitlines())}

@@ -18,7 +18,8 @@ def test_eight_gpus_divide_batch_and_heads(chip, impl):
     """4 x 16384 tokens, 32 query and 8 KV heads of 128, in 16 bits: each GPU has its eighth and moves nothing."""
     done = subprocess.run(
         [sys.executable, ROOT / "tests" / "support" / "gpu_ahead_of_time.py", "sharded", chip, impl],
-        capture_output=True, text=True, cwd=ROOT, env=os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests' / 'support'}"},
+        capture_output=True, text=True, cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests' / 'support'}"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     programs = {report["program"]: report for report in map(json.loads, done.stdout.splitlines())}

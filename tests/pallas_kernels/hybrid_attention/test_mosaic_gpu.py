@@ -76,7 +76,8 @@ def test_cases_that_it_does_not_serve_are_named(changes, options, words, monkeyp
 def test_compiles_for_hopper_without_spills(head_dim, tmp_path):
     done = subprocess.run(
         [sys.executable, ROOT / "tests" / "support" / "gpu_ahead_of_time.py", "hopper", tmp_path, str(head_dim)],
-        capture_output=True, text=True, cwd=ROOT, env=os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests' / 'support'}"},
+        capture_output=True, text=True, cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests' / 'support'}"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     program = json.loads(done.stdout.splitlines()[-1])

@@ -34,6 +34,9 @@ def _backward(chunk, slope_BTD, cotangent_BT):
     return (slope_BTD * cotangent_BT[..., None].astype(slope_BTD.dtype)), None, None, None
 
 
+token_nll.defvjp(_forward, _backward)
+
+
 def _chunked(hidden_BTD, head_DV, labels_BT, needed_BT, chunk, *, with_slope):
     """NLL `[B, T]` and, if asked for, its slope with respect to each hidden vector `[B, T, D]`.
 

@@ -6,7 +6,7 @@ stored was made by commit 95b7eea: made anew by later code it would no longer sh
 
 In `resume` are `run`, a router training that SIGTERM stopped after step 6 of 20 (checkpoint 5 is its best so far), and
 two evaluations killed in the middle of their journals: `needles` (`eval needles`) and `report` (`eval router`). Below
-`expected` is what the same commit made of them when the commands in `tests/resume_runs.py` were given again. A
+`expected` is what the same commit made of them when the commands in `tests/support/resume_runs.py` were given again. A
 TensorBoard file, which names the machine, was left out.
 
 Everything goes through the command line, in a folder of relative paths, so that no setting names a place.
@@ -25,7 +25,7 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "support")]
 
 import jax.numpy as jnp  # noqa: E402
 import yaml  # noqa: E402

@@ -5,13 +5,8 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from train.token_losses import _backward, _forward, token_nll
-
 Multipliers = dict[str, jax.Array]
 """Lagrange multipliers by name, each float32 `[tasks]`."""
-
-
-token_nll.defvjp(_forward, _backward)
 
 
 def sparse_share(z_LBMK: jax.Array) -> jax.Array:

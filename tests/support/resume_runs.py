@@ -12,7 +12,7 @@ from typing import Any
 
 from safetensors.numpy import load_file
 
-STORED = Path(__file__).parent / "golden" / "resume"
+STORED = Path(__file__).parents[1] / "golden" / "resume"
 EXPECTED = "expected"
 _MODEL = ("--model", "model", "--dtype", "float32")
 COMMANDS = {

@@ -1,4 +1,4 @@
-"""Directories that appear whole or not at all."""
+"""JSON from outside, and files and directories that appear whole or not at all."""
 
 from __future__ import annotations
 

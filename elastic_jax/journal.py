@@ -1,4 +1,7 @@
-"""Append-only record of finished work: a restarted run skips what is there, a run with other settings is refused."""
+"""Append-only record of finished work: a restarted run skips what is there, a run with other settings is refused.
+
+A file of JSON lines that takes hours to write: an interrupted run goes on, and the file appears when it is whole.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The decoder: one NNX model for the Llama, Mistral and Qwen families, with a router in every layer."""
+"""The decoder: one NNX model for the Llama, Mistral and Qwen families, with a router in every layer.
+
+Checkpoint tensors that are no parameters of the model but must survive a round trip.
+"""
 
 from __future__ import annotations
 

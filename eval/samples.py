@@ -1,4 +1,7 @@
-"""What passes through an evaluation: samples, ways of showing them, prompts, replies and verdicts."""
+"""What passes through an evaluation: samples, ways of showing them, prompts, replies and verdicts.
+
+The arms of a comparison: ways of running the same weights on the same prompts.
+"""
 
 from __future__ import annotations
 

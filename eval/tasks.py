@@ -1,4 +1,7 @@
-"""A task: how its samples are put into words and judged; and groups of samples that are made when needed."""
+"""A task: how its samples are put into words and judged; and groups of samples that are made when needed.
+
+Tasks on token ids: is a given continuation what the model would write, and how likely is it?
+"""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if item.path.relative_to(TESTS).as_posix().startswith(END_TO_END):
             item.add_marker("e2e")
-        elif not any(item.iter_markers("slow")) and not compiles(item.path):
+        elif not any(item.iter_markers("slow")) and "checkpoint" not in item.fixturenames and not compiles(item.path):
             item.add_marker("unit")
     items.sort(key=lambda item: not any(item.iter_markers("e2e")))
 
@@ -41,6 +41,7 @@ def compiles(file: Path) -> bool:
             modules |= {node.module or "", *(f"{node.module}.{alias.name}" for alias in node.names)}
     if any(module.partition(".")[0] in COMPILES for module in modules):
         return True
-    paths = [f"{module.replace('.', '/')}" for module in modules]
-    files = [TESTS.parent / f"{path}.py" for path in paths] + [TESTS / "support" / f"{path}.py" for path in paths]
+    paths = [module.replace(".", "/") for module in modules if module]
+    files = [TESTS.parent / f"{path}{end}" for path in paths for end in (".py", "/__init__.py")]
+    files += [TESTS / "support" / f"{path}.py" for path in paths]
     return any(other != file and other.is_file() and compiles(other) for other in files)

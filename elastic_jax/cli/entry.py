@@ -101,7 +101,3 @@ def _summary(entry: metadata.EntryPoint) -> str:
         return (inspect.getdoc(entry.load()) or "").partition("\n")[0]
     except Exception as error:
         return f"(cannot be loaded: {error})"
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,4 +1,7 @@
-"""`elastic-jax generate`: continue a prompt or answer a chat message."""
+"""`elastic-jax generate`: continue a prompt or answer a chat message.
+
+The part of `elastic-jax generate` that answers a file of prompts, several at a time.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,10 @@
-"""Model and router configuration: frozen, validated, convertible from and to Hugging Face `config.json`."""
+"""The configuration of one decoder: frozen and validated.
+
+ModelConfig from and to the `config.json` of Hugging Face checkpoints.
+
+A field that changes the mathematics and is not understood would give wrong numbers without an error, so every
+field is either read, known to be harmless, neutral (null, false, empty), or refused by name.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rotary embedding settings of a Hugging Face configuration, in its new and its old layout.
+"""Rotary embedding settings, from and to a Hugging Face configuration in its new and its old layout.
 
 New: everything in `rope_parameters`. Old: `rope_theta` beside a `rope_scaling` that may be null. A silent
 misreading here gives a model that loads and then writes nonsense, so every unknown key is refused.

@@ -1,4 +1,6 @@
-"""Router settings as the released Elastic Attention checkpoints write them into `config.json`."""
+"""The attention router's configuration, from and to the fields that released Elastic Attention checkpoints write
+into `config.json`.
+"""
 
 from __future__ import annotations
 

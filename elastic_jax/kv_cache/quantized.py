@@ -5,6 +5,8 @@ outliers are traced, the rest is packed into a page. A bounded number of rows is
 first, and the ring has room for the rows that wait. What is stored depends on the tokens alone, not on how they came.
 
 Letters beyond the usual: E exact slots of a head (pool, store, ring), F slots of the ring, J groups of a row.
+
+Hadamard rotation of the head dimension: it spreads outlier channels, and dot products do not notice it.
 """
 
 from __future__ import annotations

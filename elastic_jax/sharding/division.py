@@ -1,4 +1,7 @@
-"""How an attention call is divided over the mesh that is set: rows, KV heads, tokens."""
+"""How an attention call is divided over the mesh that is set: rows, KV heads, tokens.
+
+Which exchange of keys and values serves attention that does not reach far: an estimate of bytes and FLOPs.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""A directory with routers only: a few MB that turn a base model into an elastic one."""
+"""A directory with routers only: a few MB that turn a base model into an elastic one.
+
+Tensors that official Elastic Attention checkpoints hold beside backbone and routers.
+"""
 
 from __future__ import annotations
 

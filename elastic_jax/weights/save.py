@@ -1,4 +1,7 @@
-"""save_pretrained: a model becomes a checkpoint that transformers, the official code, or this library opens."""
+"""save_pretrained: a model becomes a checkpoint that transformers, the official code, or this library opens.
+
+The small files beside the weights of an exported checkpoint: tokenizer and generation defaults.
+"""
 
 from __future__ import annotations
 

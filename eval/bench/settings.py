@@ -1,3 +1,5 @@
+"""Settings of the `bench` verbs."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass

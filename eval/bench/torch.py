@@ -1,4 +1,7 @@
-"""Programs that need torch, run in a process of another Python, so that torch is never imported here."""
+"""Programs that need torch, run in a process of another Python, so that torch is never imported here.
+
+The caches of `transformers`, filled and timed under another Python.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Where figures come from: the command that repeats them, versions, commit, machine."""
+"""Where figures come from: the command that repeats them, versions, commit, machine.
+
+Short names for weights, so that results of different ones are never taken for each other's.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""What the routers make of a prompt: each head's choice, and the task representation before and after the task MLP."""
+"""What the routers make of a prompt: each head's choice, and the task representation before and after the task MLP.
+
+Which heads retrieve: attention to the needle while the answer is written, and routings forced by that ranking.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Shows groups of samples to a backend under several arms, through a journal that makes the run restartable."""
+"""Shows groups of samples to a backend under several arms, through a journal that makes the run restartable.
+
+A progress bar that counts tokens, with the time that is left.
+"""
 
 from __future__ import annotations
 

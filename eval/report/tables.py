@@ -1,4 +1,7 @@
-"""Figures of a benchmark report: records grouped by task, axes and arm."""
+"""Figures of a benchmark report: records grouped by task, axes and arm.
+
+Intervals for the figures of a report.
+"""
 
 from __future__ import annotations
 

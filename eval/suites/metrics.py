@@ -2,6 +2,8 @@
 
 Each compares one reply with one reference and gives 0 to 1; over several references the best counts. Definitions
 follow the published descriptions of LongBench (arXiv 2308.14508) and LongBench v2 (arXiv 2412.15204).
+
+RULER's string-match metrics (arXiv 2404.06654): are the references, word for word, in the reply?
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Reading benchmark records: JSON lines or a JSON list, from a folder or the Hugging Face hub."""
+"""Reading benchmark records: JSON lines or a JSON list, from a folder or the Hugging Face hub.
+
+The records of a reward benchmark: every complaint names the file and the line.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Worth of key blocks by XAttention's antidiagonal sums (arXiv 2503.16428)."""
+"""Worth of key blocks by XAttention's antidiagonal sums (arXiv 2503.16428).
+
+Which blocks to keep, given how much attention each is worth.
+"""
 
 from __future__ import annotations
 

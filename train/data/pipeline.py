@@ -1,4 +1,7 @@
-"""Samples to an endless, resumable stream of batches (grain)."""
+"""Samples to an endless, resumable stream of batches (grain).
+
+Which samples share a row: best fit over a whole epoch, as a function of seed and epoch alone.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Where metrics go: a JSON-lines file, TensorBoard events and the progress line."""
+"""Where metrics go: a JSON-lines file, TensorBoard events and the progress line.
+
+What a watcher of a run sees: a bar with the step's figures and remaining time, or plain lines without a terminal.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""SIGTERM and Ctrl-C as a request that the training loop answers between steps."""
+"""SIGTERM and Ctrl-C as a request that the training loop answers between steps.
+
+Steps whose figures are not finite: told, kept out of the state if asked, and their batches written down.
+"""
 
 from __future__ import annotations
 

@@ -1,8 +1,5 @@
-"""Bytes that a step of router training needs on one device: an estimate, without compiling.
-
-The parts that follow from shapes alone (weights, routers, optimizer, batch, layer inputs) are exact. What a layer needs
-while it is computed again and differentiated is counted in arrays that are alive at once; the numbers of arrays were
-fitted to what the TPU compiler reports (`docs/scaling.md` has both).
+"""An estimate, without compiling, of a step of router training: bytes on one device, floating-point operations, bytes
+between devices, time and price.
 """
 
 from __future__ import annotations

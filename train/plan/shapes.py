@@ -1,4 +1,4 @@
-"""The shape of a model without its weights."""
+"""The shape of a model without its weights, and the vector memory that the attention kernels take for it on a TPU."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""One optimizer step, and the measurement on held-out data, for every objective."""
+"""One optimizer step, and the measurement on held-out data, for every objective.
+
+AdamW with the schedule of judge and reward-model training.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,11 @@
-"""Which arrays of a model learn, and how they and the frozen ones make the model that a step runs."""
+"""Which arrays of a model learn, and how they and the frozen ones make the model that a step runs.
+
+Low-rank adapters (LoRA, arXiv 2106.09685) on the linear maps of a decoder's layers.
+
+Adapters are arrays by dotted path beside the frozen kernels, stacked over the layers as those are: `lora_down`
+`[L, *inputs, rank]` and `lora_up` `[L, rank, *outputs]`, float32. They join the model inside a step, so that its layers
+still run under one scan, and are added into the kernels for export.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Losses of router training: cross-entropy without a whole logit matrix, and the constraint on sparsity."""
+"""Losses of router training: the constraint on sparsity and the penalty on router logits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""A router training run from model and samples to exported routers."""
+"""A router training run from model and samples to exported routers.
+
+Floating-point operations that a step of router training asks for, with the routing as it was sampled.
+"""
 
 from __future__ import annotations
 

@@ -4,6 +4,8 @@ A prompt is read once, exactly, as generation reads it. Each kind of cache is th
 the known continuation is fed token by token through `decode_step`, the program of generation: the tokens fed are cached
 and flushed as they are in generation, and every scored token is predicted from the cache, but for the first of a window
 of text, which the exact prefill predicts.
+
+Figures of the cache report, computed from the journal's scores.
 """
 
 from __future__ import annotations

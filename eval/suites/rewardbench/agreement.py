@@ -1,4 +1,10 @@
-"""Agreement of a judge's ranking with the true one, and of its two verdicts when the answers change places."""
+"""Agreement of a judge's ranking with the true one, and of its two verdicts when the answers change places.
+
+Reads the verdict out of a judge's reply: the rank (0 = best) it gives to the answer at each position.
+
+Every parser returns None when it finds no verdict. The `official_*` ones reproduce the published evaluators, slips
+included; the others are what a careful reader would do.
+"""
 
 from __future__ import annotations
 

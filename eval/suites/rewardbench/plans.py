@@ -3,6 +3,11 @@
 `compat` does what the published evaluators do, slips included, for figures that can stand beside published ones.
 `strict` shows every item in two orders, takes the last verdict and whole rankings only, and shortens the long text of a
 prompt rather than skip it.
+
+What a judge of memory trajectories is told; for answers see `elastic_jax.text.judge_prompts`.
+
+The wording is this project's own; block labels and verdict forms are the published ones, because the parsers and the
+judges trained on them need those. A change of wording needs a new version in the template's name.
 """
 
 from __future__ import annotations

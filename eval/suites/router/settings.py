@@ -1,3 +1,5 @@
+"""Settings of `eval router`."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass

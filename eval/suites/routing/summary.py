@@ -1,4 +1,7 @@
-"""What routing tells about tasks: how often each head runs full, and how alike tasks look to the routers."""
+"""What routing tells about tasks: how often each head runs full, and how alike tasks look to the routers.
+
+Heat maps of how often each head runs full, layer by layer, for each task.
+"""
 
 from __future__ import annotations
 

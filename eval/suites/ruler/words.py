@@ -1,4 +1,6 @@
-"""Variable tracking (RULER `vt`): which names hold a number after a chain of assignments?"""
+"""RULER tasks of following and counting words (arXiv 2404.06654): `vt`, which names hold a number after a chain of
+assignments; `cwe` and `fwe`, the most common words of a list and of a coded text.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,8 @@
 """The preference record: a conversation, a better answer and one or more worse ones.
 
 On disk a record is one JSON object per line; see `train.reward.data.readers` for all forms that are read.
+
+What became of the records of a data set: how many were left out, why, and how many were shortened.
 """
 
 from __future__ import annotations

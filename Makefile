@@ -37,15 +37,15 @@ demo: $(STAMP)
 
 # Tests that compile nothing.
 unit: $(STAMP)
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m unit
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m unit
 
 # What a contributor runs before a push.
 test: lint
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not slow and not e2e'
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m 'not slow and not e2e'
 
 # The same and the end-to-end tests: what continuous integration runs.
 test-all: lint
-	$(BIN)/python -m pytest -n 2 --dist loadfile --durations=25
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=25
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -53,7 +53,7 @@ lint: $(STAMP)
 
 # Takes longer than `make test`: every line that runs is counted.
 coverage: $(STAMP)
-	COVERAGE_CORE=sysmon $(BIN)/python -m pytest -n 2 --dist loadfile --cov --cov-report=term:skip-covered
+	COVERAGE_CORE=sysmon $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --cov --cov-report=term:skip-covered
 
 docs: $(STAMP)
 	$(BIN)/python -m pip install --quiet --editable '.[docs]'

@@ -1,7 +1,9 @@
 """Settings of the whole test session; they must be in place before jax is imported."""
 
 import ast
+import gc
 import os
+import sys
 from functools import cache
 from pathlib import Path
 
@@ -10,6 +12,7 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1]
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+import pytest  # noqa: E402
 from hypothesis import HealthCheck, settings  # noqa: E402
 
 settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -18,6 +21,18 @@ settings.load_profile("any machine")
 TESTS = Path(__file__).parent
 END_TO_END = ("notebooks/", "train/demo/", "test_docs_run", "test_readme", "test_package")
 COMPILES = {"jax", "flax", "subprocess"}
+MAPS = Path("/proc/self/maps")
+MOST_MAPS = 15_000
+"""Memory maps of a worker; Linux ends a process that has 65,530, and every compiled program in memory holds several."""
+
+
+@pytest.fixture(autouse=True, scope="module")
+def programs_are_dropped():
+    """After a file, frees the compiled programs where they have become many; the disk cache has them still."""
+    yield
+    if "jax" in sys.modules and MAPS.exists() and MAPS.read_bytes().count(b"\n") > MOST_MAPS:
+        sys.modules["jax"].clear_caches()
+        gc.collect()
 
 
 def pytest_collection_modifyitems(items):

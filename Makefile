@@ -49,7 +49,10 @@ test-all: lint
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 	$(BIN)/pyrefly check
+	$(BIN)/codespell
+	$(BIN)/vulture
 
 # Takes longer than `make test`: every line that runs is counted.
 coverage: $(STAMP)

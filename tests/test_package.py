@@ -50,7 +50,8 @@ def wanted_files() -> set[str]:
     data = {str(f.relative_to(ROOT)) for f in (ROOT / "elastic_jax" / "data").rglob("*") if f.is_file()}
     tables = {str(f.relative_to(ROOT)) for f in (ROOT / "pallas_kernels").rglob("tile_tables/*.json")}
     configs = {f"elastic_jax/{f.relative_to(ROOT)}" for f in (ROOT / "configs").rglob("*") if f.is_file()}
-    return sources | {name for name in data if "__pycache__" not in name} | tables | configs
+    typed = {f"{package}/py.typed" for package in PACKAGES}
+    return sources | {name for name in data if "__pycache__" not in name} | tables | configs | typed
 
 
 def test_the_wheel_holds_every_source_and_data_file_and_nothing_else(wheel: Path):

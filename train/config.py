@@ -8,6 +8,7 @@ from typing import Literal
 from elastic_jax.config import RouterConfig
 from elastic_jax.errors import ConfigError
 from elastic_jax.sharding import MeshConfig
+from train.optim_config import OptimConfig
 from train.run_config import DistributedConfig, RunConfig
 
 
@@ -167,38 +168,6 @@ class WarmStartConfig:
             raise ConfigError(f"key_rows is {self.key_rows} without rows to measure. Set warm_start.rows.")
         if not self.levels or not all(0.0 <= level <= 1.0 for level in self.levels):
             raise ConfigError(f"levels {self.levels}: want one or more numbers from 0 to 1.")
-
-
-@dataclass(frozen=True)
-class OptimConfig:
-    """AdamW with linear warm-up and cosine decay to zero."""
-
-    steps: int = 300
-    """Optimizer steps."""
-    rows: int = 1
-    """Packed rows in one micro-batch, over all devices."""
-    accumulate: int = 1
-    """Micro-batches in one optimizer step; their gradients are averaged."""
-    learning_rate: float = 1e-3
-    """Peak learning rate of the routers."""
-    lambda_learning_rate: float = 1e-3
-    """Peak learning rate of the multipliers of the official loss."""
-    warmup: float = 0.2
-    """Fraction of the steps in linear warm-up."""
-    beta1: float = 0.9
-    beta2: float = 0.95
-    eps: float = 1e-8
-    weight_decay: float = 0.1
-    clip: float = 5.0
-    """Largest global gradient norm."""
-
-    def __post_init__(self) -> None:
-        if min(self.steps, self.rows, self.accumulate) < 1:
-            raise ConfigError(f"steps {self.steps}, rows {self.rows}, accumulate {self.accumulate}: want 1 or more.")
-        if not 0.0 <= self.warmup < 1.0:
-            raise ConfigError(f"warmup is {self.warmup}; want a fraction of the steps, 0 <= warmup < 1.")
-        if self.learning_rate <= 0 or self.clip <= 0:
-            raise ConfigError(f"learning_rate {self.learning_rate}, clip {self.clip}: want more than 0.")
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,13 @@
-"""Log-probabilities of labels without a whole logit matrix."""
+"""Cross-entropy of labels without a whole logit matrix: the logits of a few hundred tokens exist at a time.
+
+`token_nll` is for a frozen vocabulary matrix, `label_log_probs` for one that may learn. Letters: D hidden size, V
+vocabulary, C tokens of a chunk.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -12,135 +17,182 @@ from jax.sharding import PartitionSpec
 
 from elastic_jax.sharding.rules import token_spec
 
+CHUNK = 512
+"""Tokens whose logits exist at a time."""
+
 
 @partial(jax.custom_vjp, nondiff_argnums=(4,))
 def token_nll(
-    hidden_BTD: jax.Array, head_DV: jax.Array, labels_BT: jax.Array, needed_BT: jax.Array, chunk: int = 512
+    hidden_BTD: jax.Array, head_DV: jax.Array, labels_BT: jax.Array, needed_BT: jax.Array, chunk: int = CHUNK
 ) -> jax.Array:
-    """Negative log-likelihood of each label in nats, float32 `[B, T]`; 0 where not needed.
+    """Negative log-likelihood of each label in nats, float32 `[B, T]`; 0 where it is not needed.
 
-    Logits exist for `chunk` tokens at a time and chunks without a needed token are skipped. The vocabulary head is
-    frozen: only `hidden_BTD` gets a gradient, and it is found in the forward pass, so nothing is computed twice.
+    Only `hidden_BTD` gets a gradient. With logits z = h W, the loss of a token with label y is
+
+        nll = log(sum_v exp(z_v)) - z_y,    d nll / d h = W (softmax(z) - onehot(y)).
+
+    The forward pass has the logits of a chunk at hand, so it computes this derivative too and keeps it (`[B, T, D]`, as
+    large as `hidden_BTD`); the backward pass multiplies it by the incoming gradient of each token. So logits are
+    computed once, and never kept. Chunks without a needed token are skipped.
+
+    Args:
+        hidden_BTD: normed hidden states.
+        head_DV: the vocabulary matrix W; frozen.
+        labels_BT: the token that follows each state.
+        needed_BT: bool, where a loss is wanted.
+        chunk: tokens whose logits exist at a time, on each device.
     """
-    return _chunked(hidden_BTD, head_DV, labels_BT, needed_BT, chunk, with_slope=False)[0]
+    return _nll_and_slope(hidden_BTD, head_DV, labels_BT, needed_BT, chunk, with_slope=False)[0]
 
 
-def _forward(hidden, head, labels, needed, chunk):
-    nll, slope = _chunked(hidden, head, labels, needed, chunk, with_slope=True)
-    return nll, slope
+def _token_nll_forward(
+    hidden_BTD: jax.Array, head_DV: jax.Array, labels_BT: jax.Array, needed_BT: jax.Array, chunk: int
+) -> tuple[jax.Array, jax.Array | None]:
+    return _nll_and_slope(hidden_BTD, head_DV, labels_BT, needed_BT, chunk, with_slope=True)
 
 
-def _backward(chunk, slope_BTD, cotangent_BT):
-    return (slope_BTD * cotangent_BT[..., None].astype(slope_BTD.dtype)), None, None, None
+def _token_nll_backward(
+    chunk: int, slope_BTD: jax.Array, cotangent_BT: jax.Array
+) -> tuple[jax.Array, None, None, None]:
+    return slope_BTD * cotangent_BT[..., None].astype(slope_BTD.dtype), None, None, None
 
 
-token_nll.defvjp(_forward, _backward)
+token_nll.defvjp(_token_nll_forward, _token_nll_backward)
 
 
-def _chunked(hidden_BTD, head_DV, labels_BT, needed_BT, chunk, *, with_slope):
-    """NLL `[B, T]` and, if asked for, its slope with respect to each hidden vector `[B, T, D]`.
+def label_log_probs(
+    hidden: jax.Array, head_DV: jax.Array, labels: jax.Array, needed: jax.Array, *, chunk: int = CHUNK
+) -> jax.Array:
+    """Log-probability of each label in nats, float32 `[...]`; 0 where it is not needed.
+
+    Unlike in `token_nll` the vocabulary matrix gets a gradient too, which depends on the incoming gradient of each
+    token; so the backward pass computes the logits of each chunk again.
+
+    Args:
+        hidden: normed hidden states `[..., D]`.
+        head_DV: vocabulary matrix.
+        labels: the token that follows each state, `[...]`.
+        needed: bool `[...]`, where a log-probability is wanted.
+        chunk: tokens whose logits exist at a time.
+    """
+
+    @jax.checkpoint
+    def log_prob(hidden_CD: jax.Array, labels_C: jax.Array, needed_C: jax.Array) -> jax.Array:
+        logits_CV = jnp.dot(hidden_CD, head_DV, preferred_element_type=jnp.float32)
+        label_C = jnp.take_along_axis(logits_CV, labels_C[:, None], axis=-1)[:, 0]
+        return jnp.where(needed_C, label_C - jax.nn.logsumexp(logits_CV, axis=-1), 0.0)
+
+    return _by_chunk(log_prob, hidden, labels, needed, chunk)
+
+
+def _by_chunk(
+    compute: Callable[[jax.Array, jax.Array, jax.Array], Any],
+    hidden: jax.Array,
+    labels: jax.Array,
+    needed: jax.Array,
+    chunk: int,
+) -> Any:
+    """`compute(hidden_CD, labels_C, needed_C)` for one chunk of tokens after the other, its results put together again.
+
+    Tokens are those of all leading axes in order; the last chunk is filled up with tokens that are not needed. Results
+    are arrays `[C, ...]`, or a tree of them, and come back as `[*labels.shape, ...]`. A chunk without a needed token is
+    not computed but gets zeros.
+    """
+    count = labels.size
+    chunk = min(chunk, count)
+
+    def in_chunks(array: jax.Array) -> jax.Array:
+        tail = array.shape[labels.ndim :]
+        flat = jnp.pad(array.reshape(count, *tail), ((0, -count % chunk), *((0, 0),) * len(tail)))
+        return flat.reshape(-1, chunk, *tail)
+
+    def zeros(*xs: jax.Array) -> Any:
+        return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(compute, *xs))
+
+    def one(xs: tuple[jax.Array, jax.Array, jax.Array]) -> Any:
+        return jax.lax.cond(xs[2].any(), compute, zeros, *xs)
+
+    chunks = jax.lax.map(one, (in_chunks(hidden), in_chunks(labels), in_chunks(needed)))
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:count].reshape(*labels.shape, *x.shape[2:]), chunks)
+
+
+def _nll_and_slope(
+    hidden_BTD: jax.Array,
+    head_DV: jax.Array,
+    labels_BT: jax.Array,
+    needed_BT: jax.Array,
+    chunk: int,
+    *,
+    with_slope: bool,
+) -> tuple[jax.Array, jax.Array | None]:
+    """NLL `[B, T]` and, if asked for, its derivative with respect to each hidden vector, `[B, T, D]`.
 
     Under a mesh each device takes its own tokens and, where `tensor` divides the vocabulary, its own part of that.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if math.prod(mesh.shape.values()) == 1 or mesh.manual_axes:
-        return _chunked_here(hidden_BTD, head_DV, labels_BT, needed_BT, chunk=chunk, with_slope=with_slope)
+        return _on_one_device(hidden_BTD, head_DV, labels_BT, needed_BT, chunk=chunk, with_slope=with_slope)
     tensor = mesh.shape.get("tensor", 1)
-    vocabulary = "tensor" if tensor > 1 and head_DV.shape[1] % tensor == 0 else None
+    vocabulary_axis = "tensor" if tensor > 1 and head_DV.shape[1] % tensor == 0 else None
     tokens = token_spec(labels_BT.shape)
     return jax.shard_map(
-        partial(_chunked_here, chunk=chunk, with_slope=with_slope, vocabulary=vocabulary),
-        in_specs=(tokens, PartitionSpec(None, vocabulary), tokens, tokens),
+        partial(_on_one_device, chunk=chunk, with_slope=with_slope, vocabulary_axis=vocabulary_axis),
+        in_specs=(tokens, PartitionSpec(None, vocabulary_axis), tokens, tokens),
         out_specs=(tokens, tokens if with_slope else None),
         check_vma=False,
     )(hidden_BTD, head_DV, labels_BT, needed_BT)
 
 
-def _chunked_here(hidden_BTD, head_DV, labels_BT, needed_BT, *, chunk, with_slope, vocabulary=None):
-    """`_chunked` on one device; `vocabulary` is the mesh axis that divides the vocabulary, if one does."""
-    B, T, D = hidden_BTD.shape
-    chunk = min(chunk, B * T)
-    padding = -(B * T) % chunk
+def _on_one_device(
+    hidden_BTD: jax.Array,
+    head_DV: jax.Array,
+    labels_BT: jax.Array,
+    needed_BT: jax.Array,
+    *,
+    chunk: int,
+    with_slope: bool,
+    vocabulary_axis: str | None = None,
+) -> tuple[jax.Array, jax.Array | None]:
+    """`_nll_and_slope` of a device's tokens.
 
-    def in_chunks(array, *tail):
-        flat = array.reshape(B * T, *tail)
-        return jnp.pad(flat, ((0, padding), *((0, 0),) * len(tail))).reshape(-1, chunk, *tail)
+    Args:
+        vocabulary_axis: mesh axis that divides the vocabulary, if one does; `head_DV` is then this device's part.
+    """
 
-    def compute(hidden_CD, labels_C, needed_C):
+    def compute(hidden_CD: jax.Array, labels_C: jax.Array, needed_C: jax.Array) -> tuple[jax.Array, jax.Array | None]:
         logits_CV = jnp.dot(hidden_CD, head_DV, preferred_element_type=jnp.float32)
-        log_total_C, label_logit_C, at_C = _label_logits(logits_CV, labels_C, vocabulary)
+        log_total_C, label_logit_C, column_C = _label_logits(logits_CV, labels_C, vocabulary_axis)
         nll_C = jnp.where(needed_C, log_total_C - label_logit_C, 0.0)
         if not with_slope:
             return nll_C, None
-        excess_CV = jnp.exp(logits_CV - log_total_C[:, None]).at[jnp.arange(chunk), at_C].add(-1.0)
-        excess_CV = jnp.where(needed_C[:, None], excess_CV, 0.0).astype(head_DV.dtype)
-        slope_CD = jnp.einsum("cv,dv->cd", excess_CV, head_DV, preferred_element_type=jnp.float32)
-        slope_CD = slope_CD if vocabulary is None else jax.lax.psum(slope_CD, vocabulary)
+        # softmax(z) - onehot(y): a label in another device's part has a column past the end, where `add` does nothing
+        error_CV = jnp.exp(logits_CV - log_total_C[:, None]).at[jnp.arange(len(labels_C)), column_C].add(-1.0)
+        error_CV = jnp.where(needed_C[:, None], error_CV, 0.0).astype(head_DV.dtype)
+        slope_CD = jnp.einsum("cv,dv->cd", error_CV, head_DV, preferred_element_type=jnp.float32)
+        if vocabulary_axis is not None:
+            slope_CD = jax.lax.psum(slope_CD, vocabulary_axis)
         return nll_C, slope_CD.astype(hidden_CD.dtype)
 
-    def skip(hidden_CD, labels_C, needed_C):
-        return jnp.zeros(chunk, jnp.float32), jnp.zeros_like(hidden_CD) if with_slope else None
-
-    def step(_, xs):
-        return None, jax.lax.cond(jnp.any(xs[2]), compute, skip, *xs)
-
-    xs = (in_chunks(hidden_BTD, D), in_chunks(labels_BT), in_chunks(needed_BT))
-    _, (nll, slope) = jax.lax.scan(step, None, xs)
-    nll_BT = nll.reshape(-1)[: B * T].reshape(B, T)
-    return nll_BT, slope.reshape(-1, D)[: B * T].reshape(B, T, D) if with_slope else None
+    return _by_chunk(compute, hidden_BTD, labels_BT, needed_BT, chunk)
 
 
-def _label_logits(logits_CV, labels_C, vocabulary):
-    """(log of the sum of all exponentials, logit of the label, column of the label) of each token.
+def _label_logits(
+    logits_CV: jax.Array, labels_C: jax.Array, vocabulary_axis: str | None
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """(log of the sum of exponentials over the whole vocabulary, logit of the label, column of the label), each `[C]`.
 
-    The column is past the end where another device has it, which drops what is scattered there.
+    With a divided vocabulary the logits are one device's part. The column of a label that another device has is V, one
+    past the end.
     """
-    if vocabulary is None:
+    if vocabulary_axis is None:
         label_logit_C = jnp.take_along_axis(logits_CV, labels_C[:, None], axis=-1)[:, 0]
         return jax.nn.logsumexp(logits_CV, axis=-1), label_logit_C, labels_C
     columns = logits_CV.shape[1]
-    own_C = labels_C - jax.lax.axis_index(vocabulary) * columns
-    has_C = (own_C >= 0) & (own_C < columns)
-    logit_C = jnp.take_along_axis(logits_CV, jnp.clip(own_C, 0, columns - 1)[:, None], axis=-1)[:, 0]
-    top_C = jax.lax.pmax(logits_CV.max(-1), vocabulary)
-    total_C = jax.lax.psum(jnp.exp(logits_CV - top_C[:, None]).sum(-1), vocabulary)
-    label_logit_C = jax.lax.psum(jnp.where(has_C, logit_C, 0.0), vocabulary)
-    return top_C + jnp.log(total_C), label_logit_C, jnp.where(has_C, own_C, columns)
-
-
-def label_log_probs(
-    hidden: jax.Array, head_DV: jax.Array, labels: jax.Array, needed: jax.Array, *, chunk: int = 512
-) -> jax.Array:
-    """Log-probability of each label in nats, float32 `[...]`; 0 where not needed.
-
-    Args:
-        hidden: normed hidden states `[..., D]`.
-        head_DV: vocabulary matrix; unlike in `train.token_losses.token_nll` it may learn.
-        labels: the token that follows each state, `[...]`.
-        needed: where a log-probability is wanted, `[...]`.
-        chunk: tokens whose logits exist at a time. They are computed again in the backward pass; chunks without a
-            needed token are skipped.
-    """
-    shape, D = labels.shape, hidden.shape[-1]
-    count = labels.size
-    chunk = min(chunk, count)
-    padding = -count % chunk
-
-    def in_chunks(array: jax.Array, *tail: int) -> jax.Array:
-        flat = jnp.pad(array.reshape(count, *tail), ((0, padding), *((0, 0),) * len(tail)))
-        return flat.reshape(-1, chunk, *tail)
-
-    @jax.checkpoint
-    def compute(hidden_CD: jax.Array, labels_C: jax.Array, needed_C: jax.Array) -> jax.Array:
-        logits_CV = jnp.dot(hidden_CD, head_DV, preferred_element_type=jnp.float32)
-        label_C = jnp.take_along_axis(logits_CV, labels_C[:, None], axis=-1)[:, 0]
-        return jnp.where(needed_C, label_C - jax.nn.logsumexp(logits_CV, axis=-1), 0.0)
-
-    def skip(hidden_CD: jax.Array, labels_C: jax.Array, needed_C: jax.Array) -> jax.Array:
-        return jnp.zeros(chunk, jnp.float32)
-
-    def one(xs: Any) -> jax.Array:
-        return jax.lax.cond(xs[2].any(), compute, skip, *xs)
-
-    chunks = (in_chunks(hidden, D), in_chunks(labels), in_chunks(needed))
-    return jax.lax.map(one, chunks).reshape(-1)[:count].reshape(shape)
+    column_C = labels_C - jax.lax.axis_index(vocabulary_axis) * columns
+    here_C = (column_C >= 0) & (column_C < columns)
+    logit_C = jnp.take_along_axis(logits_CV, jnp.clip(column_C, 0, columns - 1)[:, None], axis=-1)[:, 0]
+    label_logit_C = jax.lax.psum(jnp.where(here_C, logit_C, 0.0), vocabulary_axis)
+    # the largest logit of all devices is taken out first, so that no exponential overflows
+    largest_C = jax.lax.pmax(logits_CV.max(-1), vocabulary_axis)
+    total_C = jax.lax.psum(jnp.exp(logits_CV - largest_C[:, None]).sum(-1), vocabulary_axis)
+    return largest_C + jnp.log(total_C), label_logit_C, jnp.where(here_C, column_C, columns)

@@ -37,7 +37,7 @@ def main(cases: list[str]) -> None:
     from train.reward.objectives import bradley_terry_objective, sft_objective, simpo_objective
     from train.reward.placement import batch_shardings, check_mesh, placed_state
     from train.reward.step import first_state, make_step
-    from train.reward.weights import split_params
+    from train.reward.weights import assemble
 
     optim = AdamConfig(steps=4, rows=8, warmup=0.0, learning_rate=1e-2)
     common = {"dtype": "float32", "remat": True, "optim": optim}
@@ -65,7 +65,7 @@ def main(cases: list[str]) -> None:
         kind, _, axes = case.partition(":")
         config, build, model, batch = kinds[kind]
         batch = cut(batch, 1)
-        assembly, params, frozen = split_params(model, config.lora, block_size=None, seed=0)
+        assembly, params, frozen = assemble(model, config.lora, block_size=None, seed=0)
         step = make_step(build(assembly, config), optim)
         if kind not in alone:
             alone[kind] = jax.device_get(step(first_state(jax.tree.map(jnp.array, params), optim), frozen, batch))

@@ -19,13 +19,13 @@ from elastic_jax.inspection import route_prompt, routing_table
 from elastic_jax.model import ElasticForCausalLM, to_params
 from elastic_jax.plots import routing_heatmap, save_figure
 from elastic_jax.weights import from_pretrained, save_pretrained
+from elastic_jax.weights.names import ROUTER_PREFIX
 from elastic_jax.weights.tokenizer import load_tokenizer
 from train.config import DataConfig, OptimConfig, RouterTrainConfig, RunConfig, TasksConfig
 from train.data.dataset import load_samples
 from train.demo.prompts import PASS_KEY, Prompt, demo_prompts
 from train.demo.settings import DemoSettings
 from train.router.run import train_router
-from train.router.step import ROUTER_PREFIX
 
 CHAT = "Give me three tips for a good night's sleep."
 ANSWER_TOKENS = 64

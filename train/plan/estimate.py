@@ -14,13 +14,12 @@ from jax.sharding import AbstractMesh
 from elastic_jax.config import ModelConfig
 from elastic_jax.routing import streaming_skip_ratio
 from elastic_jax.sharding.rules import device_bytes, param_specs, shards
+from elastic_jax.weights.names import ROUTER_PREFIX
 from train.config import RouterTrainConfig
 from train.plan.chips import HOST_LINK, MATMUL_SHARE, Topology
 from train.plan.shapes import stored_shapes
+from train.token_losses import CHUNK
 
-ROUTER_PREFIX = "layers.router."
-CE_CHUNK = 512
-"""Tokens whose logits exist at once; the default of `train.token_losses.token_nll`."""
 LIVE_MLP = 4.5
 """Arrays as wide as the MLP, while it is differentiated: gate, up, their product, and gradients."""
 LIVE_WIDTH = 3.0
@@ -110,7 +109,7 @@ def step_memory(model: ModelConfig, config: RouterTrainConfig, mesh: AbstractMes
         keys_and_values=round(LIVE_KV * keys),
         attention=round(LIVE_HEADS * max(width, queries)),
         mlp=round(LIVE_MLP * mlp + LIVE_WIDTH * width + kept),
-        head=round(D * model.vocab_size * item / tensor + 10 * CE_CHUNK * model.vocab_size / tensor + 4 * width),
+        head=round(D * model.vocab_size * item / tensor + 10 * CHUNK * model.vocab_size / tensor + 4 * width),
         host=round(inputs) if offload else 0,
     )
 

@@ -10,6 +10,7 @@ from typing import Literal
 
 from elastic_jax.errors import ConfigError
 from elastic_jax.sharding import MeshConfig
+from train.optim_config import AdamConfig
 from train.run_config import DistributedConfig, RunConfig
 
 Rejects = Literal["mean", "each"]
@@ -48,44 +49,6 @@ class LoraConfig:
     @property
     def scale(self) -> float:
         return self.alpha / self.rank
-
-
-@dataclass(frozen=True)
-class AdamConfig:
-    """AdamW with linear warm-up and cosine decay."""
-
-    steps: int = 0
-    """Optimizer steps; 0 for one pass over the data."""
-    rows: int = 1
-    """Prompts in one micro-batch; for sft, packed rows."""
-    accumulate: int = 32
-    """Micro-batches in one optimizer step; the gradient is that of all their pairs or learnt tokens at once."""
-    learning_rate: float = 2e-6
-    """Peak learning rate."""
-    final_share: float = 0.1
-    """Learning rate of the last step, as a share of the peak."""
-    warmup: float = 0.03
-    """Fraction of the steps in linear warm-up."""
-    beta1: float = 0.9
-    beta2: float = 0.95
-    eps: float = 1e-8
-    weight_decay: float = 0.0
-    clip: float = 1.0
-    """Largest global gradient norm."""
-
-    def __post_init__(self) -> None:
-        if self.steps < 0 or min(self.rows, self.accumulate) < 1:
-            raise ConfigError(
-                f"steps {self.steps}, rows {self.rows}, accumulate {self.accumulate}: want steps >= 0 and the others "
-                "1 or more."
-            )
-        if not (0.0 <= self.warmup < 1.0 and 0.0 <= self.final_share <= 1.0 and self.learning_rate > 0):
-            raise ConfigError(
-                f"warmup {self.warmup}, final_share {self.final_share}, learning_rate {self.learning_rate}: want "
-                "0 <= warmup < 1, 0 <= final_share <= 1 and a learning rate above 0."
-            )
-        if self.clip <= 0:
-            raise ConfigError(f"clip is {self.clip}; want more than 0 (1e9 for no clipping).")
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from train.data.packing import Rows
 from train.loop.distributed import check_rows, placed
 from train.reward.config import AdamConfig, ModelSettings, PairSettings
 from train.reward.data.pairs import PairBatch
-from train.reward.step import TrainState, first_state, make_optimizer
+from train.reward.step import RewardState, first_state, make_optimizer
 
 
 def check_mesh(config: ModelSettings, mesh: Mesh) -> None:
@@ -30,14 +30,14 @@ def check_mesh(config: ModelSettings, mesh: Mesh) -> None:
         )
 
 
-def placed_state(params: Mapping[str, Any], config: AdamConfig, mesh: Mesh) -> TrainState:
+def placed_state(params: Mapping[str, Any], config: AdamConfig, mesh: Mesh) -> RewardState:
     """The state before the first step on a mesh; the optimizer's arrays are made in parts where they belong."""
     make = jax.jit(lambda params: first_state(params, config), out_shardings=state_shardings(params, config, mesh))
     return make(placed(dict(params), param_shardings(params, mesh)))
 
 
 def state_shardings(params: Mapping[str, Any], config: AdamConfig, mesh: Mesh) -> Any:
-    """Where the arrays of the state of these parameters (or their shapes) are, as a `TrainState` of shardings."""
+    """Where the arrays of the state of these parameters (or their shapes) are, as a `RewardState` of shardings."""
     whole, divided = replicated(mesh), param_shardings(params, mesh)
     shapes = jax.eval_shape(lambda params: first_state(params, config), dict(params))
     averages = optax.tree_utils.tree_map_params(
@@ -47,7 +47,7 @@ def state_shardings(params: Mapping[str, Any], config: AdamConfig, mesh: Mesh) -
         divided,
         transform_non_params=lambda _: whole,
     )
-    return TrainState(divided, averages, whole)  # pyrefly: ignore[bad-argument-type]
+    return RewardState(divided, averages, whole)  # pyrefly: ignore[bad-argument-type]
 
 
 def batch_shardings(batch: Any, mesh: Mesh, *, leading: int) -> Any:

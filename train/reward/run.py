@@ -24,7 +24,7 @@ from train.reward.dataset import Batches, Data, judge_stream, pair_stream
 from train.reward.objectives import Objective, bradley_terry_objective, sft_objective, simpo_objective
 from train.reward.placement import batch_shardings, check_mesh, gathered, placed_state
 from train.reward.step import first_state, make_measure, make_step
-from train.reward.weights import Assembly, Params, split_params
+from train.reward.weights import Assembly, Params, assemble
 
 HELD_OUT_FILE = "held_out.json"
 AnyConfig = SftConfig | SimpoTrainConfig | BradleyTerryTrainConfig
@@ -47,7 +47,7 @@ def train(
     """
     if mesh is not None:
         check_mesh(config, mesh)
-    assembly, params, frozen = split_params(model, config.lora, block_size=config.block_size, seed=config.run.seed)
+    assembly, params, frozen = assemble(model, config.lora, block_size=config.block_size, seed=config.run.seed)
     _check_lengths(config, assembly)
     objective, batches = _parts(config, assembly, data)
     if not config.optim.steps:

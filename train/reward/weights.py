@@ -23,7 +23,7 @@ from elastic_jax.config import ModelConfig
 from elastic_jax.layers import INPUT_RANKS, Linear
 from elastic_jax.model import ElasticForCausalLM, from_params, to_params
 from elastic_jax.reward import ElasticRewardModel
-from elastic_jax.weights.names import SCORE
+from elastic_jax.weights.names import ROUTER_PREFIX, SCORE
 from train.reward.config import LoraConfig
 
 _DOWN, _UP = "lora_down", "lora_up"
@@ -92,7 +92,6 @@ def _targets(adapters: Mapping[str, jax.Array]) -> list[str]:
 
 
 Params = dict[str, jax.Array]
-_ROUTERS = "layers.router."
 _ADAPTERS = ".lora_"
 
 
@@ -125,7 +124,7 @@ class Assembly:
         return {**frozen, **learnt}
 
 
-def split_params(
+def assemble(
     model: ElasticForCausalLM | ElasticRewardModel, lora: LoraConfig, *, block_size: int | None, seed: int
 ) -> tuple[Assembly, Params, Params]:
     """(assembly, arrays that learn, frozen arrays) of a model; a score head always learns.
@@ -145,7 +144,7 @@ def split_params(
         shapes = {path: x.shape for path, x in arrays.items()}
         params, frozen = fresh_lora(shapes, lora.targets, rank=lora.rank, seed=seed), arrays
     else:
-        frozen = {path: x for path, x in arrays.items() if path.startswith(_ROUTERS)}
+        frozen = {path: x for path, x in arrays.items() if path.startswith(ROUTER_PREFIX)}
         params = {path: jnp.array(x, jnp.float32) for path, x in arrays.items() if path not in frozen}
     if isinstance(model, ElasticRewardModel):
         params[SCORE] = jnp.array(model.score_head[...], jnp.float32)

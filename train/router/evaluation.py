@@ -17,7 +17,7 @@ from train.data.packing import Rows, Sample
 from train.data.pipeline import whole_epoch
 from train.data.records import TASKS
 from train.router.losses import sparse_share, target_violation
-from train.router.step import TrainState
+from train.router.step import RouterState
 from train.token_losses import token_nll
 
 OBJECTIVE = "objective"
@@ -46,7 +46,7 @@ def split_samples(samples: Sequence[Sample], share: float, seed: int) -> tuple[l
 
 def make_evaluation(
     model_config: ModelConfig, config: RouterTrainConfig, samples: Sequence[Sample], place: Callable[[Rows], Rows]
-) -> Callable[[TrainState, Any], dict[str, float]]:
+) -> Callable[[RouterState, Any], dict[str, float]]:
     """Builds `evaluate(state, frozen)` over every sample once.
 
     `loss` is the weighted mean of the language-model loss as in training, `msr/TASK` the share of sparse heads of a
@@ -73,7 +73,7 @@ def make_evaluation(
     learnt = sum(int((sample.weights > 0).sum()) for sample in samples)
     scale = len(samples) if config.data.weighting == "samples" else learnt
 
-    def evaluate(state: TrainState, frozen: Any) -> dict[str, float]:
+    def evaluate(state: RouterState, frozen: Any) -> dict[str, float]:
         total, shares = 0.0, np.zeros(len(TASKS))
         for rows in _batches(config, samples):
             loss, share = measure(state.trainable.router, frozen, place(rows))

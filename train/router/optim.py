@@ -1,4 +1,4 @@
-"""Schedules and optimizers of router training: routers descend, multipliers ascend."""
+"""Optimizer of router training: routers descend, multipliers ascend. And the temperature of the gates."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from train.config import GateConfig, OptimConfig, SparsityConfig
+from train.loop.step import adamw, learning_rate
 from train.router.losses import Multipliers
 
 RouterParams = dict[str, jax.Array]
@@ -34,15 +35,6 @@ def temperature(config: GateConfig, step: jax.Array | int, steps: int) -> jax.Ar
     return config.end + (config.start - config.end) * wave
 
 
-def learning_rate(peak: float, config: OptimConfig) -> optax.Schedule:
-    """Linear from 0 over the warm-up, then half a cosine to 0 at the last step."""
-    warmup = round(config.warmup * config.steps)
-    return optax.join_schedules(
-        [optax.linear_schedule(0.0, peak, max(warmup, 1)), optax.cosine_decay_schedule(peak, config.steps - warmup)],
-        [warmup],
-    )
-
-
 def first_multipliers(config: SparsityConfig, tasks: int, key: jax.Array) -> Multipliers:
     """Official: drawn from U(0, 0.5); interval: `dual_start`."""
     if config.loss == "official":
@@ -59,14 +51,9 @@ def make_optimizer(config: OptimConfig, sparsity: SparsityConfig) -> optax.Gradi
     violation itself.
     """
 
-    def adamw(peak: float) -> optax.GradientTransformation:
-        return optax.adamw(
-            learning_rate(peak, config), config.beta1, config.beta2, config.eps, weight_decay=config.weight_decay
-        )
-
-    routers = adamw(config.learning_rate)
+    routers = adamw(config, learning_rate(config.learning_rate, config))
     if sparsity.loss == "official":
-        ascent = optax.chain(optax.scale(-1.0), adamw(config.lambda_learning_rate))
+        ascent = optax.chain(optax.scale(-1.0), adamw(config, learning_rate(config.lambda_learning_rate, config)))
         return optax.chain(optax.clip_by_global_norm(config.clip), _by_group(routers, ascent))
     routers = optax.chain(optax.clip_by_global_norm(config.clip), routers)
     return _by_group(routers, _projected_ascent(sparsity.dual_learning_rate, sparsity.dual_max))

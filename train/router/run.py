@@ -33,7 +33,7 @@ from train.loop.distributed import check_rows, is_main, placed, run_mesh, wait_f
 from train.loop.fit import Job, best_state, fit, has_checkpoint
 from train.loop.reporting import Values
 from train.router.evaluation import OBJECTIVE, make_evaluation, split_samples
-from train.router.step import TrainState, first_state, fresh_routers, make_step, split_params
+from train.router.step import RouterState, first_state, fresh_routers, make_step, split_params
 from train.router.warm_loop import warm_routers
 
 
@@ -152,7 +152,7 @@ def export(
     config: RouterTrainConfig,
     model_config: ModelConfig,
     frozen: Mapping[str, jax.Array],
-    state: TrainState,
+    state: RouterState,
     directory: Path,
     *,
     source: str | None,

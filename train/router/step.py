@@ -12,9 +12,11 @@ import optax
 from elastic_jax.config import ModelConfig
 from elastic_jax.model import ElasticForCausalLM, from_params, to_params
 from elastic_jax.router import SampledGates, fresh_router_params
+from elastic_jax.weights.names import ROUTER_PREFIX
 from train.config import GateConfig, RouterTrainConfig
 from train.data.packing import Rows
 from train.data.records import TASKS
+from train.loop.step import accumulate, updated
 from train.router.losses import (
     interval_sparsity_loss,
     logit_penalty,
@@ -25,11 +27,10 @@ from train.router.losses import (
 from train.router.optim import RouterParams, Trainable, first_multipliers, make_optimizer, temperature
 from train.token_losses import token_nll
 
-ROUTER_PREFIX = "layers.router."
 Metrics = dict[str, jax.Array]
 
 
-class TrainState(NamedTuple):
+class RouterState(NamedTuple):
     """All that changes in training. Random draws follow from the seed and the step, so no generator state is kept."""
 
     trainable: Trainable
@@ -73,17 +74,17 @@ def _rescaled(path: str, array: jax.Array, std: float) -> jax.Array:
     return jnp.zeros_like(array) if ".head.fc3." in path else array / (std * array.shape[1] ** 0.5)
 
 
-def first_state(router: RouterParams, config: RouterTrainConfig) -> TrainState:
+def first_state(router: RouterParams, config: RouterTrainConfig) -> RouterState:
     """The state before the first step."""
     key = jax.random.fold_in(jax.random.key(config.run.seed), jnp.uint32(0xFFFFFFFF))
     trainable = Trainable(router, first_multipliers(config.sparsity, len(TASKS), key))
     optimizer = make_optimizer(config.optim, config.sparsity)
-    return TrainState(trainable, optimizer.init(trainable), jnp.zeros((), jnp.int32))
+    return RouterState(trainable, optimizer.init(trainable), jnp.zeros((), jnp.int32))
 
 
 def make_step(
     model_config: ModelConfig, config: RouterTrainConfig
-) -> Callable[[TrainState, dict[str, jax.Array], Rows], tuple[TrainState, Metrics]]:
+) -> Callable[[RouterState, dict[str, jax.Array], Rows], tuple[RouterState, Metrics]]:
     """Builds `step(state, frozen, rows) -> (state, metrics)`, jitted; the old state is consumed.
 
     `rows` have leading axes [accumulate, rows]. The language-model loss is the weighted mean over the whole batch, the
@@ -114,7 +115,7 @@ def make_step(
             loss += config.gates.logit_penalty * logit_penalty(out.logits, rows.task_ids)
         return loss, _micro_metrics(rows, lm, sparsity, out.logits, msr_BM, nll_BT, learnt_BT)
 
-    def step(state: TrainState, frozen: dict[str, jax.Array], rows: Rows) -> tuple[TrainState, Metrics]:
+    def step(state: RouterState, frozen: dict[str, jax.Array], rows: Rows) -> tuple[RouterState, Metrics]:
         rows = jax.tree.map(lambda field: jnp.repeat(field, config.gates.draws, axis=0), rows)
         count = rows.input_ids.shape[0]
         samples = (rows.task_ids >= 0).sum()
@@ -123,25 +124,20 @@ def make_step(
         tau = temperature(config.gates, state.step, config.optim.steps)
         key = jax.random.fold_in(jax.random.key(config.run.seed), state.step)
 
-        def accumulate(total: Any, xs: tuple[Rows, jax.Array]) -> tuple[Any, None]:
-            micro_rows, index = xs
+        def contribution(numbered_rows: tuple[Rows, jax.Array]) -> tuple[Trainable, Micro]:
+            micro_rows, index = numbered_rows
             gates = SampledGates(jax.random.fold_in(key, index), tau)
-            contribution = jax.grad(micro_loss, has_aux=True)(state.trainable, frozen, micro_rows, gates, scale)
-            return jax.tree.map(jnp.add, total, contribution), None
+            return jax.grad(micro_loss, has_aux=True)(state.trainable, frozen, micro_rows, gates, scale)
 
-        zero_micro = Micro(*(jnp.zeros(()),) * 3, *(jnp.zeros(len(TASKS)),) * 5)
-        zero = (jax.tree.map(jnp.zeros_like, state.trainable), zero_micro)
-        (gradient, micro), _ = jax.lax.scan(accumulate, zero, (rows, jnp.arange(count)))
+        gradient, micro = accumulate(contribution, (rows, jnp.arange(count)))
         gradient = jax.tree.map(lambda leaf: leaf / count, gradient)
-        updates, opt_state = optimizer.update(gradient, state.opt_state, state.trainable)
-        trainable: Any = optax.apply_updates(state.trainable, updates)
         metrics = _metrics(micro, count) | {
             "grad_norm": optax.tree.norm(gradient.router),
             "temperature": tau,
             "tokens": (rows.segment_ids > 0).sum(),
             **{f"multiplier_{name}": value for name, value in state.trainable.multipliers.items()},
         }
-        return TrainState(trainable, opt_state, state.step + 1), metrics
+        return updated(state, gradient, optimizer), metrics
 
     return jax.jit(step, donate_argnums=0)
 

@@ -22,12 +22,12 @@ from flax import nnx
 from elastic_jax.config import ModelConfig
 from elastic_jax.model import from_params
 from elastic_jax.router import AttentionRouter, SoftGates
+from elastic_jax.weights.names import ROUTER_PREFIX
 from train.config import RouterTrainConfig
 from train.data.packing import Rows
 from train.data.records import TASKS
 from train.router.losses import logit_penalty, target_violation
 from train.router.optim import RouterParams
-from train.router.step import ROUTER_PREFIX
 from train.token_losses import token_nll
 
 

@@ -23,7 +23,7 @@ from train.reward.config import (
 )
 from train.reward.objectives import bradley_terry_objective, sft_objective, simpo_objective
 from train.reward.step import first_state, make_measure, make_step
-from train.reward.weights import split_params
+from train.reward.weights import assemble
 
 OPTIM = AdamConfig(steps=4, warmup=0.0, learning_rate=1e-2, clip=1e9)
 COMMON = {"dtype": "float32", "remat": False, "optim": OPTIM}
@@ -49,7 +49,7 @@ def model(kind: str):
 @cache
 def program(kind: str, lora: LoraConfig = WHOLE, **changes):
     """(step, parameters, frozen arrays) of one kind of training."""
-    assembly, params, frozen = split_params(model(kind), lora, block_size=None, seed=0)
+    assembly, params, frozen = assemble(model(kind), lora, block_size=None, seed=0)
     objective = OBJECTIVES[kind](assembly, replace(CONFIGS[kind], lora=lora, **changes))
     return objective, make_step(objective, OPTIM), params, frozen
 

@@ -9,7 +9,7 @@ from elastic_jax.model import from_params, to_params
 from elastic_jax.reward import ElasticRewardModel
 from elastic_jax.weights.names import SCORE
 from train.reward.config import LoraConfig
-from train.reward.weights import split_params
+from train.reward.weights import assemble
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +20,7 @@ def reward_model() -> ElasticRewardModel:
 
 
 def test_every_weight_but_the_routers_learns_in_float32(reward_model) -> None:
-    assembly, params, frozen = split_params(reward_model, LoraConfig(), block_size=8, seed=0)
+    assembly, params, frozen = assemble(reward_model, LoraConfig(), block_size=8, seed=0)
     assert params.keys() | frozen.keys() == to_params(reward_model.decoder).keys() | {SCORE}
     assert all(path.startswith("layers.router.") for path in frozen)
     assert {x.dtype for x in params.values()} == {np.dtype("float32")}
@@ -33,7 +33,7 @@ def test_every_weight_but_the_routers_learns_in_float32(reward_model) -> None:
 
 def test_adapters_of_chosen_maps_learn_and_merge(reward_model) -> None:
     lora = LoraConfig(rank=2, alpha=4, targets=("attn.o_proj", "mlp.up_proj"))
-    assembly, params, frozen = split_params(reward_model, lora, block_size=None, seed=0)
+    assembly, params, frozen = assemble(reward_model, lora, block_size=None, seed=0)
     assert len(params) == 5 and frozen.keys() == to_params(reward_model.decoder).keys()
     moved = {path: x + 1 if path.endswith("lora_up") else x for path, x in params.items()}
     merged = assembly.merged(moved, frozen)

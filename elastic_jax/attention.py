@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from elastic_jax.config import ModelConfig
+from elastic_jax.config import ModelConfig, RouterConfig
 from elastic_jax.errors import ConfigError
 from elastic_jax.layers import Linear, RMSNorm
 from elastic_jax.layout import Layout, per_token
 from elastic_jax.rope import apply_rope
 from elastic_jax.router import AttentionRouter, SampledGates, argmax_gates, pool_keys, sample_gates
-from elastic_jax.routing import HeadMode, skipped_share
+from elastic_jax.routing import skipped_share, to_modes
 from elastic_jax.sharding.attention import dual_attention, hybrid_attention, routed_attention, select_blocks
 from elastic_jax.sharding.division import context_size
 
@@ -34,7 +35,7 @@ class LayerContext(NamedTuple):
 
 class LayerRecord(NamedTuple):
     """What one layer reports: pooled keys `[B, M, K, H]`, router logits `[B, M, K, 2]`, gates `[B, M, K]` (1.0 = full),
-    rotated keys and values, and what `Routing.skipped` says, `[B, M, K]`."""
+    rotated keys and values, and the share of pairs that each head skipped `[B, M, K]` (see `Routing.skipped`)."""
 
     pooled: jax.Array
     logits: jax.Array
@@ -45,7 +46,7 @@ class LayerRecord(NamedTuple):
 
 
 class Attention(nnx.Module):
-    """Projections, optional q/k norm, router on the keys before RoPE, hybrid attention."""
+    """The projections of attention, with the optional q/k norm. What happens between them is the caller's."""
 
     def __init__(self, config: ModelConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
         D, N, K, H = config.hidden_size, config.num_heads, config.num_kv_heads, config.head_dim
@@ -65,74 +66,77 @@ class Attention(nnx.Module):
             q, k = self.q_norm(q), self.k_norm(k)
         return q, k, v
 
-    def __call__(
-        self,
-        x_BTD: jax.Array,
-        router: AttentionRouter,
-        context: LayerContext,
-        gates: jax.Array | None,
-        layer: jax.Array,
-    ) -> tuple[jax.Array, LayerRecord]:
-        """`gates` `[B, M, K]` imposes full (1.0) and sparse heads; None lets the router decide (or sample)."""
-        q, k, v = self.project(x_BTD)
-        layout = context.layout
-        pooled = pool_keys(k, context.pool_weights_BT, layout)
-        logits = router(pooled)
-        q = apply_rope(q, context.cos_BTh, context.sin_BTh)
-        k = apply_rope(k, context.cos_BTh, context.sin_BTh)
-        sparse = self.config.router
-        options = dict(
-            sink_blocks=sparse.sink_blocks,
-            local_blocks=sparse.local_blocks,
-            block_size=sparse.block_size,
-            segment_ids=layout.segment_ids,
-            lengths=layout.lengths,
-            window=self.config.sliding_window,
-        )
-        sampled = context.sampled if gates is None else None
-        if sampled is not None:
-            gates = sample_gates(logits, jax.random.fold_in(sampled.key, layer), sampled.temperature)
-        elif gates is None:
-            gates = argmax_gates(logits, context.router_bias)
-        both_run = sampled is not None or context.soft
-        mask = self.choose_blocks(q, k, None if both_run else gates, layout)
-        options["full_block_mask" if sparse.pattern == "xa-ssa" else "block_mask"] = mask
-        if sampled is not None:
-            out = routed_attention(q, k, v, per_row(gates, layout), **options)
-        elif context.soft:
-            out = mix(gates, *dual_attention(q, k, v, **options), layout)
-        else:
-            modes = jnp.where(gates > 0, HeadMode.FULL, HeadMode.SPARSE).astype(jnp.int32)
-            out = hybrid_attention(q, k, v, per_row(modes, layout), **options)
-        skipped = None if mask is None else skipped_share(jax.lax.stop_gradient(gates), mask, layout, self.config)
-        return self.o_proj(out), LayerRecord(pooled, logits, gates, k, v, skipped)
 
-    def choose_blocks(
-        self, q_BTNH: jax.Array, k_BTKH: jax.Array, gates_BMK: jax.Array | None, layout: Layout
-    ) -> jax.Array | None:
-        """Mask of the blocks that XA heads keep, `[B, N, T / block, T / block]`; None under fa-ssa.
+def attend_prompt(
+    attention: Attention,
+    router: AttentionRouter,
+    context: LayerContext,
+    gates: jax.Array | None,
+    layer: jax.Array,
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+) -> tuple[jax.Array, LayerRecord]:
+    """Routed attention of one layer over whole sequences: the output `[B, T, N, H]` and the layer's record.
 
-        Heads that are not XA under `gates_BMK` are not scored; None scores all, for training, which runs both branches.
-        """
-        sparse = self.config.router
-        if sparse.pattern == "fa-ssa":
-            return None
-        if context_size() > 1:
-            raise ConfigError(
-                f"pattern {sparse.pattern} under a mesh with context {context_size()}: XA heads choose their blocks "
-                "from whole rows. Use pattern fa-ssa, or a mesh with context 1."
-            )
-        full_heads_choose = sparse.pattern == "xa-ssa"
-        return select_blocks(
-            q_BTNH,
-            k_BTKH,
-            threshold=sparse.xa_threshold,
-            stride=sparse.xa_stride,
-            block_size=sparse.block_size,
-            heads=None if gates_BMK is None else ((gates_BMK > 0) == full_heads_choose).any(1),
-            segment_ids=layout.segment_ids,
-            lengths=layout.lengths,
+    Args:
+        gates: `[B, M, K]` imposes full (1.0) and sparse heads; None lets the router decide (or sample).
+        layer: index of the layer, part of the random key of sampled gates.
+        q, k, v: as `Attention.project` returns them, before RoPE.
+    """
+    config, layout = attention.config, context.layout
+    pooled = pool_keys(k, context.pool_weights_BT, layout)
+    logits = router(pooled)
+    q, k = (apply_rope(x, context.cos_BTh, context.sin_BTh) for x in (q, k))
+    sampled = context.sampled if gates is None else None
+    if sampled is not None:
+        gates = sample_gates(logits, jax.random.fold_in(sampled.key, layer), sampled.temperature)
+    elif gates is None:
+        gates = argmax_gates(logits, context.router_bias)
+    both_run = sampled is not None or context.soft
+    mask = choose_blocks(config.router, q, k, None if both_run else gates, layout)
+    full_mask, sparse_mask = (mask, None) if config.router.full_heads_choose else (None, mask)
+    options = dict(
+        block_mask=sparse_mask,
+        full_block_mask=full_mask,
+        segment_ids=layout.segment_ids,
+        lengths=layout.lengths,
+        **asdict(config.attention_spec),
+    )
+    if sampled is not None:
+        out = routed_attention(q, k, v, per_row(gates, layout), **options)
+    elif context.soft:
+        out = mix(gates, *dual_attention(q, k, v, **options), layout)
+    else:
+        out = hybrid_attention(q, k, v, per_row(to_modes(gates).astype(jnp.int32), layout), **options)
+    skipped = None if mask is None else skipped_share(jax.lax.stop_gradient(gates), mask, layout, config)
+    return out, LayerRecord(pooled, logits, gates, k, v, skipped)
+
+
+def choose_blocks(
+    router: RouterConfig, q_BTNH: jax.Array, k_BTKH: jax.Array, gates_BMK: jax.Array | None, layout: Layout
+) -> jax.Array | None:
+    """Mask of the blocks that XA heads keep, `[B, N, T / block, T / block]`; None under fa-ssa.
+
+    Heads that are not XA under `gates_BMK` are not scored; None scores all, for training, which runs both branches.
+    """
+    if router.pattern == "fa-ssa":
+        return None
+    if context_size() > 1:
+        raise ConfigError(
+            f"pattern {router.pattern} under a mesh with context {context_size()}: XA heads choose their blocks "
+            "from whole rows. Use pattern fa-ssa, or a mesh with context 1."
         )
+    return select_blocks(
+        q_BTNH,
+        k_BTKH,
+        threshold=router.xa_threshold,
+        stride=router.xa_stride,
+        block_size=router.block_size,
+        heads=None if gates_BMK is None else ((gates_BMK > 0) == router.full_heads_choose).any(1),
+        segment_ids=layout.segment_ids,
+        lengths=layout.lengths,
+    )
 
 
 def per_row(values_BMK: jax.Array, layout: Layout) -> jax.Array:

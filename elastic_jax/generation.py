@@ -22,7 +22,6 @@ from elastic_jax.model import ElasticForCausalLM
 from elastic_jax.rope import apply_rope, rope_table
 from elastic_jax.routing import HeadMode, Routing, modes_from
 from elastic_jax.sampling import Sampling, next_token
-from pallas_kernels.schedule import AttentionSpec
 
 Cache = DenseCache | QuantizedCache
 
@@ -149,7 +148,7 @@ def make_cache(
     """The cache of prompts whose keys and values are `kv`, with room for `new_tokens` more in every row."""
     if not decodes_sparse(cache, config):
         mode_LBK = jnp.full_like(mode_LBK, HeadMode.FULL)
-    spec, lengths = decode_spec(config), jnp.asarray(lengths_B)
+    spec, lengths = config.attention_spec, jnp.asarray(lengths_B)
     if cache.bits == 16:
         capacity = bucket(int(lengths_B.max()) + new_tokens)
         return _dense_cache(kv, lengths, mode_LBK, capacity=capacity, spec=spec)
@@ -163,14 +162,6 @@ def decodes_sparse(cache: CacheConfig, config: ModelConfig) -> bool:
     Heads that choose their blocks by content (XA) do so for whole blocks of queries, in prefill; they decode over all.
     """
     return cache.sparse_decode and config.router.pattern != "fa-xa"
-
-
-def decode_spec(config: ModelConfig) -> AttentionSpec:
-    """What the heads of a model see while decoding."""
-    sparse = config.router
-    return AttentionSpec(
-        sparse.sink_blocks, sparse.local_blocks, sparse.block_size, config.sliding_window, config.head_dim**-0.5
-    )
 
 
 _dense_cache = jax.jit(DenseCache.from_prefill, static_argnames=("capacity", "spec"))
@@ -198,11 +189,12 @@ def read_tokens(
     def step(carry: tuple[jax.Array, Cache], xs: tuple) -> tuple[tuple[jax.Array, Cache], None]:
         x_BTD, state = carry
         weights, index = xs
-        layer = nnx.merge(graph, weights)
-        q, k, v = layer.attn.project(layer.input_norm(x_BTD))
-        state = state.write(index, apply_rope(k, cos, sin), v, counts_B)
-        attended = state.attend(index, apply_rope(q, cos, sin), counts_B)
-        return (layer.feed_forward(x_BTD + layer.attn.o_proj(attended)), state), None
+
+        def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, Cache]:
+            written = state.write(index, apply_rope(k, cos, sin), v, counts_B)
+            return written.attend(index, apply_rope(q, cos, sin), counts_B), written
+
+        return nnx.merge(graph, weights)(x_BTD, attend), None
 
     (x_BTD, state), _ = jax.lax.scan(step, (model.embed(tokens_BT), state), (stacked, jnp.arange(config.num_layers)))
     return state, model.head(model.norm(x_BTD))
@@ -264,7 +256,7 @@ def _check_cache_limit(
         if cache.bits == 16:
             return 2 * L * rows * K * bucket(tokens) * H * itemsize
         lengths = np.minimum(lengths_B[:rows], tokens)
-        return quantized_bytes(mode_LBK[:, :rows], lengths, H, itemsize, cache, decode_spec(config))
+        return quantized_bytes(mode_LBK[:, :rows], lengths, H, itemsize, cache, config.attention_spec)
 
     check_limit(limit_mib, cache, bytes_of, B, int(lengths_B[0]))
 

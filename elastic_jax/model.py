@@ -5,7 +5,8 @@ Checkpoint tensors that are no parameters of the model but must survive a round 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -14,7 +15,7 @@ import numpy as np
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
-from elastic_jax.attention import Attention, LayerContext, LayerRecord, per_row
+from elastic_jax.attention import Attention, LayerContext, attend_prompt, per_row
 from elastic_jax.config import ModelConfig
 from elastic_jax.errors import CheckpointError, ShapeError
 from elastic_jax.int8_linear import int8_maps, int8_shapes, join_int8
@@ -22,7 +23,7 @@ from elastic_jax.layers import GatedMLP, Linear, RMSNorm
 from elastic_jax.layout import Layout, make_layout
 from elastic_jax.rope import rope_table
 from elastic_jax.router import AttentionRouter, SampledGates, SoftGates, pooling_weights
-from elastic_jax.routing import HeadMode, Routing, modes_from
+from elastic_jax.routing import HeadMode, Routing, modes_from, to_modes
 from elastic_jax.sharding.rules import divide_tokens
 
 
@@ -76,8 +77,7 @@ class Hidden(NamedTuple):
 
     @property
     def routing(self) -> Routing:
-        mode = jnp.where(self.z > 0, HeadMode.FULL, HeadMode.SPARSE).astype(jnp.int8)
-        return Routing(mode, self.logits, self.skipped)
+        return Routing(to_modes(self.z), self.logits, self.skipped)
 
 
 class Embedding(nnx.Module):
@@ -101,14 +101,17 @@ class DecoderLayer(nnx.Module):
         self.mlp = GatedMLP(width, config.intermediate_size, std=config.initializer_range, dtype=dtype, rngs=rngs)
         self.router = AttentionRouter(config.head_dim, config.router, std=config.initializer_range, rngs=rngs)
 
-    def __call__(
-        self, x_BTD: jax.Array, context: LayerContext, gates: jax.Array | None, layer: jax.Array
-    ) -> tuple[jax.Array, LayerRecord]:
-        attended, record = self.attn(self.input_norm(x_BTD), self.router, context, gates, layer)
-        return self.feed_forward(x_BTD + attended), record
+    def __call__[R](
+        self, x_BTD: jax.Array, attend: Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, R]]
+    ) -> tuple[jax.Array, R]:
+        """The layer's output `[B, T, D]`, and what `attend` gave beside its own.
 
-    def feed_forward(self, x_BTD: jax.Array) -> jax.Array:
-        return x_BTD + self.mlp(self.post_attn_norm(x_BTD))
+        `attend` takes queries, keys and values before RoPE, `[B, T, N or K, H]`, and returns attention `[B, T, N, H]`
+        with anything else: prompts, decoding and shared prompts differ in it alone.
+        """
+        out, beside = attend(*self.attn.project(self.input_norm(x_BTD)))
+        x_BTD = x_BTD + self.attn.o_proj(out)
+        return x_BTD + self.mlp(self.post_attn_norm(x_BTD)), beside
 
 
 class ElasticForCausalLM(nnx.Module):
@@ -225,7 +228,9 @@ class ElasticForCausalLM(nnx.Module):
             state, layer_gates, index = xs
             if remat == "offload":
                 x_BTD = checkpoint_name(x_BTD, LAYER_INPUT)
-            y_BTD, record = nnx.merge(graph, state)(divide_tokens(x_BTD), context, layer_gates, index)
+            layer = nnx.merge(graph, state)
+            attend = partial(attend_prompt, layer.attn, layer.router, context, layer_gates, index)
+            y_BTD, record = layer(divide_tokens(x_BTD), attend)
             kept = (record.k_BTKH, record.v_BTKH) if return_kv else None
             told = (record.logits, record.gates, record.pooled, record.skipped)
             routed = jax.tree.map(lambda x: per_row(x, layout), told)

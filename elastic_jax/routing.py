@@ -92,6 +92,11 @@ def skipped_share(gates_BMK: jax.Array, mask_BNIJ: jax.Array, layout: Layout, co
     return gates_BMK * by_choice + (1 - gates_BMK) * streaming_skip_ratio(layout.lengths_BM, config)[..., None]
 
 
+def to_modes(gates: jax.Array) -> jax.Array:
+    """Head modes int8 of gates of the same shape: full where a gate is above 0."""
+    return jnp.where(gates > 0, HeadMode.FULL, HeadMode.SPARSE).astype(jnp.int8)
+
+
 def modes_from(routing: Routing | jax.Array | str, shape: tuple[int, ...]) -> jax.Array:
     """Head modes int32 of `shape` from "full", "sparse", a `Routing` or an array of modes."""
     if isinstance(routing, str):

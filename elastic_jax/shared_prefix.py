@@ -12,7 +12,8 @@ row.
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple
+from dataclasses import asdict
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +26,7 @@ from elastic_jax.layout import make_layout
 from elastic_jax.model import ElasticForCausalLM
 from elastic_jax.rope import apply_rope, rope_table
 from elastic_jax.router import argmax_gates, pool_keys, pooling_weights
-from elastic_jax.routing import HeadMode, Routing, modes_from
+from elastic_jax.routing import Routing, modes_from, to_modes
 from elastic_jax.sharding.attention import hybrid_attention
 
 LENGTH_DEPENDENT_ROPE = ("dynamic", "longrope")
@@ -76,40 +77,39 @@ def shared_prefix_hidden(
     response_rope = _rope(config, rows.positions_WT)
     weights_BP = pooling_weights(layout, layout.lengths_BM, config.router)
     modes = None if routing is None else modes_from(routing, (config.num_layers, B, config.num_kv_heads))
-    options: dict[str, Any] = dict(
-        sink_blocks=config.router.sink_blocks,
-        local_blocks=config.router.local_blocks,
-        block_size=config.router.block_size,
-        window=config.sliding_window,
-    )
+    spec = asdict(config.attention_spec)
     graph, stacked = nnx.split(model.layers)
 
     def step(x: tuple[jax.Array, jax.Array], xs: tuple) -> tuple[tuple[jax.Array, jax.Array], tuple]:
         x_BPD, x_WTD = x
         state, imposed_BK = xs
         layer = nnx.merge(graph, state)
-        q, k, v = layer.attn.project(layer.input_norm(x_BPD))
-        logits = layer.router(pool_keys(k, weights_BP, layout))
-        if imposed_BK is None:
-            gates_BK = per_row(argmax_gates(logits, router_bias), layout)
-            imposed_BK = jnp.where(gates_BK > 0, HeadMode.FULL, HeadMode.SPARSE).astype(jnp.int8)
-        mode_BK = imposed_BK.astype(jnp.int32)
-        q, k = (apply_rope(part, *prompt_rope) for part in (q, k))
-        out = hybrid_attention(q, k, v, mode_BK, lengths=prompt_lengths_B, **options)
-        x_BPD = layer.feed_forward(x_BPD + layer.attn.o_proj(out))
 
-        q, k_own, v_own = layer.attn.project(layer.input_norm(x_WTD))
-        q, k_own = (apply_rope(part, *response_rope) for part in (q, k_own))
-        out = hybrid_attention(
-            q,
-            _behind_prompt(k, rows.first_B, k_own, V),
-            _behind_prompt(v, rows.first_B, v_own, V),
-            jnp.repeat(mode_BK, V, axis=0),
-            segment_ids=rows.segment_ids_WS,
-            **options,
-        )
-        x_WTD = layer.feed_forward(x_WTD + layer.attn.o_proj(out))
-        return (x_BPD, x_WTD), (imposed_BK, per_row(logits, layout))
+        def attend_in_prompt(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, tuple]:
+            logits = layer.router(pool_keys(k, weights_BP, layout))
+            mode_BK = imposed_BK
+            if mode_BK is None:
+                mode_BK = per_row(to_modes(argmax_gates(logits, router_bias)), layout)
+            q, k = (apply_rope(part, *prompt_rope) for part in (q, k))
+            out = hybrid_attention(q, k, v, mode_BK.astype(jnp.int32), lengths=prompt_lengths_B, **spec)
+            return out, (k, v, mode_BK, logits)
+
+        x_BPD, (k, v, mode_BK, logits) = layer(x_BPD, attend_in_prompt)
+
+        def attend_in_response(q: jax.Array, k_own: jax.Array, v_own: jax.Array) -> tuple[jax.Array, None]:
+            q, k_own = (apply_rope(part, *response_rope) for part in (q, k_own))
+            out = hybrid_attention(
+                q,
+                _behind_prompt(k, rows.first_B, k_own, V),
+                _behind_prompt(v, rows.first_B, v_own, V),
+                jnp.repeat(mode_BK.astype(jnp.int32), V, axis=0),
+                segment_ids=rows.segment_ids_WS,
+                **spec,
+            )
+            return out, None
+
+        x_WTD, _ = layer(x_WTD, attend_in_response)
+        return (x_BPD, x_WTD), (mode_BK, per_row(logits, layout))
 
     x = (model.embed(prompts_BP), model.embed(rows.input_ids_WT))
     (_, x_WTD), (mode, logits) = jax.lax.scan(jax.checkpoint(step) if remat else step, x, (stacked, modes))

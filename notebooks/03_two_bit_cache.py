@@ -169,7 +169,6 @@ plt.show()
 # arrays to the byte. Then the same routing at greater lengths.
 
 # %%
-from elastic_jax.generation import decode_spec
 from elastic_jax.kv_cache.size import quantized_bytes
 
 
@@ -178,7 +177,7 @@ def counted_bytes(bits, tokens, modes):
     if bits == 16:
         return 2 * config.num_layers * config.num_kv_heads * config.head_dim * tokens * itemsize
     cache, tokens = ej.CacheConfig(bits=bits), np.array([tokens])
-    return quantized_bytes(np.asarray(modes), tokens, config.head_dim, itemsize, cache, decode_spec(config))
+    return quantized_bytes(np.asarray(modes), tokens, config.head_dim, itemsize, cache, config.attention_spec)
 
 
 smallest = list(CACHES)[-1]

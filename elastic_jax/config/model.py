@@ -11,13 +11,16 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from elastic_jax.config.checks import LARGEST, MOST_LAYERS, check_count, check_fields, check_positive, shown
 from elastic_jax.config.rope import RopeConfig, rope_from_hf, rope_to_hf
 from elastic_jax.config.router import HARMLESS as HARMLESS_ROUTER_FIELDS
 from elastic_jax.config.router import RouterConfig, is_elastic, router_from_hf, router_to_hf
 from elastic_jax.errors import ConfigError
+
+if TYPE_CHECKING:
+    from pallas_kernels.schedule import AttentionSpec
 
 Family = Literal["llama", "mistral", "qwen2", "qwen3"]
 
@@ -80,6 +83,16 @@ class ModelConfig:
             if factors is not None and len(factors) != self.head_dim // 2:
                 raise ConfigError(f"rope {name} has {len(factors)} numbers; want head_dim / 2 = {self.head_dim // 2}.")
 
+    @property
+    def attention_spec(self) -> AttentionSpec:
+        """What the heads of this model see: the sparse pattern, the sliding window and the scale of the scores."""
+        from pallas_kernels.schedule import AttentionSpec
+
+        router = self.router
+        return AttentionSpec(
+            router.sink_blocks, router.local_blocks, router.block_size, self.sliding_window, self.head_dim**-0.5
+        )
+
     @classmethod
     def from_hf(cls, raw: Mapping[str, Any]) -> ModelConfig:
         """Reads the content of a Hugging Face `config.json`, of a plain or an Elastic Attention checkpoint.
@@ -87,12 +100,10 @@ class ModelConfig:
         Raises:
             ConfigError: a family, value or field that this library cannot reproduce, by name.
         """
-
         return config_from_hf(raw)
 
     def to_hf(self) -> dict[str, Any]:
         """The content of an equivalent `config.json` of the backbone; `from_hf` reads it back (router fields aside)."""
-
         return config_to_hf(self)
 
 

@@ -50,6 +50,11 @@ class RouterConfig:
         if self.pattern != "fa-ssa" and (self.xa_stride < 1 or self.block_size % self.xa_stride):
             raise ConfigError(f"router xa_stride is {self.xa_stride}; want a divisor of block_size, {self.block_size}.")
 
+    @property
+    def full_heads_choose(self) -> bool:
+        """Whether the heads that choose blocks by content (XA) are the full ones; under fa-xa they are the sparse."""
+        return self.pattern == "xa-ssa"
+
 
 OFFICIAL_BLOCK = 128
 """Tokens per block of the released kernels; a `block_size` of 64 in a released config is a leftover of training."""

@@ -11,7 +11,7 @@ from elastic_jax.engine.config import EngineConfig
 from elastic_jax.engine.page_pool import Reservation
 from elastic_jax.engine.rows import blank_dense
 from elastic_jax.engine.slots import Demand, Prompt, Slots
-from elastic_jax.generation import bucket, decode_spec
+from elastic_jax.generation import bucket
 from elastic_jax.kv_cache import CacheConfig
 from elastic_jax.model import ElasticForCausalLM
 
@@ -23,7 +23,7 @@ class DenseSlots(Slots):
         config = model.config
         shape = (config.num_layers, engine.slots, config.num_kv_heads, config.head_dim)
         capacity, dtype = bucket(engine.max_length), model.embed.embedding[...].dtype
-        super().__init__(model, engine, cache, blank_dense(shape, capacity, dtype, decode_spec(config)))
+        super().__init__(model, engine, cache, blank_dense(shape, capacity, dtype, config.attention_spec))
 
     def room(self, row: int) -> int:
         return self.engine.max_length - int(self.lengths[row])

@@ -21,7 +21,7 @@ from elastic_jax.engine.page_pool import ABSENT, PagePool, Reservation, pages_ne
 from elastic_jax.engine.rows import Row, blank_quantized
 from elastic_jax.engine.slots import Demand, Prompt, Slots
 from elastic_jax.errors import ConfigError
-from elastic_jax.generation import Cache, decode_spec, decodes_sparse
+from elastic_jax.generation import Cache, decodes_sparse
 from elastic_jax.kv_cache import CacheConfig
 from elastic_jax.kv_cache.pages import empty_pages, quantized_tokens, sparse_groups
 from elastic_jax.kv_cache.quantized import QuantizedCache
@@ -47,7 +47,7 @@ class PagedSlots(Slots):
     def __init__(self, model: ElasticForCausalLM, engine: EngineConfig, cache: CacheConfig):
         config = model.config
         L, B, K, H = config.num_layers, engine.slots, config.num_kv_heads, config.head_dim
-        spec = decode_spec(config)
+        spec = config.attention_spec
         self._extent = sparse_groups(cache, spec)
         groups = max(_groups(engine.max_length, cache), 1)
         self.page_bytes = _page_bytes(H, cache)

@@ -1,8 +1,8 @@
 """Prefill time of `transformers` on torch; `elastic-jax bench prefill --torch-python PYTHON` runs it with that Python.
 
-Reads one JSON object from standard input: `model` (Hugging Face directory), `prompts` (lists of token ids), `dtypes`
-and `repeats`. Writes one JSON list of `{"dtype", "tokens", "seconds"}`: the median time from a prompt to the logits
-of its next token and a filled cache, without the first, warming run.
+Reads one JSON line from standard input: `model` (Hugging Face directory), `prompts` (lists of token ids), `dtypes`
+and `repeats`. Answers with one line, a JSON list of `{"dtype", "tokens", "seconds"}`: the median time from a prompt to
+the logits of its next token and a filled cache, without the first, warming run.
 """
 
 import json
@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 
 
 def main() -> None:
-    job = json.load(sys.stdin)
+    job = json.loads(sys.stdin.readline())
     results = []
     for dtype in job["dtypes"]:
         model = AutoModelForCausalLM.from_pretrained(
@@ -30,7 +30,7 @@ def main() -> None:
                     model(ids, use_cache=True, logits_to_keep=1)
                     seconds.append(time.perf_counter() - start)
             results.append({"dtype": dtype, "tokens": len(prompt), "seconds": statistics.median(seconds[1:])})
-    json.dump(results, sys.stdout)
+    print(json.dumps(results), flush=True)
 
 
 if __name__ == "__main__":

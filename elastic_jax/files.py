@@ -83,3 +83,15 @@ def parse_json(text: str | bytes) -> Any:
         return json.loads(text)
     except RecursionError:
         raise ValueError("it is nested too deep") from None
+
+
+def write_text(file: Path, text: str) -> None:
+    """Writes a UTF-8 file that appears whole or not at all."""
+    partial = file.with_name(f".{file.name}.{uuid.uuid4().hex[:8]}.partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(file)
+
+
+def write_json(file: Path, value: Any, *, indent: int | None = 1) -> None:
+    """Writes a value as JSON; the file appears whole or not at all."""
+    write_text(file, json.dumps(value, indent=indent) + "\n")

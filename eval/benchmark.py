@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from elastic_jax.errors import ConfigError
+from elastic_jax.files import write_json, write_text
 from elastic_jax.journal import Journal
 from elastic_jax.settings import settings_yaml
 from eval.harness.backends.base import Backend
@@ -19,7 +17,7 @@ from eval.harness.provenance import command_line, program, prompts_digest
 from eval.harness.runner import Outcome, Record, first_prompts, pending_tokens, records_of, run_groups, token_progress
 from eval.harness.settings import BenchmarkSettings
 from eval.report.figures import draw_benchmark
-from eval.report.page import render_benchmark
+from eval.report.page import csv_text, render_benchmark
 from eval.report.tables import Row, means_over_tasks, summarise
 from eval.samples import Arm
 from eval.tasks import Group
@@ -151,9 +149,9 @@ def write_report(
     }
     further = benchmark.notes(records, out) if benchmark.notes is not None and records else ""
     pictures = draw_benchmark(report, records, out) if records else []
-    write_whole(out / f"{RESULTS}.json", json.dumps(report, indent=1) + "\n")
-    write_whole(out / f"{RESULTS}.csv", rows_csv([*rows, *report["means"]]))
-    write_whole(out / f"{RESULTS}.md", render_benchmark(report, benchmark.method, further, pictures))
+    write_json(out / f"{RESULTS}.json", report)
+    write_text(out / f"{RESULTS}.csv", rows_csv([*rows, *report["means"]]))
+    write_text(out / f"{RESULTS}.md", render_benchmark(report, benchmark.method, further, pictures))
     return report
 
 
@@ -163,19 +161,7 @@ def rows_csv(rows: Sequence[Row]) -> str:
     for row in rows:
         low, high = row["interval"]
         flat.append({k: v for k, v in row.items() if k != "interval"} | {"interval_low": low, "interval_high": high})
-    columns = list(dict.fromkeys(name for row in flat for name in row))
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(flat)
-    return text.getvalue()
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Replaces a file as a whole."""
-    unfinished = path.with_name(path.name + ".part")
-    unfinished.write_text(text, encoding="utf-8")
-    unfinished.replace(path)
+    return csv_text(flat)
 
 
 def _check_lengths(groups: Sequence[Group], backend: Backend) -> None:

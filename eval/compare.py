@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 
 from elastic_jax.errors import DataError
+from elastic_jax.files import write_text
 from elastic_jax.journal import read_records
 from eval.harness.runner import Record
-from eval.report.page import table
+from eval.report.page import csv_text, table
 from eval.report.tables import bootstrap_mean, sign_test
 from eval.suites.rewardbench.items import hashed_order
 from eval.suites.rewardbench.results import join_rewards
@@ -103,6 +104,13 @@ def _row(task: str, arm_a: str, arm_b: str, pairs: Sequence[tuple[float, float]]
         "worse": worse,
         "p": sign_test(better, worse),
     }
+
+
+def write_comparison(report: dict[str, Any], out: Path) -> None:
+    """Writes `comparison.md` and `comparison.csv` into the folder `out`."""
+    out.mkdir(parents=True, exist_ok=True)
+    write_text(out / "comparison.md", render_comparison(report))
+    write_text(out / "comparison.csv", csv_text(report["rows"]))
 
 
 def render_comparison(report: dict[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""Speed of attention alone: is skipped work skipped time, and how do we compare with torch?"""
+"""Comparisons of `bench attention`: pairs of the programs of `bench kernel`, at two sequence lengths."""
 
 from __future__ import annotations
 
@@ -6,20 +6,27 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import jax
-import jax.numpy as jnp
 
-from eval.bench.torch import torch_attention, torch_job
-from eval.bench.work import HeadShape, kept_share
-from eval.harness.timing import fastest, seconds
+from elastic_jax.errors import ConfigError
+from eval.bench.kernel import DENSE, Case, KernelReport, KernelSpeed, Plan, measure, with_gradients
+from eval.bench.work import HeadShape
 from pallas_kernels import hybrid_attention, routed_attention
 
 if TYPE_CHECKING:
     from eval.bench.settings import BenchAttentionSettings
 
+MIXTURE_KV_HEADS, MIXTURE_SPARSE = 10, 7
+"""KV heads of the mixture, and how many of them are sparse."""
+_FORWARD = Plan("hybrid", "auto", "forward", hybrid_attention)
+_TRAINING = (
+    Plan("hybrid", "auto", "training", with_gradients(hybrid_attention, 3)),
+    Plan("routed", "auto", "training", with_gradients(routed_attention, 4)),
+)
+
 
 @dataclass(frozen=True)
 class AttentionSpeed:
-    """Two programs timed in turns."""
+    """Two programs that were timed in turns."""
 
     compared: str
     tokens: int
@@ -28,61 +35,53 @@ class AttentionSpeed:
     allowed: float | None = None
     """Speed-up that the skipped work allows."""
 
-    @property
-    def speed_up(self) -> float:
-        return self.baseline_seconds / self.seconds
+    def line(self) -> str:
+        """The comparison in words."""
+        speed_up = self.baseline_seconds / self.seconds
+        line = f"{self.compared}, {self.tokens:,} tokens: {self.seconds:.3f} s against {self.baseline_seconds:.3f} s"
+        line += f": {speed_up:.2f}x"
+        if self.allowed is not None:
+            line += f", {speed_up / self.allowed:.2f} of the {self.allowed:.2f}x that the skipped work allows"
+        return line
 
 
-def full_against_torch(settings: BenchAttentionSettings) -> AttentionSpeed:
-    """All heads full, against torch's fused causal attention.
+def compare_attention(settings: BenchAttentionSettings) -> list[AttentionSpeed]:
+    """Full attention against torch's (where a Python with it is named), a mixture of 7 sparse KV heads in 10 against
+    the same program with all heads full, and a training step of routed attention against one of full attention.
 
     Raises:
-        ConfigError: that Python cannot run torch.
+        ConfigError: a program cannot run here, or needs more memory than there is.
     """
-    q, k, v = _operands(settings, settings.tokens, settings.query_heads, settings.kv_heads)
-    modes = jnp.zeros((1, settings.kv_heads), jnp.int8)
-    full = jax.jit(hybrid_attention)
-    shape = HeadShape(settings.query_heads, settings.kv_heads, settings.head_dim)
-    job = torch_job(shape, settings.tokens, settings.dtype)
-    with torch_attention(str(settings.torch_python)) as ask:
-        programs = {"ours": lambda: seconds(full, q, k, v, modes), "torch": lambda: ask(job)}
-        best = fastest(programs, rounds=settings.rounds)
-    return AttentionSpeed("full attention / torch", settings.tokens, best["ours"], best["torch"])
-
-
-def mixture_against_full(settings: BenchAttentionSettings) -> AttentionSpeed:
-    """7 of 10 KV heads sparse, against the same program with all heads full."""
     groups = settings.query_heads // settings.kv_heads
-    q, k, v = _operands(settings, settings.sparse_tokens, 10 * groups, 10)
-    attend = jax.jit(hybrid_attention)
-    modes = {"full": jnp.zeros((1, 10), jnp.int8), "mixture": jnp.array([[0, 1, 1, 0, 1, 1, 0, 1, 1, 1]], jnp.int8)}
-    best = fastest(
-        {name: lambda mode=mode: seconds(attend, q, k, v, mode) for name, mode in modes.items()},
+    shape = HeadShape(settings.query_heads, settings.kv_heads, settings.head_dim)
+    mixed = HeadShape(MIXTURE_KV_HEADS * groups, MIXTURE_KV_HEADS, settings.head_dim)
+    plain = Case(shape, settings.tokens, settings.dtype, (0,))
+    mixture = Case(mixed, settings.sparse_tokens, settings.dtype, (0, MIXTURE_SPARSE))
+    report = KernelReport(jax.devices()[0].device_kind, "", settings.dtype)
+    mixture_speeds = measure({mixture: [_FORWARD]}, report, rounds=settings.rounds)
+    with_torch = settings.torch_python is not None
+    plain_speeds = measure(
+        {plain: [_FORWARD, *_TRAINING] if with_torch else _TRAINING},
+        report,
         rounds=settings.rounds,
+        torch_python=settings.torch_python,
+        torch_steps=("forward",),
     )
-    allowed = 1 / (0.3 + 0.7 * kept_share(settings.sparse_tokens))
-    return AttentionSpeed("70 % sparse / full", settings.sparse_tokens, best["mixture"], best["full"], allowed)
+    missing = [*report.failed, *report.left_out]
+    if missing:
+        raise ConfigError("a program of the comparison is missing:\n  " + "\n  ".join(missing))
+    full, sparse = mixture_speeds
+    allowed = full.tflops * full.seconds / (sparse.tflops * sparse.seconds)
+    training = {speed.op: speed for speed in plain_speeds if speed.step == "training"}
+    compared = [
+        _compare("70 % sparse / full", sparse, full, allowed),
+        _compare("routed / full, forward + backward", training["routed"], training["hybrid"]),
+    ]
+    if with_torch:
+        forward = {speed.op: speed for speed in plain_speeds if speed.step == "forward"}
+        compared.insert(0, _compare("full attention / torch", forward["hybrid"], forward[DENSE]))
+    return compared
 
 
-def training_against_full(settings: BenchAttentionSettings) -> AttentionSpeed:
-    """Forward and backward of routed attention with all heads full, against plain full attention's."""
-    operands = _operands(settings, settings.tokens, settings.query_heads, settings.kv_heads)
-    modes = jnp.zeros((1, settings.kv_heads), jnp.int8)
-
-    def total(out: jax.Array) -> jax.Array:
-        return jnp.sum(out.astype(jnp.float32))
-
-    full = jax.jit(jax.grad(lambda q, k, v: total(hybrid_attention(q, k, v, modes)), (0, 1, 2)))
-    routed = jax.jit(jax.grad(lambda q, k, v, z: total(routed_attention(q, k, v, z)), (0, 1, 2, 3)))
-    gates = jnp.ones((1, settings.kv_heads))
-    best = fastest(
-        {"full": lambda: seconds(full, *operands), "routed": lambda: seconds(routed, *operands, gates)},
-        rounds=settings.rounds,
-    )
-    return AttentionSpeed("routed / full, forward + backward", settings.tokens, best["routed"], best["full"])
-
-
-def _operands(settings: BenchAttentionSettings, tokens: int, heads: int, kv_heads: int) -> list[jax.Array]:
-    keys = jax.random.split(jax.random.key(0), 3)
-    shapes = [(1, tokens, n, settings.head_dim) for n in (heads, kv_heads, kv_heads)]
-    return [jax.random.normal(key, shape, settings.dtype) for key, shape in zip(keys, shapes, strict=True)]
+def _compare(compared: str, speed: KernelSpeed, baseline: KernelSpeed, allowed: float | None = None) -> AttentionSpeed:
+    return AttentionSpeed(compared, speed.tokens, speed.seconds, baseline.seconds, allowed)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -72,8 +72,24 @@ class KernelReport:
 
 
 @dataclass(frozen=True)
+class Case:
+    """Attention of one layer on one sequence of random tokens."""
+
+    shape: HeadShape
+    tokens: int
+    dtype: str
+    sparse_heads: tuple[int, ...]
+    """Numbers of sparse KV heads that are measured; 0, all of them full, is what the others are compared with."""
+
+    def qkv_shapes(self) -> list[tuple[int, ...]]:
+        """Shapes `[1, tokens, heads, head_dim]` of queries, keys and values."""
+        heads = (self.shape.query_heads, self.shape.kv_heads, self.shape.kv_heads)
+        return [(1, self.tokens, n, self.shape.head_dim) for n in heads]
+
+
+@dataclass(frozen=True)
 class Plan:
-    """A program to compile for one length; what differs between sparsities are data."""
+    """A program to compile once for a case; the number of sparse heads is part of its data."""
 
     op: str
     implementation: str
@@ -97,7 +113,7 @@ class Timed:
 
 
 def measure_kernels(settings: BenchKernelSettings) -> KernelReport:
-    """Compiles everything, refuses what does not fit, then times length by length.
+    """Times our ops and the dense rivals at every length that the settings name.
 
     Raises:
         ConfigError: a program of ours needs more memory than there is, or none of them runs here.
@@ -106,23 +122,49 @@ def measure_kernels(settings: BenchKernelSettings) -> KernelReport:
     model = settings.model or ("smollm2-135m" if platform == "cpu" else "llama-3.1-8b")
     dtype = settings.dtype or ("float32" if platform == "cpu" else "bfloat16")
     lengths = settings.lengths or ((2048, 4096) if platform == "cpu" else (4096, 16384, 65536))
-    report = KernelReport(jax.devices()[0].device_kind, model, dtype)
     shape = MODELS[model]
-    plans = {tokens: [*our_plans(settings), *rival_plans(settings, platform, shape, tokens)] for tokens in lengths}
+    counts = tuple(sorted({0, *(round(share * shape.kv_heads) for share in settings.sparse)}))
+    cases = [Case(shape, tokens, dtype, counts) for tokens in lengths]
+    report = KernelReport(jax.devices()[0].device_kind, model, dtype)
+    plans = {case: [*our_plans(settings), *rival_plans(settings.steps, platform, case)] for case in cases}
+    report.speeds += measure(
+        plans, report, rounds=settings.rounds, torch_python=settings.torch_python, torch_steps=settings.steps
+    )
+    return report
+
+
+def measure(
+    plans: Mapping[Case, Sequence[Plan]],
+    report: KernelReport,
+    *,
+    rounds: int,
+    torch_python: str | None = None,
+    torch_steps: Sequence[str] = (),
+) -> list[KernelSpeed]:
+    """Compiles the programs of all cases, refuses what does not fit, then times case by case.
+
+    Args:
+        report: gets the reasons why programs are missing.
+        torch_python: a Python whose torch attention takes turns with ours, in each of `torch_steps`.
+
+    Raises:
+        ConfigError: a program of ours needs more memory than there is, or none of them runs here.
+    """
     with ExitStack() as stack:
-        ask = None if settings.torch_python is None else stack.enter_context(torch_attention(settings.torch_python))
+        ask = None if torch_python is None else stack.enter_context(torch_attention(torch_python))
         with _progress(sum(map(len, plans.values())), "Compiling") as advance:
-            compiled = {tokens: _compile(plans[tokens], shape, tokens, dtype, report, advance) for tokens in lengths}
+            compiled = {case: _compile(planned, case, report, advance) for case, planned in plans.items()}
         _check_memory(compiled, report)
         if not any(plan.op != DENSE for programs in compiled.values() for plan, _ in programs):
             raise ConfigError("no kernel of ours runs here:\n  " + "\n  ".join([*report.failed, *report.left_out]))
-        for tokens, programs in compiled.items():
-            timed = list(_bind(programs, shape, tokens, dtype, settings.sparse))
+        speeds = []
+        for case, programs in compiled.items():
+            timed = list(_bind(programs, case))
             if ask is not None:
-                timed += _torch_programs(settings, ask, platform, shape, tokens, dtype)
-            report.speeds += _measure(timed, tokens, settings.rounds, report)
-            timed.clear()  # the operands of one length at a time
-    return report
+                timed += _torch_programs(torch_steps, ask, case)
+            speeds += _measure(timed, case.tokens, rounds, report)
+            timed.clear()  # frees the operands before those of the next case are made
+    return speeds
 
 
 def our_plans(settings: BenchKernelSettings) -> Iterator[Plan]:
@@ -130,22 +172,22 @@ def our_plans(settings: BenchKernelSettings) -> Iterator[Plan]:
     for impl in settings.impls:
         for step in settings.steps:
             attend = partial(hybrid_attention, impl=impl)
-            yield Plan("hybrid", impl, step, _with_gradients(attend, 3) if step == "training" else attend)
+            yield Plan("hybrid", impl, step, with_gradients(attend, 3) if step == "training" else attend)
             if step == "training" and "routed" in settings.ops:
-                yield Plan("routed", impl, step, _with_gradients(partial(routed_attention, impl=impl), 4))
+                yield Plan("routed", impl, step, with_gradients(partial(routed_attention, impl=impl), 4))
             if step == "forward" and "select_blocks" in settings.ops:
                 yield Plan("select_blocks", impl, step, partial(_select, impl=impl))
 
 
-def rival_plans(settings: BenchKernelSettings, platform: str, shape: HeadShape, tokens: int) -> Iterator[Plan]:
+def rival_plans(steps: Sequence[str], platform: str, case: Case) -> Iterator[Plan]:
     """Dense attention by others."""
-    for kernel in dense_kernels(platform, shape, tokens):
-        for step in settings.steps:
-            function = _with_gradients(kernel.attend, 3) if step == "training" else kernel.attend
+    for kernel in dense_kernels(platform, case.shape, case.tokens):
+        for step in steps:
+            function = with_gradients(kernel.attend, 3) if step == "training" else kernel.attend
             yield Plan(DENSE, kernel.name, step, function, kernel.prepare, kernel.least_bytes)
 
 
-def _with_gradients(attend: Callable[..., Any], count: int) -> Callable[..., Any]:
+def with_gradients(attend: Callable[..., Any], count: int) -> Callable[..., Any]:
     """Output and gradients of the first `count` operands; the cotangent is the queries, which have its shape."""
 
     def train(*operands: jax.Array) -> Any:
@@ -174,35 +216,34 @@ def _operands(plan: Plan, shape: HeadShape, qkv: Sequence[jax.Array], sparse_hea
 
 
 def _compile(
-    plans: list[Plan], shape: HeadShape, tokens: int, dtype: str, report: KernelReport, advance: Callable[[], None]
+    plans: Sequence[Plan], case: Case, report: KernelReport, advance: Callable[[], None]
 ) -> list[tuple[Plan, jax.stages.Compiled]]:
     """The programs that this machine can run; why it cannot run the others goes to the report."""
-    heads = (shape.query_heads, shape.kv_heads, shape.kv_heads)
-    qkv = [jax.ShapeDtypeStruct((1, tokens, n, shape.head_dim), dtype) for n in heads]
+    qkv = [jax.ShapeDtypeStruct(shape, case.dtype) for shape in case.qkv_shapes()]
     programs = []
     for plan in plans:
         if plan.least_bytes > free_bytes():
-            report.left_out.append(_too_large(plan, tokens, plan.least_bytes))
+            report.left_out.append(_too_large(plan, case.tokens, plan.least_bytes))
             advance()
             continue
         try:
-            operands = jax.eval_shape(partial(_operands, plan, shape, sparse_heads=0), qkv)
+            operands = jax.eval_shape(partial(_operands, plan, case.shape, sparse_heads=0), qkv)
             programs.append((plan, jax.jit(plan.function).lower(*operands).compile()))
         except Exception as error:  # what one kernel cannot do must not end the table of the others
-            report.note(plan, tokens, error)
+            report.note(plan, case.tokens, error)
         advance()
     return programs
 
 
-def _check_memory(compiled: dict[int, list[tuple[Plan, jax.stages.Compiled]]], report: KernelReport) -> None:
+def _check_memory(compiled: dict[Case, list[tuple[Plan, jax.stages.Compiled]]], report: KernelReport) -> None:
     """Refuses programs of ours that do not fit; rivals that do not fit are left out."""
     free, too_large = free_bytes(), []
-    for tokens, programs in compiled.items():
+    for case, programs in compiled.items():
         for program in list(programs):
             need = program_bytes(program[1])
             if need <= free:
                 continue
-            line = _too_large(program[0], tokens, need)
+            line = _too_large(program[0], case.tokens, need)
             if program[0].op == DENSE:
                 report.left_out.append(line)
                 programs.remove(program)
@@ -210,8 +251,8 @@ def _check_memory(compiled: dict[int, list[tuple[Plan, jax.stages.Compiled]]], r
                 too_large.append(line)
     if too_large:
         raise ConfigError(
-            f"{free / 2**30:.1f} GiB of memory are free, but " + ", ".join(too_large) + ". Ask for shorter --lengths, "
-            "a smaller --model, or --steps forward."
+            f"{free / 2**30:.1f} GiB of memory are free, but " + ", ".join(too_large) + ". Ask for shorter --lengths "
+            "(bench attention: --tokens and --sparse-tokens), for fewer heads, or for --steps forward."
         )
 
 
@@ -239,46 +280,33 @@ def free_bytes() -> int:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def _bind(
-    programs: list[tuple[Plan, jax.stages.Compiled]],
-    shape: HeadShape,
-    tokens: int,
-    dtype: str,
-    sparse: tuple[float, ...],
-) -> Iterator[Timed]:
+def _bind(programs: list[tuple[Plan, jax.stages.Compiled]], case: Case) -> Iterator[Timed]:
     """The programs with data: one for each number of sparse heads."""
     keys = jax.random.split(jax.random.key(0), 3)
-    heads = (shape.query_heads, shape.kv_heads, shape.kv_heads)
-    qkv = [jax.random.normal(key, (1, tokens, n, shape.head_dim), dtype) for key, n in zip(keys, heads, strict=True)]
+    qkv = [jax.random.normal(key, shape, case.dtype) for key, shape in zip(keys, case.qkv_shapes(), strict=True)]
     prepared: dict[str, tuple[Any, ...]] = {}
-    counts = sorted({0, *(round(share * shape.kv_heads) for share in sparse)})
     for plan, program in programs:
         if plan.op == DENSE:
             if plan.implementation not in prepared:
                 prepared[plan.implementation] = plan.prepare(*qkv)
-            yield _timed(plan, program, prepared[plan.implementation], shape, tokens, None)
+            yield _timed(plan, program, prepared[plan.implementation], case, None)
             continue
-        for count in counts:
+        for count in case.sparse_heads:
             if count > 0 or plan.op != "select_blocks":
-                yield _timed(plan, program, _operands(plan, shape, qkv, count), shape, tokens, count)
+                yield _timed(plan, program, _operands(plan, case.shape, qkv, count), case, count)
 
 
 def _timed(
-    plan: Plan,
-    program: jax.stages.Compiled,
-    arguments: tuple[Any, ...],
-    shape: HeadShape,
-    tokens: int,
-    sparse_heads: int | None,
+    plan: Plan, program: jax.stages.Compiled, arguments: tuple[Any, ...], case: Case, sparse_heads: int | None
 ) -> Timed:
     match plan.op:
         case "routed":
-            flops = routed_flops(shape, tokens, sparse_heads or 0)
+            flops = routed_flops(case.shape, case.tokens, sparse_heads or 0)
         case "select_blocks":
-            flops = selection_flops(shape, tokens, sparse_heads or 0)
+            flops = selection_flops(case.shape, case.tokens, sparse_heads or 0)
         case _:
-            flops = hybrid_flops(shape, tokens, sparse_heads or 0, training=plan.step == "training")
-    msr = None if sparse_heads is None else sparse_heads / shape.kv_heads
+            flops = hybrid_flops(case.shape, case.tokens, sparse_heads or 0, training=plan.step == "training")
+    msr = None if sparse_heads is None else sparse_heads / case.shape.kv_heads
 
     def sample(calls: int) -> float:
         return seconds(program, *arguments, calls=calls)
@@ -286,20 +314,18 @@ def _timed(
     return Timed(plan.op, plan.implementation, plan.step, msr, flops, sample)
 
 
-def _torch_programs(
-    settings: BenchKernelSettings, ask: Ask, platform: str, shape: HeadShape, tokens: int, dtype: str
-) -> Iterator[Timed]:
+def _torch_programs(steps: Sequence[str], ask: Ask, case: Case) -> Iterator[Timed]:
     """Torch's fused attention, and on a GPU its FlexAttention, on the same device as ours."""
-    device = "cuda" if platform == "gpu" else "cpu"
+    device = "cuda" if jax.default_backend() == "gpu" else "cpu"
     for kernel, name in (("sdpa", "torch SDPA"), ("flex", "torch FlexAttention"))[: 2 if device == "cuda" else 1]:
-        for step in settings.steps:
+        for step in steps:
             training = step == "training"
-            job = partial(torch_job, shape, tokens, dtype, kernel=kernel, device=device, training=training)
+            job = partial(torch_job, case.shape, case.tokens, case.dtype, kernel=kernel, device=device)
 
-            def sample(calls: int, job=job) -> float:
-                return ask(job(calls=calls))
+            def sample(calls: int, job=job, training=training) -> float:
+                return ask(job(training=training, calls=calls))
 
-            yield Timed(DENSE, name, step, None, hybrid_flops(shape, tokens, 0, training=training), sample)
+            yield Timed(DENSE, name, step, None, hybrid_flops(case.shape, case.tokens, 0, training=training), sample)
 
 
 def _measure(programs: list[Timed], tokens: int, rounds: int, report: KernelReport) -> list[KernelSpeed]:

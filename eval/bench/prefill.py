@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-import json
 import random
-import subprocess
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING
 
 from elastic_jax.cli.model import ModelSettings, load_model, load_model_tokenizer
-from elastic_jax.errors import ConfigError
 from elastic_jax.weights import save_pretrained
+from eval.bench.torch import torch_process
 from eval.harness.timing import prefill_seconds
 from eval.suites.haystack import Haystack, prose_texts
 
-DType = Literal["float32", "bfloat16"]
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from eval.bench.settings import BenchPrefillSettings
+
 TORCH = "transformers"
-_TORCH_SCRIPT = Path(__file__).parents[2] / "benchmarks" / "torch_prefill.py"
 
 
 @dataclass(frozen=True)
@@ -33,15 +33,7 @@ class ModelSpeed:
     seconds: float
 
 
-def measure_model(
-    model: str,
-    router: str | None,
-    *,
-    lengths: Sequence[int],
-    dtypes: Sequence[DType],
-    repeats: int,
-    torch_python: str | None,
-) -> list[ModelSpeed]:
+def measure_model(settings: BenchPrefillSettings) -> list[ModelSpeed]:
     """Times all-full and routed prefill of one prompt of real text at every length and dtype.
 
     With `torch_python`, a Python that has torch and transformers, the same weights and prompts are timed there too.
@@ -49,32 +41,41 @@ def measure_model(
     Raises:
         ConfigError: that Python cannot run the comparison.
     """
-    settings = {dtype: ModelSettings(model, router, dtype) for dtype in dtypes}
-    haystack = Haystack(prose_texts(None, "evaluation"), load_model_tokenizer(settings[dtypes[0]]))
+    models = {dtype: ModelSettings(settings.model, settings.router, dtype) for dtype in settings.dtypes}
+    haystack = Haystack(prose_texts(None, "evaluation"), load_model_tokenizer(models[settings.dtypes[0]]))
     rng = random.Random(0)
-    prompts = [[token for piece in haystack.excerpt(rng, length) for token in piece.ids] for length in lengths]
+    prompts = [[token for piece in haystack.excerpt(rng, n) for token in piece.ids] for n in settings.lengths]
     results = []
-    for dtype in dtypes:
-        loaded = load_model(settings[dtype])
-        for length, prompt in zip(lengths, prompts, strict=True):
-            times = prefill_seconds(loaded, [prompt], tokens=length, views=("full", "elastic"), repeats=repeats)
+    for dtype, named in models.items():
+        model = load_model(named)
+        for length, prompt in zip(settings.lengths, prompts, strict=True):
+            times = prefill_seconds(model, [prompt], tokens=length, views=("full", "elastic"), repeats=settings.repeats)
             results += [ModelSpeed(f"elastic-jax, {view}", dtype, len(prompt), s) for view, s in times.items()]
-    if torch_python is not None:
+    if settings.torch_python is not None:
         with tempfile.TemporaryDirectory() as folder:
-            save_pretrained(load_model(ModelSettings(model, router, "float32")), Path(folder) / "model")
-            job = {"model": f"{folder}/model", "prompts": prompts, "dtypes": dtypes, "repeats": repeats}
-            results += _run_torch(torch_python, job)
+            save_pretrained(load_model(ModelSettings(settings.model, settings.router, "float32")), f"{folder}/model")
+            job = {
+                "model": f"{folder}/model",
+                "prompts": prompts,
+                "dtypes": settings.dtypes,
+                "repeats": settings.repeats,
+            }
+            with torch_process(settings.torch_python, "torch_prefill.py") as ask:
+                results += [ModelSpeed(TORCH, **row) for row in ask(job)]
     return results
 
 
-def _run_torch(python: str, job: Mapping[str, object]) -> list[ModelSpeed]:
-    try:
-        command = [python, str(_TORCH_SCRIPT)]
-        done = subprocess.run(command, input=json.dumps(job), capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError) as error:
-        detail = (getattr(error, "stderr", None) or str(error)).strip().splitlines()[-1]
-        raise ConfigError(
-            f"the comparison with torch failed under {python}: {detail}\n"
-            "Give --torch-python a Python that has torch and transformers, or leave it out."
-        ) from error
-    return [ModelSpeed(TORCH, row["dtype"], row["tokens"], row["seconds"]) for row in json.loads(done.stdout)]
+def model_table(speeds: Sequence[ModelSpeed]) -> Table:
+    """A row per program, dtype and length; the last column says how many times faster than transformers it was."""
+    from rich.table import Table
+
+    torch_seconds = {(speed.dtype, speed.tokens): speed.seconds for speed in speeds if speed.program == TORCH}
+    table = Table("program", "dtype", title="Prefill of the whole model")
+    for column in ("tokens", "seconds", "tokens/s", f"{TORCH} / this"):
+        table.add_column(column, justify="right")
+    for speed in sorted(speeds, key=lambda speed: (speed.dtype, speed.tokens)):
+        baseline = torch_seconds.get((speed.dtype, speed.tokens))
+        ratio = f"{baseline / speed.seconds:.2f}" if baseline else "–"
+        figures = (f"{speed.tokens:,}", f"{speed.seconds:.2f}", f"{speed.tokens / speed.seconds:,.0f}", ratio)
+        table.add_row(speed.program, speed.dtype, *figures)
+    return table

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from elastic_jax import smollm2
 from elastic_jax.cli.model import ModelSettings
 from elastic_jax.errors import ConfigError
 from elastic_jax.kv_cache.config import BITS, KEY_TRANSFORMS, KeyTransform
@@ -72,6 +73,30 @@ class BenchAttentionSettings:
             raise ConfigError(f"query_heads is {self.query_heads}; want a multiple of kv_heads, {self.kv_heads}.")
         if min(self.tokens, self.sparse_tokens, self.rounds, self.head_dim) < 1:
             raise ConfigError("tokens, sparse_tokens, rounds and head_dim want at least 1.")
+
+
+@dataclass(frozen=True)
+class BenchPrefillSettings:
+    """What is timed, and against what."""
+
+    model: str = smollm2.NAME
+    """Hugging Face directory or hub id, .gguf file, Elastic Attention checkpoint, or `smollm2`."""
+    router: str | None = None
+    """Directory of a router-only checkpoint; by default the model's own."""
+    lengths: tuple[int, ...] = (2048, 8192)
+    """Tokens of the prompts that the whole model reads."""
+    dtypes: tuple[Literal["float32", "bfloat16"], ...] = ("float32", "bfloat16")
+    """Number formats of the weights."""
+    repeats: int = 1
+    """Timed runs after the warming one; the median counts."""
+    torch_python: str | None = None
+    """A Python that has torch and transformers, to time the same weights and prompts there."""
+    out: str | None = None
+    """JSON file for the results."""
+
+    def __post_init__(self) -> None:
+        if not self.lengths or min(self.lengths) < 1 or not self.dtypes or self.repeats < 1:
+            raise ConfigError("lengths and dtypes want at least one value each, lengths and repeats at least 1.")
 
 
 @dataclass(frozen=True)

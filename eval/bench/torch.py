@@ -23,7 +23,9 @@ type Ask = Callable[[Mapping[str, Any]], float]
 
 
 @contextmanager
-def torch_process(python: str, script: Literal["torch_attention.py", "torch_cache.py"]) -> Iterator[Callable]:
+def torch_process(
+    python: str, script: Literal["torch_attention.py", "torch_cache.py", "torch_prefill.py"]
+) -> Iterator[Callable]:
     """Starts a script of `benchmarks/` under `python`; the function sends it a line of JSON and returns its answer.
 
     Raises:

@@ -46,11 +46,6 @@ def visited_pairs(tokens: int, sparse: bool) -> int:
     return int(((steps - 1) * PUBLISHED.block_size * rows + rows * (rows + 1) // 2).sum())
 
 
-def kept_share(tokens: int) -> float:
-    """Share of the causal pairs that a sparse head keeps."""
-    return visited_pairs(tokens, True) / visited_pairs(tokens, False)
-
-
 def hybrid_flops(shape: HeadShape, tokens: int, sparse_heads: int, *, training: bool) -> float:
     """Useful floating-point operations of one row with `sparse_heads` sparse KV heads: products of visible pairs only,
     none for what a kernel computes and masks or computes again."""

@@ -5,7 +5,6 @@ Which heads retrieve: attention to the needle while the answer is written, and r
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ import numpy as np
 from flax import nnx
 
 from elastic_jax.errors import DataError
-from elastic_jax.files import parse_json
+from elastic_jax.files import parse_json, write_json
 from elastic_jax.model import ElasticForCausalLM
 from elastic_jax.rope import apply_rope, rope_table
 from elastic_jax.routing import HeadMode, Routing
@@ -142,7 +141,8 @@ def forced_modes(scores_LK: Sequence[Sequence[float]], share: float) -> tuple[tu
 
 
 def write_head_scores(path: Path, scores_LK: np.ndarray, samples: int) -> None:
-    path.write_text(json.dumps({"samples": samples, "needle_attention": np.round(scores_LK, 6).tolist()}) + "\n")
+    """Writes the `heads.json` that `read_head_scores` reads."""
+    write_json(path, {"samples": samples, "needle_attention": np.round(scores_LK, 6).tolist()}, indent=None)
 
 
 def read_head_scores(path: str | Path) -> list[list[float]]:

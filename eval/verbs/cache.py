@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
-from elastic_jax.cli.args import parse_verb, required
-from elastic_jax.settings import settings_yaml
 from eval.bench.settings import BenchCacheSettings
+from eval.verb import checked_settings, report_folder
 
 
 def main(argv: Sequence[str]) -> int:
     """Compare quantised caches with the plain one: bytes, decode speed, perplexity, retrieval."""
-    asked = parse_verb(BenchCacheSettings, argv, verb="bench cache", summary=str(main.__doc__))
-    settings = asked.settings
-    out = Path(required(settings.out, "--out FOLDER", "folder for the report"))
-    if asked.dry_run:
-        print(settings_yaml(settings), end="")
+    settings = checked_settings(
+        BenchCacheSettings,
+        argv,
+        verb="bench cache",
+        summary=main.__doc__,
+        check=lambda settings: report_folder(settings.out),
+    )
+    if settings is None:
         return 0
-
     from eval.bench.cache.run import run_cache_bench
 
+    out = report_folder(settings.out)
     run_cache_bench(settings, out)
     print(f"Report: {out / 'cache.md'}")
     return 0

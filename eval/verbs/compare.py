@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from elastic_jax.cli.args import parse_verb, required
-from elastic_jax.settings import settings_yaml
+from elastic_jax.cli.args import required
+from eval.verb import checked_settings
 
 
 @dataclass(frozen=True)
@@ -29,25 +28,18 @@ class CompareSettings:
 
 def main(argv: Sequence[str]) -> int:
     """Compare two runs, paired by sample: difference, interval, sign test."""
-    asked = parse_verb(CompareSettings, argv, verb="eval compare", summary=str(main.__doc__))
-    settings = asked.settings
-    a = required(settings.a, "--a FOLDER", "first run")
-    b = required(settings.b, "--b FOLDER", "second run")
-    if asked.dry_run:
-        print(settings_yaml(settings), end="")
+    settings = checked_settings(CompareSettings, argv, verb="eval compare", summary=main.__doc__, check=_runs)
+    if settings is None:
         return 0
 
-    from eval.compare import compare_runs, render_comparison
+    from eval.compare import compare_runs, render_comparison, write_comparison
 
-    report = compare_runs(a, b, settings.arm_a, settings.arm_b)
-    text = render_comparison(report)
-    print(text, end="")
+    report = compare_runs(*_runs(settings), settings.arm_a, settings.arm_b)
+    print(render_comparison(report), end="")
     if settings.out is not None:
-        out = Path(settings.out)
-        out.mkdir(parents=True, exist_ok=True)
-        (out / "comparison.md").write_text(text, encoding="utf-8")
-        with (out / "comparison.csv").open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, list(report["rows"][0]), lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(report["rows"])
+        write_comparison(report, Path(settings.out))
     return 0
+
+
+def _runs(settings: CompareSettings) -> tuple[str, str]:
+    return required(settings.a, "--a FOLDER", "first run"), required(settings.b, "--b FOLDER", "second run")

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from elastic_jax.cli.args import parse_verb, required
 from elastic_jax.errors import ConfigError
-from eval.harness.settings import LISTS, BenchmarkSettings, ViewName, split_commas
+from eval.harness.settings import BenchmarkSettings, ViewName
+from eval.verb import benchmark_verb
+
+if TYPE_CHECKING:
+    from eval.benchmark import Benchmark
 
 
 @dataclass(frozen=True)
@@ -39,11 +41,19 @@ class HeadsSettings(BenchmarkSettings):
 
 def main(argv: Sequence[str]) -> int:
     """Rank heads by their attention to a needle while they answer; writes heads.json and a map."""
-    asked = parse_verb(HeadsSettings, split_commas(argv, *LISTS), verb="eval heads", summary=str(main.__doc__))
-    settings = asked.settings
-    out = Path(required(settings.out, "--out FOLDER", "folder for the report"))
+    return benchmark_verb(
+        HeadsSettings,
+        argv,
+        heads_benchmark,
+        verb="eval heads",
+        summary=main.__doc__,
+        further={"ranking": "heads.json"},
+    )
 
-    from eval.benchmark import Benchmark, run_benchmark
+
+def heads_benchmark(settings: HeadsSettings) -> Benchmark:
+    """The benchmark that the settings describe."""
+    from eval.benchmark import Benchmark
     from eval.harness.encoding import Encoder
     from eval.suites.haystack import Haystack, read_texts
     from eval.suites.routing.summary import heads_section
@@ -55,7 +65,7 @@ def main(argv: Sequence[str]) -> int:
         count = settings.samples(settings.per_task)
         return head_groups(settings.tasks, sorted(settings.lengths), count, haystack, encoder, seed=settings.seed)
 
-    benchmark = Benchmark(
+    return Benchmark(
         "eval heads",
         "Heads that retrieve",
         groups,
@@ -67,7 +77,3 @@ def main(argv: Sequence[str]) -> int:
         ),
         notes=heads_section,
     )
-    run_benchmark(benchmark, settings, out, dry_run=asked.dry_run)
-    if not asked.dry_run:
-        print(f"Report: {out / 'results.md'}, ranking: {out / 'heads.json'}")
-    return 0

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from elastic_jax.cli.args import parse_verb
-from elastic_jax.settings import settings_yaml
 from eval.bench.settings import BenchKernelSettings
+from eval.verb import checked_settings, write_results
 
 
 def main(argv: Sequence[str]) -> int:
     """Time attention kernels by length and sparsity, against the best dense kernel of the machine."""
-    asked = parse_verb(BenchKernelSettings, argv, verb="bench kernel", summary=str(main.__doc__))
-    settings = asked.settings
-    if asked.dry_run:
-        print(settings_yaml(settings), end="")
+    settings = checked_settings(BenchKernelSettings, argv, verb="bench kernel", summary=main.__doc__)
+    if settings is None:
         return 0
     if settings.torch_python is not None:
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # else nothing of a GPU is left for torch
@@ -29,9 +25,7 @@ def main(argv: Sequence[str]) -> int:
     from eval.bench.kernel_page import draw_kernels, kernel_table
 
     report = measure_kernels(settings)
-    if settings.out is not None:
-        Path(settings.out).parent.mkdir(parents=True, exist_ok=True)
-        Path(settings.out).write_text(json.dumps(asdict(report), indent=1) + "\n")
+    write_results(settings.out, asdict(report))
     console = Console()
     for step in settings.steps:
         console.print(kernel_table(report, step))

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from elastic_jax.cli.args import parse_verb, required
+from elastic_jax.cli.args import required
 from elastic_jax.errors import ConfigError
-from eval.harness.settings import LISTS, BenchmarkSettings, split_commas
+from eval.harness.settings import BenchmarkSettings
+from eval.verb import benchmark_verb
 
 if TYPE_CHECKING:
     from eval.benchmark import Benchmark
@@ -48,24 +48,14 @@ class LongBenchSettings(BenchmarkSettings):
 
 def main(argv: Sequence[str]) -> int:
     """LongBench, LongBench-E and LongBench v2 from local files or the hub, under several ways to run attention."""
-    asked = parse_verb(LongBenchSettings, split_commas(argv, *LISTS), verb="eval longbench", summary=str(main.__doc__))
-    settings = asked.settings
-    out = Path(required(settings.out, "--out FOLDER", "folder for the report"))
-    required(settings.data, "--data FOLDER", "data of the benchmark")
-
-    from eval.benchmark import run_benchmark
-
-    run_benchmark(longbench_benchmark(settings), settings, out, dry_run=asked.dry_run)
-    if not asked.dry_run:
-        print(f"Report: {out / 'results.md'}")
-    return 0
+    return benchmark_verb(LongBenchSettings, argv, longbench_benchmark, verb="eval longbench", summary=main.__doc__)
 
 
 def longbench_benchmark(settings: LongBenchSettings) -> Benchmark:
     """The benchmark that the settings describe.
 
     Raises:
-        ConfigError: a task that LongBench does not have.
+        ConfigError: no data, or a task that LongBench does not have.
         DataError: files that cannot be used.
     """
     from eval.benchmark import Benchmark
@@ -74,7 +64,8 @@ def longbench_benchmark(settings: LongBenchSettings) -> Benchmark:
     from eval.suites.longbench.v2 import longbench_v2_group
     from eval.tasks import Group
 
-    data, limit, count = str(settings.data), settings.max_tokens, settings.limit
+    data = required(settings.data, "--data FOLDER", "data of the benchmark")
+    limit, count = settings.max_tokens, settings.limit
     extended = settings.version == "e"
 
     def groups(_: Encoder) -> Sequence[Group]:

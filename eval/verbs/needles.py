@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from elastic_jax.cli.args import parse_verb, required
 from elastic_jax.errors import ConfigError
-from eval.harness.settings import LISTS, BenchmarkSettings, split_commas
+from eval.harness.settings import BenchmarkSettings
+from eval.verb import benchmark_verb
+
+if TYPE_CHECKING:
+    from eval.benchmark import Benchmark
 
 
 @dataclass(frozen=True)
@@ -44,11 +46,12 @@ class NeedlesSettings(BenchmarkSettings):
 
 def main(argv: Sequence[str]) -> int:
     """Depth x length maps of what is found in a long text; full, sparse, routed, small caches."""
-    asked = parse_verb(NeedlesSettings, split_commas(argv, *LISTS), verb="eval needles", summary=str(main.__doc__))
-    settings = asked.settings
-    out = Path(required(settings.out, "--out FOLDER", "folder for the report"))
+    return benchmark_verb(NeedlesSettings, argv, needles_benchmark, verb="eval needles", summary=main.__doc__)
 
-    from eval.benchmark import Benchmark, run_benchmark
+
+def needles_benchmark(settings: NeedlesSettings) -> Benchmark:
+    """The benchmark that the settings describe."""
+    from eval.benchmark import Benchmark
     from eval.harness.encoding import Encoder
     from eval.suites.haystack import Haystack, read_texts
     from eval.suites.needles import needle_groups
@@ -67,11 +70,7 @@ def main(argv: Sequence[str]) -> int:
             generate=settings.generate,
         )
 
-    benchmark = Benchmark("eval needles", "Needles by depth and length", groups, ("length", "depth"), method=_METHOD)
-    run_benchmark(benchmark, settings, out, dry_run=asked.dry_run)
-    if not asked.dry_run:
-        print(f"Report: {out / 'results.md'}")
-    return 0
+    return Benchmark("eval needles", "Needles by depth and length", groups, ("length", "depth"), method=_METHOD)
 
 
 _METHOD = (

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from typing import TYPE_CHECKING
 
-from elastic_jax.cli.args import parse_verb, required
 from elastic_jax.errors import ConfigError
-from eval.harness.settings import LISTS, BenchmarkSettings, split_commas
+from eval.harness.settings import BenchmarkSettings
+from eval.verb import benchmark_verb
+
+if TYPE_CHECKING:
+    from eval.benchmark import Benchmark
 
 
 @dataclass(frozen=True)
@@ -36,15 +39,15 @@ class PerplexitySettings(BenchmarkSettings):
 
 def main(argv: Sequence[str]) -> int:
     """Perplexity by position in long prose and code; full, sparse, routed."""
-    asked = parse_verb(
-        PerplexitySettings, split_commas(argv, *LISTS), verb="eval perplexity", summary=str(main.__doc__)
-    )
-    settings = asked.settings
-    out = Path(required(settings.out, "--out FOLDER", "folder for the report"))
+    return benchmark_verb(PerplexitySettings, argv, perplexity_benchmark, verb="eval perplexity", summary=main.__doc__)
+
+
+def perplexity_benchmark(settings: PerplexitySettings) -> Benchmark:
+    """The benchmark that the settings describe."""
     if settings.cache_bits:
         raise ConfigError("perplexity is measured in one pass without a cache; leave --cache-bits out.")
 
-    from eval.benchmark import Benchmark, run_benchmark
+    from eval.benchmark import Benchmark
     from eval.harness.encoding import Encoder
     from eval.suites.haystack import Haystack, code_texts, read_texts
     from eval.suites.perplexity import positions_groups, positions_section
@@ -58,7 +61,7 @@ def main(argv: Sequence[str]) -> int:
         count = settings.samples(settings.windows)
         return positions_groups(sorted(settings.lengths), count, haystacks, parts=settings.parts, seed=settings.seed)
 
-    benchmark = Benchmark(
+    return Benchmark(
         "eval perplexity",
         "Perplexity by position",
         groups,
@@ -67,7 +70,3 @@ def main(argv: Sequence[str]) -> int:
         method="Windows are consecutive tokens of one text. Score: share of tokens that were the most likely ones.",
         notes=positions_section,
     )
-    run_benchmark(benchmark, settings, out, dry_run=asked.dry_run)
-    if not asked.dry_run:
-        print(f"Report: {out / 'results.md'}")
-    return 0

@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
-from elastic_jax.cli.args import parse_verb, required
-from elastic_jax.settings import settings_yaml
 from eval.suites.router.settings import RouterReportSettings
+from eval.verb import checked_settings, report_folder
 
 
 def main(argv: Sequence[str]) -> int:
     """Compare full, all-sparse and routed attention: retrieval, loss, sparsity, prefill time."""
-    asked = parse_verb(RouterReportSettings, argv, verb="eval router", summary=str(main.__doc__))
-    settings = asked.settings
-    out = Path(required(settings.out, "--out FOLDER", "folder for the report"))
-    if asked.dry_run:
-        print(settings_yaml(settings), end="")
+    settings = checked_settings(
+        RouterReportSettings,
+        argv,
+        verb="eval router",
+        summary=main.__doc__,
+        check=lambda settings: report_folder(settings.out),
+    )
+    if settings is None:
         return 0
-
     from eval.suites.router.run import run_router_report
 
+    out = report_folder(settings.out)
     run_router_report(settings, out)
     print(f"Report: {out / 'results.md'}")
     return 0

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from typing import TYPE_CHECKING
 
-from elastic_jax.cli.args import parse_verb, required
 from elastic_jax.errors import ConfigError
-from eval.harness.settings import LISTS, BenchmarkSettings, ViewName, split_commas
+from eval.harness.settings import BenchmarkSettings, ViewName
+from eval.verb import benchmark_verb
+
+if TYPE_CHECKING:
+    from eval.benchmark import Benchmark
 
 
 @dataclass(frozen=True)
@@ -39,11 +42,12 @@ class RoutingSettings(BenchmarkSettings):
 
 def main(argv: Sequence[str]) -> int:
     """Routing by task: MSR, ESR, heat map of heads, similarity of tasks before and after the task MLP."""
-    asked = parse_verb(RoutingSettings, split_commas(argv, *LISTS), verb="eval routing", summary=str(main.__doc__))
-    settings = asked.settings
-    out = Path(required(settings.out, "--out FOLDER", "folder for the report"))
+    return benchmark_verb(RoutingSettings, argv, routing_benchmark, verb="eval routing", summary=main.__doc__)
 
-    from eval.benchmark import Benchmark, run_benchmark
+
+def routing_benchmark(settings: RoutingSettings) -> Benchmark:
+    """The benchmark that the settings describe."""
+    from eval.benchmark import Benchmark
     from eval.harness.encoding import Encoder
     from eval.suites.haystack import Haystack, code_texts, read_texts
     from eval.suites.routing.summary import routing_section
@@ -61,7 +65,7 @@ def main(argv: Sequence[str]) -> int:
         }
         return routing_groups(sorted(settings.lengths), count, haystacks, encoder, seed=settings.seed)
 
-    benchmark = Benchmark(
+    return Benchmark(
         "eval routing",
         "Routing by task",
         groups,
@@ -70,7 +74,3 @@ def main(argv: Sequence[str]) -> int:
         method="Each prompt is read once; the score is its MSR, the share of (layer, KV head) pairs that run sparse.",
         notes=routing_section,
     )
-    run_benchmark(benchmark, settings, out, dry_run=asked.dry_run)
-    if not asked.dry_run:
-        print(f"Report: {out / 'results.md'}")
-    return 0

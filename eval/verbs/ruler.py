@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from elastic_jax.cli.args import parse_verb, required
 from elastic_jax.errors import ConfigError
-from eval.harness.settings import LISTS, BenchmarkSettings, split_commas
+from eval.harness.settings import BenchmarkSettings
+from eval.verb import benchmark_verb
 
 if TYPE_CHECKING:
     from eval.benchmark import Benchmark
@@ -42,16 +41,7 @@ class RulerSettings(BenchmarkSettings):
 
 def main(argv: Sequence[str]) -> int:
     """RULER: retrieval, tracking, counting and questions at any length; full, sparse, routed, small caches."""
-    asked = parse_verb(RulerSettings, split_commas(argv, *LISTS), verb="eval ruler", summary=str(main.__doc__))
-    settings = asked.settings
-    out = Path(required(settings.out, "--out FOLDER", "folder for the report"))
-
-    from eval.benchmark import run_benchmark
-
-    run_benchmark(ruler_benchmark(settings), settings, out, dry_run=asked.dry_run)
-    if not asked.dry_run:
-        print(f"Report: {out / 'results.md'}")
-    return 0
+    return benchmark_verb(RulerSettings, argv, ruler_benchmark, verb="eval ruler", summary=main.__doc__)
 
 
 def ruler_benchmark(settings: RulerSettings) -> Benchmark:

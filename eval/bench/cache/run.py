@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 import tempfile
 from contextlib import ExitStack
@@ -15,6 +14,7 @@ import numpy as np
 
 from elastic_jax.cli.model import load_model, load_model_tokenizer
 from elastic_jax.errors import ConfigError
+from elastic_jax.files import write_json, write_text
 from elastic_jax.journal import Journal
 from elastic_jax.kv_cache import CacheConfig
 from elastic_jax.model import ElasticForCausalLM
@@ -57,8 +57,8 @@ def run_cache_bench(settings: BenchCacheSettings, out: Path) -> dict[str, Any]:
         report["speed"] = _speed(model, settings, out)
     if settings.quality:
         report["quality"] = _quality(model, settings, out)
-    (out / "cache.json").write_text(json.dumps(report, indent=1) + "\n")
-    (out / "cache.md").write_text(render_cache_report(report))
+    write_json(out / "cache.json", report)
+    write_text(out / "cache.md", render_cache_report(report))
     if settings.quality and settings.windows:
         draw_quality(report["quality"], out / "cache.png")
     return report

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from eval.benchmark import Benchmark, write_whole
+from elastic_jax.files import write_json, write_text
+from eval.benchmark import Benchmark
 from eval.harness.encoding import Encoder
 from eval.harness.runner import Record
 from eval.suites.rewardbench.asking import JudgePlan, judge_groups
@@ -72,11 +72,11 @@ class JudgeRun:
         """Sections of the report; writes `judge.json` with all figures, and for every arm the official table."""
         by_arm = _by_arm(records)
         figures = {arm: self._figures(part) for arm, part in by_arm.items()}
-        write_whole(out / "judge.json", json.dumps(figures, indent=1) + "\n")
+        write_json(out / "judge.json", figures)
         for arm, part in by_arm.items():
             headline = next(iter(self._verdicts(part).values()))
             name = re.sub("[^a-z0-9.+-]+", "-", arm.lower())
-            write_whole(out / f"official-{name}.csv", self._report.official_csv(headline))
+            write_text(out / f"official-{name}.csv", self._report.official_csv(headline))
         return "\n\n".join(figures_markdown(part, arm) for arm, part in figures.items())
 
     def _figures(self, records: Sequence[Record]) -> dict[str, Any]:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
 from elastic_jax.cli.model import load_model, load_model_tokenizer
 from elastic_jax.errors import ConfigError
+from elastic_jax.files import write_json, write_text
 from elastic_jax.journal import Journal
 from elastic_jax.model import ElasticForCausalLM
 from eval.harness.backends.local import ModelBackend, with_router_settings
@@ -85,8 +85,8 @@ def run_router_report(settings: RouterReportSettings, out: Path) -> dict[str, An
             **summarise(retrieval, perplexity, labels, journal),
             "prefill": {str(n): journal[_time_key(n, backend.router)] for n in settings.lengths},
         }
-    (out / "results.json").write_text(json.dumps(report, indent=1) + "\n")
-    (out / "results.md").write_text(render_markdown(report))
+    write_json(out / "results.json", report)
+    write_text(out / "results.md", render_markdown(report))
     draw_report(report, out / "results.png")
     return report
 

@@ -3,9 +3,8 @@ import json
 from tiny import tiny_model
 
 from elastic_jax.cli import main as elastic_jax_cli
-from eval.bench.prefill import TORCH, ModelSpeed
+from eval.bench.prefill import TORCH, ModelSpeed, model_table
 from eval.harness.timing import prefill_seconds
-from eval.verbs.prefill import model_table
 
 
 def test_bench_prefill_times_both_routings_in_every_dtype(checkpoint, tmp_path, capsys):

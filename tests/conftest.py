@@ -10,6 +10,7 @@ from pathlib import Path
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".cache" / "jax"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")  # most programs run once: compile them fast
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import pytest  # noqa: E402
@@ -21,9 +22,34 @@ settings.load_profile("any machine")
 TESTS = Path(__file__).parent
 END_TO_END = ("notebooks/", "train/demo/", "test_docs_run", "test_readme", "test_package")
 COMPILES = {"jax", "flax", "subprocess"}
+JAX_FIXTURES = {"model", "checkpoint"}
 MAPS = Path("/proc/self/maps")
 MOST_MAPS = 15_000
 """Memory maps of a worker; Linux ends a process that has 65,530, and every compiled program in memory holds several."""
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    """Byte-level BPE of a few hundred tokens, without a chat template."""
+    from tiny_text import tiny_tokenizer
+
+    return tiny_tokenizer()
+
+
+@pytest.fixture(scope="session")
+def model():
+    """The tiny model, for tests that change none of it."""
+    from tiny import tiny_model  # starts jax, which many tests do without
+
+    return tiny_model()
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tokenizer, tmp_path_factory) -> Path:
+    """A tiny model with routers and the tokenizer, as a directory that no test changes."""
+    from tiny import write_checkpoint
+
+    return write_checkpoint(tmp_path_factory.mktemp("checkpoint") / "model", tokenizer)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -40,7 +66,7 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if item.path.relative_to(TESTS).as_posix().startswith(END_TO_END):
             item.add_marker("e2e")
-        elif not any(item.iter_markers("slow")) and "checkpoint" not in item.fixturenames and not compiles(item.path):
+        elif not (any(item.iter_markers("slow")) or JAX_FIXTURES & {*item.fixturenames} or compiles(item.path)):
             item.add_marker("unit")
     items.sort(key=lambda item: not any(item.iter_markers("e2e")))
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from chat_tokenizers import chat_tokenizer
 from doc_pages import PAGES, TOY, Block, blocks, elastic_arguments, shell_commands
-from tiny import random_ids, tiny_model
+from tiny import random_ids, write_checkpoint
 
-from elastic_jax import cli, from_pretrained, save_pretrained
+from elastic_jax import cli, from_pretrained
 
 SMALL = {
     "generate": "--model MODEL --max-new-tokens 4",
@@ -30,11 +30,8 @@ PAGES_RUN = [
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory) -> Path:
     """A decoder with routers and a tokenizer that knows a chat format."""
-    tokenizer = chat_tokenizer()
     folder = tmp_path_factory.mktemp("docs") / "model"
-    save_pretrained(tiny_model(vocab_size=len(tokenizer), max_position_embeddings=4096), folder, format="elastic")
-    tokenizer.save_pretrained(folder)
-    return folder
+    return write_checkpoint(folder, chat_tokenizer(), max_position_embeddings=4096)
 
 
 @pytest.fixture

@@ -1,13 +1,17 @@
 """A decoder small enough for every test: 2 layers, blocks of 16 tokens, 1 sink and 2 local blocks."""
 
 import dataclasses
+import functools
+from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
 from elastic_jax.config import ModelConfig, RouterConfig
-from elastic_jax.model import ElasticForCausalLM, from_params, to_params
+from elastic_jax.model import ElasticForCausalLM, from_params, param_shapes
+from elastic_jax.weights import save_pretrained
 
 CONFIG = ModelConfig(
     family="llama",
@@ -25,12 +29,34 @@ CONFIG = ModelConfig(
 
 
 def tiny_model(seed: int = 0, **changes) -> ElasticForCausalLM:
-    """Random float32 weights; routers wide enough apart that heads disagree."""
-    config = dataclasses.replace(CONFIG, **changes)
-    model = ElasticForCausalLM(config, dtype=jnp.float32, rngs=nnx.Rngs(seed))
-    params = to_params(model)
-    params = {path: 4 * x if "router.head.fc3.kernel" in path else x for path, x in params.items()}
-    return from_params(config, params)
+    """A model of its own for each caller, with random float32 weights; routers are so wide that heads disagree.
+
+    NumPy draws the weights once per session: the initialisers of the model would compile a program for each shape.
+    """
+    graph, state = _drawn(dataclasses.replace(CONFIG, **changes), seed)
+    return nnx.merge(graph, jax.tree.map(jnp.array, state))
+
+
+@functools.cache
+def _drawn(config: ModelConfig, seed: int) -> tuple[nnx.GraphDef, nnx.State]:
+    rng = np.random.default_rng(seed)
+
+    def draw(path: str, shape: tuple[int, ...]) -> np.ndarray:
+        if not path.endswith(("kernel", "embedding")):
+            return np.full(shape, path.endswith("scale"), np.float32)
+        width = 4 if "router.head.fc3.kernel" in path else 1
+        return np.float32(width * config.initializer_range * rng.standard_normal(shape))
+
+    params = {path: draw(path, spec.shape) for path, spec in param_shapes(config, jnp.float32).items()}
+    graph, state = nnx.split(from_params(config, params))
+    return graph, jax.tree.map(np.asarray, state)
+
+
+def write_checkpoint(folder: Path, tokenizer, **changes) -> Path:
+    """A tiny model with routers beside its tokenizer, as a directory."""
+    save_pretrained(tiny_model(vocab_size=len(tokenizer), **changes), folder, format="elastic")
+    tokenizer.save_pretrained(folder)
+    return folder
 
 
 def random_ids(shape: tuple[int, ...], seed: int = 0) -> jnp.ndarray:

@@ -5,32 +5,14 @@ import shutil
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny import tiny_model
 
 from elastic_jax import cli
 from elastic_jax.generation import generate
 from elastic_jax.model import to_params
-from elastic_jax.weights import from_pretrained, save_pretrained
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory) -> Path:
-    """A decoder with routers whose tokens are the 256 bytes."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    folder = tmp_path_factory.mktemp("tiny") / "model"
-    save_pretrained(tiny_model(vocab_size=256), folder, format="elastic")
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(models.BPE({letter: i for i, letter in enumerate(alphabet)}, []))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(folder)
-    return folder
+from elastic_jax.weights import from_pretrained
 
 
 def run(capsys, *arguments: object) -> str:
@@ -111,20 +93,20 @@ def test_files_of_prompts_that_cannot_be_used_are_refused(capsys, checkpoint, tm
     assert "--cache-mib" in refusal(capsys, *common, "--cache-mib", 1)
 
 
-def test_inspect_agrees_with_the_model(capsys, checkpoint, tmp_path):
+def test_inspect_agrees_with_the_model(capsys, checkpoint, tokenizer, tmp_path):
     text = "the quick brown fox jumps over the lazy dog " * 3
     common = ["inspect", "--model", checkpoint, "--dtype", "float32", "--prompt", text, "hello"]
     picture = tmp_path / "pictures" / "heat.png"
     long, short = json.loads(run(capsys, *common, "--json", "--png", picture))
     assert picture.read_bytes().startswith(b"\x89PNG")
     model = from_pretrained(checkpoint, dtype="float32")
-    ids = np.asarray([_bytes_as_ids(checkpoint, text)])
+    ids = np.asarray([tokenizer.encode(text)])
     routing = model(ids).routing
     assert (np.asarray(long["heads"]) == "sparse").tolist() == np.asarray(routing.mode[:, 0] == 1).tolist()
-    assert long["tokens"] == len(text)
+    assert long["tokens"] == ids.size
     assert long["msr"] == pytest.approx(float(routing.msr()[0]))
-    assert long["esr"] == pytest.approx(float(routing.esr(np.asarray([len(text)]), model.config)[0]))
-    assert short["esr"] == 0 and short["tokens"] == 5
+    assert long["esr"] == pytest.approx(float(routing.esr(np.asarray([ids.size]), model.config)[0]))
+    assert short["esr"] == 0 and short["tokens"] == len(tokenizer.encode("hello"))
     assert len(json.loads(run(capsys, *common, text + "again", "--json"))) == 3, "prompts that begin alike"
     table = run(capsys, *common)
     assert "hello" in table and f"{long['msr']:.2f}" in table
@@ -234,9 +216,3 @@ def test_ctrl_c_leaves_no_half_written_checkpoint(checkpoint, tmp_path):
     assert done.returncode == 128 + signal.SIGINT, done.stderr
     assert done.stderr.splitlines()[-1] == "Interrupted."
     assert list(tmp_path.iterdir()) == []
-
-
-def _bytes_as_ids(checkpoint: Path, text: str) -> list[int]:
-    from elastic_jax.weights.tokenizer import load_tokenizer
-
-    return load_tokenizer(checkpoint).encode(text)

@@ -2,7 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny import random_ids, tiny_model
+from tiny import random_ids
 
 from elastic_jax.errors import DataError
 from elastic_jax.generation import generate
@@ -12,11 +12,6 @@ from eval.samples import VIEWS, Arm, Prompt, Sample
 ROUTING = {"full": "full", "sparse": "sparse", "elastic": None}
 LENGTHS = (150, 97, 131)
 WIDTH = 6
-
-
-@pytest.fixture(scope="module")
-def model():
-    return tiny_model()
 
 
 @pytest.fixture(scope="module")

@@ -2,16 +2,10 @@
 
 from types import SimpleNamespace
 
-import pytest
-from tiny import random_ids, tiny_model
+from tiny import random_ids
 
 from eval.harness.backends.local import ModelBackend
 from eval.samples import Arm, Prompt, Sample
-
-
-@pytest.fixture(scope="module")
-def model():
-    return tiny_model()
 
 
 def timed(backend: ModelBackend, count: int, arm: Arm) -> list[bool]:

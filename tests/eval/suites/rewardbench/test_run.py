@@ -11,10 +11,8 @@ import pytest
 from chat_tokenizers import chat_tokenizer
 from cheap_tokenizer import CheapTokenizer
 from judge_runs import in_shown_order, judge, shown_answers
-from tiny import tiny_model
-from tiny_text import VOCAB, tiny_tokenizer
+from tiny import tiny_model, write_checkpoint
 
-from elastic_jax import save_pretrained
 from elastic_jax.errors import CheckpointError, ConfigError, DataError
 from elastic_jax.reward import ElasticRewardModel
 from eval.benchmark import run_benchmark
@@ -184,7 +182,7 @@ def reward_checkpoint(tmp_path_factory):
 
 
 def reward_model() -> ElasticRewardModel:
-    decoder = tiny_model(vocab_size=VOCAB + 8, tie_word_embeddings=True, max_position_embeddings=1024)
+    decoder = tiny_model(vocab_size=len(chat_tokenizer()), tie_word_embeddings=True, max_position_embeddings=1024)
     head = np.random.default_rng(3).standard_normal((decoder.config.hidden_size, 1), np.float32)
     return ElasticRewardModel(decoder, jnp.asarray(head), decoder.config)
 
@@ -288,10 +286,9 @@ def test_a_choice_is_between_the_letters_after_the_brackets(memory_settings, tmp
     assert figures["swap"]["all"]["flip_first"] == len(SETTINGS) and figures["all"]["match"] == 0.5
 
 
-def test_a_model_of_this_library_judges(tmp_path):
+def test_a_model_of_this_library_judges(tokenizer, tmp_path):
     """A tiny random model: no claim on quality, every record is accounted for."""
-    save_pretrained(tiny_model(vocab_size=VOCAB, max_position_embeddings=1024), tmp_path / "model", format="elastic")
-    tiny_tokenizer().save_pretrained(tmp_path / "model")
+    write_checkpoint(tmp_path / "model", tokenizer, max_position_embeddings=1024)
     (tmp_path / "Math.jsonl").write_text(json.dumps(RECORD) + "\n")
     settings = JudgeSettings(
         model=str(tmp_path / "model"), dtype="float32", views=("full",), data=str(tmp_path), max_new_tokens=4

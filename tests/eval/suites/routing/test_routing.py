@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny import CONFIG, random_ids, tiny_model
+from tiny import CONFIG, random_ids
 
 from elastic_jax.errors import DataError
 from elastic_jax.routing import HeadMode
@@ -22,11 +22,6 @@ from eval.suites.routing.summary import (
 from eval.suites.routing.tasks import record_groups
 
 LENGTHS = (150, 97)
-
-
-@pytest.fixture(scope="module")
-def model():
-    return tiny_model()
 
 
 def prompts(**fields) -> list[Prompt]:

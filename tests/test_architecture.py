@@ -61,7 +61,7 @@ def test_packages_import_in_one_direction_and_nothing_unsafe():
             upward = top in MAY_IMPORT and top != package and top not in MAY_IMPORT[package]
             if upward or any(module == unsafe or module.startswith(unsafe + ".") for unsafe in UNSAFE_IMPORTS):
                 found.append(f"{name} imports {module}")
-    assert found == []
+    assert not found, "\n".join(found)
 
 
 def test_nothing_unsafe_is_called():
@@ -74,7 +74,7 @@ def test_nothing_unsafe_is_called():
                 keywords = {keyword.arg for keyword in node.keywords if ast.unparse(keyword.value) != "False"}
                 used = ({ast.unparse(node.func)} & UNSAFE_CALLS) | (keywords & UNSAFE_KEYWORDS)
                 found += [f"{name}, line {node.lineno}: {word}" for word in used]
-    assert found == []
+    assert not found, "\n".join(found)
 
 
 def imports_of(name: str) -> Iterator[tuple[str, str]]:
@@ -104,7 +104,7 @@ def test_nothing_imports_a_verb():
         for module, _ in imports_of(name)
         if module.startswith(VERBS) and module not in VERB_PARTS and name != "elastic_jax.cli"
     ]
-    assert found == []
+    assert not found, "\n".join(found)
 
 
 def test_settings_lie_beneath_their_implementation():
@@ -120,7 +120,7 @@ def test_settings_lie_beneath_their_implementation():
             elif module in MODULES and module not in needed:
                 needed.add(module)
                 waiting.append(module)
-    assert found == []
+    assert not found, "\n".join(found)
 
 
 def imported_at_once(tree: ast.Module) -> Iterator[str]:
@@ -143,7 +143,7 @@ def test_only_exported_names_cross_packages():
                 problems.append(f"{name} imports {imported} from {module}, which only imports it")
             if module.startswith("pallas_kernels.") and module not in KERNEL_DOORS:
                 problems.append(f"{name} imports {module}, which is inside pallas_kernels")
-    assert problems == []
+    assert not problems, "\n".join(problems)
 
 
 def exported(module: str) -> set[str]:
@@ -208,7 +208,7 @@ def test_every_setting_is_read_somewhere():
         if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name)
         if statement.target.id not in read
     ]
-    assert unread == []
+    assert not unread, "\n".join(unread)
 
 
 def test_no_file_names_a_download_address():

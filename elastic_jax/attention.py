@@ -12,7 +12,7 @@ from flax import nnx
 from elastic_jax.config import ModelConfig, RouterConfig
 from elastic_jax.errors import ConfigError
 from elastic_jax.layers import Linear, RMSNorm
-from elastic_jax.layout import Layout, per_token
+from elastic_jax.layout import Layout, per_token, squeeze_sequences
 from elastic_jax.rope import apply_rope
 from elastic_jax.router import AttentionRouter, SampledGates, argmax_gates, pool_keys, sample_gates
 from elastic_jax.routing import skipped_share, to_modes
@@ -29,7 +29,7 @@ class LayerContext(NamedTuple):
     sin_BTh: jax.Array
     router_bias: jax.Array | float
     sampled: SampledGates | None
-    soft: bool
+    mixed: bool
     """Whether imposed gates lie between 0 and 1 and mix both attentions."""
 
 
@@ -93,7 +93,7 @@ def attend_prompt(
         gates = sample_gates(logits, jax.random.fold_in(sampled.key, layer), sampled.temperature)
     elif gates is None:
         gates = argmax_gates(logits, context.router_bias)
-    both_run = sampled is not None or context.soft
+    both_run = sampled is not None or context.mixed
     mask = choose_blocks(config.router, q, k, None if both_run else gates, layout)
     full_mask, sparse_mask = (mask, None) if config.router.full_heads_choose else (None, mask)
     options = dict(
@@ -104,11 +104,11 @@ def attend_prompt(
         **asdict(config.attention_spec),
     )
     if sampled is not None:
-        out = routed_attention(q, k, v, per_row(gates, layout), **options)
-    elif context.soft:
+        out = routed_attention(q, k, v, squeeze_sequences(gates, layout), **options)
+    elif context.mixed:
         out = mix(gates, *dual_attention(q, k, v, **options), layout)
     else:
-        out = hybrid_attention(q, k, v, per_row(to_modes(gates).astype(jnp.int32), layout), **options)
+        out = hybrid_attention(q, k, v, squeeze_sequences(to_modes(gates).astype(jnp.int32), layout), **options)
     skipped = None if mask is None else skipped_share(jax.lax.stop_gradient(gates), mask, layout, config)
     return out, LayerRecord(pooled, logits, gates, k, v, skipped)
 
@@ -137,11 +137,6 @@ def choose_blocks(
         segment_ids=layout.segment_ids,
         lengths=layout.lengths,
     )
-
-
-def per_row(values_BMK: jax.Array, layout: Layout) -> jax.Array:
-    """Drops the sequence axis of rows that hold one sequence each: `[B, M, K]` to `[B, K]` unless packed."""
-    return values_BMK if layout.packed else values_BMK[:, 0]
 
 
 def mix(gates_BMK: jax.Array, full_BTNH: jax.Array, sparse_BTNH: jax.Array, layout: Layout) -> jax.Array:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,9 +19,10 @@ from elastic_jax.kv_cache.dense import DenseCache
 from elastic_jax.kv_cache.pages import plan_pages
 from elastic_jax.kv_cache.quantized import QuantizedCache
 from elastic_jax.kv_cache.size import check_limit, quantized_bytes
+from elastic_jax.layout import check_prompts
 from elastic_jax.model import ElasticForCausalLM
 from elastic_jax.rope import apply_rope, rope_table
-from elastic_jax.routing import HeadMode, Routing, modes_from
+from elastic_jax.routing import Gates, HeadMode, Routing, gates_from, to_modes
 from elastic_jax.sampling import Sampling, next_token
 
 Cache = DenseCache | QuantizedCache
@@ -85,16 +87,18 @@ def generate(
     cache, sampling = cache or CacheConfig(), sampling or Sampling()
     config = model.config
     cache.check_head_dim(config.head_dim)
-    ids, lengths_B = _check_prompts(model, np.asarray(input_ids_BT), lengths, max_new_tokens)
+    if max_new_tokens < 1:
+        raise ShapeError(f"max_new_tokens is {max_new_tokens}; want 1 or more.")
+    ids, lengths_B = check_prompts(config, input_ids_BT, lengths, max_new_tokens)
     B, T = ids.shape
-    modes = None if routing is None else modes_from(routing, (config.num_layers, B, config.num_kv_heads))
+    gates = gates_from(routing, config, B)
     if cache_mib is not None:
-        _check_cache_limit(cache_mib, model, cache, lengths_B, modes, max_new_tokens)
+        _check_cache_limit(cache_mib, model, cache, lengths_B, gates, max_new_tokens)
     stops = jnp.asarray(end_ids(config) if stop_tokens is None else list(stop_tokens), jnp.int32)
 
     start = time.perf_counter()
     padded = jnp.asarray(np.pad(ids, ((0, 0), (0, bucket(T) - T))))
-    kv, logits_BV, routing = prefill(model, padded, jnp.asarray(lengths_B), modes, jnp.float32(router_bias))
+    kv, logits_BV, routing = prefill(model, padded, jnp.asarray(lengths_B), gates, jnp.float32(router_bias))
     state = make_cache(cache, config, kv, lengths_B, routing.mode, max_new_tokens)
     del kv
     jax.block_until_ready((logits_BV, state))
@@ -122,19 +126,29 @@ def bucket(tokens: int) -> int:
     return -(-tokens // step) * step
 
 
+class Prefilled(NamedTuple):
+    """Prompts that were read, from which `make_cache` fills a cache of any kind."""
+
+    kv: tuple[jax.Array, jax.Array]
+    """Rotated keys and values, each `[L, B, T, K, H]`."""
+    logits_BV: jax.Array
+    """After the last token of each prompt."""
+    routing: Routing
+
+
 @nnx.jit
 def prefill(
     model: ElasticForCausalLM,
     ids_BT: jax.Array,
     lengths_B: jax.Array,
-    modes: jax.Array | None,
-    router_bias: jax.Array,
-) -> tuple[tuple[jax.Array, jax.Array], jax.Array, Routing]:
-    """Reads prompts: keys and values `[L, B, T, K, H]`, logits `[B, V]` after the last token, the routing kept."""
-    out = model.hidden(ids_BT, lengths=lengths_B, gates=modes, router_bias=router_bias, return_kv=True)
+    gates: Gates | None,
+    router_bias: jax.Array | float = 0.0,
+) -> Prefilled:
+    """Reads right-padded prompts; without gates the routers decide."""
+    out = model.hidden(ids_BT, lengths=lengths_B, gates=gates, router_bias=router_bias, return_kv=True)
     last_BD = jnp.take_along_axis(out.hidden_BTD, (lengths_B - 1)[:, None, None], axis=1)[:, 0]
     assert out.kv is not None
-    return out.kv, model.head(last_BD), out.routing
+    return Prefilled(out.kv, model.head(last_BD), out.routing)
 
 
 def make_cache(
@@ -243,12 +257,14 @@ def _check_cache_limit(
     model: ElasticForCausalLM,
     cache: CacheConfig,
     lengths_B: np.ndarray,
-    modes: jax.Array | None,
+    gates: Gates | None,
     new_tokens: int,
 ) -> None:
     config, itemsize = model.config, model.head_kernel().dtype.itemsize
     B, L, K, H = len(lengths_B), config.num_layers, config.num_kv_heads, config.head_dim
-    mode_LBK = np.zeros((L, B, K), np.int8) if modes is None or not decodes_sparse(cache, config) else np.asarray(modes)
+    mode_LBK = np.full((L, B, K), HeadMode.FULL, np.int8)
+    if gates is not None and decodes_sparse(cache, config):
+        mode_LBK = np.asarray(to_modes(gates.z))
     longest_first = np.argsort(-lengths_B)
     lengths_B, mode_LBK = lengths_B[longest_first] + new_tokens, mode_LBK[:, longest_first]
 
@@ -259,29 +275,6 @@ def _check_cache_limit(
         return quantized_bytes(mode_LBK[:, :rows], lengths, H, itemsize, cache, config.attention_spec)
 
     check_limit(limit_mib, cache, bytes_of, B, int(lengths_B[0]))
-
-
-def _check_prompts(
-    model: ElasticForCausalLM, ids: np.ndarray, lengths: jax.Array | None, max_new_tokens: int
-) -> tuple[np.ndarray, np.ndarray]:
-    if ids.ndim != 2 or 0 in ids.shape:
-        raise ShapeError(f"input_ids has shape {ids.shape}; want [batch, tokens] with at least one row and one token.")
-    if max_new_tokens < 1:
-        raise ShapeError(f"max_new_tokens is {max_new_tokens}; want 1 or more.")
-    B, T = ids.shape
-    lengths_B = np.full((B,), T, np.int32) if lengths is None else np.asarray(lengths, np.int32)
-    if lengths_B.shape != (B,) or (lengths_B < 1).any() or (lengths_B > T).any():
-        raise ShapeError(f"lengths is {lengths_B.tolist()}; want {B} values from 1 to {T}, one per row.")
-    vocab = model.config.vocab_size
-    if ids.min() < 0 or ids.max() >= vocab:
-        raise ShapeError(f"input_ids run from {ids.min()} to {ids.max()}; want ids in [0, {vocab}). Wrong tokenizer?")
-    need, have = int(lengths_B.max()) + max_new_tokens, model.config.max_position_embeddings
-    if need > have and model.config.rope.type != "dynamic":
-        raise ShapeError(
-            f"prompt of {lengths_B.max()} tokens + max_new_tokens {max_new_tokens} = {need} positions; the model has "
-            f"{have}. Shorten the prompt, or give the checkpoint a rope scaling for longer contexts."
-        )
-    return ids, lengths_B
 
 
 def end_ids(config: ModelConfig) -> list[int]:

@@ -13,6 +13,7 @@ from flax import nnx
 
 from elastic_jax.errors import ShapeError
 from elastic_jax.generation import bucket
+from elastic_jax.layout import pad_rows
 from elastic_jax.model import ElasticForCausalLM
 from elastic_jax.routing import HeadMode, Routing
 
@@ -60,10 +61,8 @@ def route_prompt(
     limit = model.config.max_position_embeddings
     if len(ids) == 0 or (len(ids) > limit and model.config.rope.type != "dynamic"):
         raise ShapeError(f"prompt {label!r} has {len(ids)} tokens; want 1 to {limit}, the positions of the model.")
-    padded = np.zeros((1, bucket(len(ids))), np.int32)
-    padded[0, : len(ids)] = ids
-    lengths = jnp.asarray([len(ids)])
-    routing, logits_LBKc = _route(model, jnp.asarray(padded), lengths, jnp.float32(router_bias))
+    padded, lengths = map(jnp.asarray, pad_rows([ids], bucket(len(ids))))
+    routing, logits_LBKc = _route(model, padded, lengths, jnp.float32(router_bias))
     logits = np.asarray(logits_LBKc[:, 0])
     return PromptRouting(
         label=label,

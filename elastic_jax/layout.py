@@ -1,13 +1,18 @@
-"""Where the tokens of a batch are: positions, sequences and lengths of padded or packed rows."""
+"""Where the tokens of a batch are: positions, sequences and lengths of padded or packed rows.
+
+Prompts are put into a batch, and refused where they do not fit the model, here too.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from elastic_jax.config import ModelConfig
 from elastic_jax.errors import ShapeError
 
 
@@ -81,6 +86,59 @@ def per_token(values_BM: jax.Array, layout: Layout) -> jax.Array:
     """Spreads one value per sequence over its tokens; 0 for padding."""
     padded = jnp.pad(values_BM, ((0, 0), (0, 1)))
     return jnp.take_along_axis(padded, layout.sequence_BT, axis=1, mode="clip")
+
+
+def squeeze_sequences(values_BM: jax.Array, layout: Layout) -> jax.Array:
+    """Drops the sequence axis of rows that hold one sequence each: `[B, M, ...]` to `[B, ...]` unless packed."""
+    return values_BM if layout.packed else values_BM[:, 0]
+
+
+def pad_rows(rows: Sequence[Sequence[int]], width: int, count: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """A batch of rows of tokens: ids int32 `[B, width]`, right-padded with 0, and lengths int32 `[B]`.
+
+    B is `count`, by default as many as there are rows; those without a row of their own hold one token, 0.
+    """
+    count = len(rows) if count is None else count
+    ids, lengths = np.zeros((count, width), np.int32), np.ones(count, np.int32)
+    for index, row in enumerate(rows):
+        ids[index, : len(row)], lengths[index] = row, len(row)
+    return ids, lengths
+
+
+def check_prompts(
+    config: ModelConfig, input_ids: jax.Array | np.ndarray, lengths: jax.Array | None = None, new_tokens: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
+    """Right-padded prompts `[B, T]` that the model can read, and their lengths int32 `[B]`, T for all by default.
+
+    Raises:
+        ShapeError: rows of another form or without a token, ids that the vocabulary does not have, or more tokens,
+            `new_tokens` included, than the model has positions.
+    """
+    ids = np.asarray(input_ids)
+    if ids.ndim != 2 or 0 in ids.shape:
+        raise ShapeError(f"input_ids has shape {ids.shape}; want [batch, tokens] with at least one row and one token.")
+    B, T = ids.shape
+    lengths_B = np.full((B,), T, np.int32) if lengths is None else np.asarray(lengths, np.int32)
+    if lengths_B.shape != (B,) or (lengths_B < 1).any() or (lengths_B > T).any():
+        raise ShapeError(f"lengths is {lengths_B.tolist()}; want {B} values from 1 to {T}, one per row.")
+    check_token_ids(ids[np.arange(T) < lengths_B[:, None]], config)
+    longest, have = int(lengths_B.max()), config.max_position_embeddings
+    if longest + new_tokens > have and config.rope.type != "dynamic":
+        more = f" + max_new_tokens {new_tokens} = {longest + new_tokens} positions" if new_tokens else ""
+        raise ShapeError(
+            f"prompt of {longest} tokens{more}; the model has {have} positions. Shorten the prompt, or give the "
+            "checkpoint a rope scaling for longer contexts."
+        )
+    return ids, lengths_B
+
+
+def check_token_ids(ids: Sequence[int] | np.ndarray, config: ModelConfig) -> None:
+    """Raises `ShapeError` for ids that the embedding table does not have, as a wrong tokenizer gives them."""
+    least, most = np.min(ids), np.max(ids)
+    if least < 0 or most >= config.vocab_size:
+        raise ShapeError(
+            f"token ids run from {least} to {most}; want ids in [0, {config.vocab_size}). Wrong tokenizer?"
+        )
 
 
 def _check_shape(name: str, array: jax.Array, want: tuple[int, ...]) -> None:

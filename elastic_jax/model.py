@@ -15,15 +15,15 @@ import numpy as np
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
-from elastic_jax.attention import Attention, LayerContext, attend_prompt, per_row
+from elastic_jax.attention import Attention, LayerContext, attend_prompt
 from elastic_jax.config import ModelConfig
 from elastic_jax.errors import CheckpointError, ShapeError
 from elastic_jax.int8_linear import int8_maps, int8_shapes, join_int8
 from elastic_jax.layers import GatedMLP, Linear, RMSNorm
-from elastic_jax.layout import Layout, make_layout
+from elastic_jax.layout import make_layout, squeeze_sequences
 from elastic_jax.rope import rope_table
-from elastic_jax.router import AttentionRouter, SampledGates, SoftGates, pooling_weights
-from elastic_jax.routing import HeadMode, Routing, modes_from, to_modes
+from elastic_jax.router import AttentionRouter, SampledGates, pooling_weights
+from elastic_jax.routing import Gates, Routing, gates_from, to_modes
 from elastic_jax.sharding.rules import divide_tokens
 
 
@@ -48,7 +48,8 @@ _OFFLOAD = jax.checkpoint_policies.save_and_offload_only_these_names(
     offload_src="device",
     offload_dst="pinned_host",
 )
-Gates = Routing | jax.Array | str | SampledGates | SoftGates | None
+RoutingChoice = Routing | Gates | jax.Array | str | SampledGates | None
+"""What decides the routing: None stands for the routers; see `ElasticForCausalLM.hidden` for the others."""
 
 
 class Output(NamedTuple):
@@ -177,7 +178,7 @@ class ElasticForCausalLM(nnx.Module):
         lengths: jax.Array | None = None,
         segment_ids: jax.Array | None = None,
         prompt_lengths: jax.Array | None = None,
-        gates: Gates = None,
+        gates: RoutingChoice = None,
         router_bias: float | jax.Array = 0.0,
         remat: bool | Literal["offload"] = False,
         num_segments: int | None = None,
@@ -186,8 +187,9 @@ class ElasticForCausalLM(nnx.Module):
     ) -> Hidden:
         """Runs the decoder stack without the vocabulary head; see `__call__` for the shared arguments.
 
-        `prompt_lengths` `[B]` (`[B, M]` packed) bounds what the routers pool (default: every token). `gates` also
-        takes `SampledGates` or `SoftGates`, which make the result differentiable in the routers or in the gates.
+        `prompt_lengths` `[B]` (`[B, M]` packed) bounds what the routers pool (default: every token). `gates`
+        takes a routing as `__call__` does, `Gates`, or `SampledGates`, which make the result differentiable in the
+        routers.
         `remat` recomputes each layer in the backward pass from its input, which "offload" keeps in the host's memory.
         `num_segments` bounds the sequences of a packed row.
         """
@@ -208,6 +210,11 @@ class ElasticForCausalLM(nnx.Module):
         cos, sin = rope_table(
             config.rope, config.head_dim, layout.positions_BT, layout.seq_len_BT, config.max_position_embeddings
         )
+        imposed = None
+        if not isinstance(gates, SampledGates):
+            imposed = gates_from(gates, config, *squeeze_sequences(layout.lengths_BM, layout).shape)
+        shape_LBMK = (config.num_layers, *layout.lengths_BM.shape, config.num_kv_heads)
+        z_LBMK = None if imposed is None else imposed.z.reshape(shape_LBMK)
         context = LayerContext(
             layout,
             pooling_weights(layout, prompt_BM, config.router),
@@ -215,13 +222,8 @@ class ElasticForCausalLM(nnx.Module):
             sin,
             router_bias,
             sampled=gates if isinstance(gates, SampledGates) else None,
-            soft=isinstance(gates, SoftGates),
+            mixed=imposed is not None and imposed.mixed,
         )
-        imposed = None
-        if gates is not None and not isinstance(gates, SampledGates):
-            shape = (config.num_layers, *layout.lengths_BM.shape, config.num_kv_heads)
-            imposed = _imposed_gates(gates, shape, layout)
-
         graph, stacked = nnx.split(self.layers)
 
         def step(x_BTD: jax.Array, xs: tuple) -> tuple[jax.Array, tuple]:
@@ -231,14 +233,14 @@ class ElasticForCausalLM(nnx.Module):
             layer = nnx.merge(graph, state)
             attend = partial(attend_prompt, layer.attn, layer.router, context, layer_gates, index)
             y_BTD, record = layer(divide_tokens(x_BTD), attend)
-            kept = (record.k_BTKH, record.v_BTKH) if return_kv else None
-            told = (record.logits, record.gates, record.pooled, record.skipped)
-            routed = jax.tree.map(lambda x: per_row(x, layout), told)
-            return y_BTD, (routed, x_BTD if return_layers else None, kept)
+            kv = (record.k_BTKH, record.v_BTKH) if return_kv else None
+            routed = (record.logits, record.gates, record.pooled, record.skipped)
+            routed = jax.tree.map(lambda x: squeeze_sequences(x, layout), routed)
+            return y_BTD, (routed, x_BTD if return_layers else None, kv)
 
         body = jax.checkpoint(step, policy=_OFFLOAD if remat == "offload" else None) if remat else step
         x_BTD = divide_tokens(self.embed(input_ids_BT))
-        x_BTD, (routed, inputs, kv) = jax.lax.scan(body, x_BTD, (stacked, imposed, jnp.arange(config.num_layers)))
+        x_BTD, (routed, inputs, kv) = jax.lax.scan(body, x_BTD, (stacked, z_LBMK, jnp.arange(config.num_layers)))
         hidden_BTD = self.norm(x_BTD)
         layers = jnp.concatenate([inputs, hidden_BTD[None]]) if return_layers else None
         logits, z, pooled, skipped = routed
@@ -251,16 +253,6 @@ class ElasticForCausalLM(nnx.Module):
     def head_kernel(self) -> jax.Array:
         """The vocabulary matrix `[D, V]`, tied or not."""
         return self.embed.embedding[...].T if self.lm_head is None else self.lm_head.kernel[...]
-
-
-def _imposed_gates(gates: Routing | jax.Array | str | SoftGates, shape: tuple[int, ...], layout: Layout) -> jax.Array:
-    """Gates `[L, B, M, K]` (1.0 = full) from what a caller imposes; the sequence axis exists only in packed rows."""
-    outer = shape if layout.packed else (*shape[:2], shape[3])
-    if not isinstance(gates, SoftGates):
-        return (modes_from(gates, outer) == HeadMode.FULL).astype(jnp.float32).reshape(shape)
-    if gates.z.shape != outer:
-        raise ShapeError(f"gates have shape {gates.z.shape}; want {outer}: layers, batch rows, KV heads of this call.")
-    return gates.z.reshape(shape)
 
 
 def param_shapes(config: ModelConfig, dtype: Any = jnp.bfloat16) -> dict[str, jax.ShapeDtypeStruct]:

@@ -13,11 +13,11 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from elastic_jax.config import ModelConfig, Pattern
-from elastic_jax.errors import CheckpointError, ShapeError
+from elastic_jax.errors import CheckpointError
 from elastic_jax.generation import bucket
-from elastic_jax.layout import Layout, make_layout
-from elastic_jax.model import ElasticForCausalLM, Gates, from_params, param_shapes
-from elastic_jax.routing import Routing, modes_from
+from elastic_jax.layout import Layout, check_prompts, make_layout
+from elastic_jax.model import ElasticForCausalLM, RoutingChoice, from_params, param_shapes
+from elastic_jax.routing import Gates, Routing, gates_from
 from elastic_jax.weights.names import SCORE, SCORE_TENSOR
 
 _LM_HEAD = frozenset({"lm_head.weight"})
@@ -89,7 +89,7 @@ class ElasticRewardModel(nnx.Module):
         *,
         lengths: jax.Array | None = None,
         segment_ids: jax.Array | None = None,
-        routing: Gates = None,
+        routing: RoutingChoice = None,
         router_bias: float | jax.Array = 0.0,
         num_segments: int | None = None,
         remat: bool = False,
@@ -136,27 +136,11 @@ class ElasticRewardModel(nnx.Module):
         Raises:
             ShapeError: rows of another form, a row without tokens, or more tokens than the model has positions.
         """
-        ids = np.asarray(input_ids)
-        if ids.ndim != 2 or 0 in ids.shape:
-            raise ShapeError(f"input_ids has shape {ids.shape}; want [batch, tokens], neither empty.")
+        ids, counts = check_prompts(self.config, input_ids, lengths)
         B, T = ids.shape
-        counts = np.full(B, T, np.int32) if lengths is None else np.asarray(lengths, np.int32)
-        if counts.shape != (B,) or counts.min() < 1 or counts.max() > T:
-            raise ShapeError(f"lengths {counts.tolist()}: want one number from 1 to {T} for each of {B} rows.")
-        config = self.config
-        if counts.max() > config.max_position_embeddings and config.rope.type != "dynamic":
-            raise ShapeError(
-                f"{counts.max()} tokens; the model has {config.max_position_embeddings} positions. Shorten them."
-            )
-        used = ids[np.arange(T) < counts[:, None]]
-        if used.min() < 0 or used.max() >= config.vocab_size:
-            raise ShapeError(
-                f"input_ids run from {used.min()} to {used.max()}; want ids in [0, {config.vocab_size}). Wrong "
-                "tokenizer?"
-            )
-        modes = None if routing is None else modes_from(routing, (config.num_layers, B, config.num_kv_heads))
+        gates = gates_from(routing, self.config, B)
         padded = jnp.asarray(np.pad(ids, ((0, 0), (0, bucket(T) - T))))
-        return _score(self, padded, jnp.asarray(counts), modes)
+        return _score(self, padded, jnp.asarray(counts), gates)
 
     def save_pretrained(self, directory: str | Path, *, overwrite: bool = False) -> None:
         """Writes a checkpoint that `transformers` opens as a sequence classifier; see `save_reward_model`."""
@@ -178,10 +162,8 @@ def score_hidden(hidden_BTD: jax.Array, score_D1: jax.Array, layout: Layout) -> 
 
 
 @nnx.jit
-def _score(
-    model: ElasticRewardModel, input_ids_BT: jax.Array, lengths_B: jax.Array, modes_LBK: jax.Array | None
-) -> jax.Array:
-    return model(input_ids_BT, lengths=lengths_B, routing=modes_LBK)
+def _score(model: ElasticRewardModel, input_ids_BT: jax.Array, lengths_B: jax.Array, gates: Gates | None) -> jax.Array:
+    return model(input_ids_BT, lengths=lengths_B, routing=gates)
 
 
 def _headless(config: ModelConfig) -> ModelConfig:

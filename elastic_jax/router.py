@@ -24,15 +24,6 @@ class SampledGates:
     temperature: jax.Array | float
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class SoftGates:
-    """Gates from outside, `z` float32 `[L, B, K]` (`[L, B, M, K]` packed), that mix both attentions: z * full +
-    (1 - z) * sparse. For measuring what a head is worth: the result is differentiable in z between 0 and 1 too."""
-
-    z: jax.Array
-
-
 class MLP(nnx.Module):
     """Linear layers with SiLU between them, float32, named fc1, fc2, ... ."""
 

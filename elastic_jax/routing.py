@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
 
 import jax
@@ -57,6 +57,17 @@ class Routing:
         return sparse.mean(axis=(0, -1), dtype=jnp.float32) * streaming_skip_ratio(lengths, config)
 
 
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Gates:
+    """Gates imposed on all heads: `z` float32 `[L, B, K]` (`[L, B, M, K]` packed), 1.0 = full and 0.0 = sparse."""
+
+    z: jax.Array
+    mixed: bool = field(default=False, metadata={"static": True})
+    """Whether gates may lie between 0 and 1: heads then give z * full + (1 - z) * sparse, differentiable in z, which
+    measures what full attention of a head is worth."""
+
+
 def streaming_skip_ratio(lengths: jax.Array, config: ModelConfig) -> jax.Array:
     """Share of the causal pairs of a sequence that sinks + local window leave out; shape of `lengths`."""
     block = config.router.block_size
@@ -97,15 +108,29 @@ def to_modes(gates: jax.Array) -> jax.Array:
     return jnp.where(gates > 0, HeadMode.FULL, HeadMode.SPARSE).astype(jnp.int8)
 
 
-def modes_from(routing: Routing | jax.Array | str, shape: tuple[int, ...]) -> jax.Array:
-    """Head modes int32 of `shape` from "full", "sparse", a `Routing` or an array of modes."""
+def gates_from(routing: Routing | Gates | jax.Array | str | None, config: ModelConfig, *rows: int) -> Gates | None:
+    """Gates of all heads from a routing as callers give it; None stays None: the routers decide.
+
+    Args:
+        routing: "full", "sparse", a `Routing`, an array of modes (see `HeadMode`), or gates.
+        rows: rows of the call and, if these are packed, sequences in a row.
+
+    Raises:
+        ShapeError: another word, another shape than `[L, *rows, K]`, or modes that are not whole numbers.
+    """
+    if routing is None:
+        return None
+    shape = (config.num_layers, *rows, config.num_kv_heads)
     if isinstance(routing, str):
         if routing not in ("full", "sparse"):
             raise ShapeError(f"routing={routing!r}; want 'full', 'sparse', a Routing, an array of modes or None.")
-        return jnp.full(shape, HeadMode[routing.upper()], jnp.int32)
-    mode = jnp.asarray(routing.mode if isinstance(routing, Routing) else routing)
-    if mode.shape != shape:
-        raise ShapeError(f"routing has shape {mode.shape}; want {shape}: layers, batch rows, KV heads of this call.")
-    if not jnp.issubdtype(mode.dtype, jnp.integer):
-        raise ShapeError(f"routing holds {mode.dtype}; want whole numbers: 0 is full, 1 is sparse (HeadMode).")
-    return mode.astype(jnp.int32)
+        return Gates(jnp.full(shape, float(routing == "full")))
+    given = routing.z if isinstance(routing, Gates) else routing.mode if isinstance(routing, Routing) else routing
+    array = jnp.asarray(given)
+    if array.shape != shape:
+        raise ShapeError(f"routing has shape {array.shape}; want {shape}: layers, batch rows, KV heads of this call.")
+    if isinstance(routing, Gates):
+        return routing
+    if not jnp.issubdtype(array.dtype, jnp.integer):
+        raise ShapeError(f"routing holds {array.dtype}; want whole numbers: 0 is full, 1 is sparse (HeadMode).")
+    return Gates((array == HeadMode.FULL).astype(jnp.float32))

@@ -19,14 +19,13 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from elastic_jax.attention import per_row
 from elastic_jax.config import ModelConfig
 from elastic_jax.errors import ConfigError
 from elastic_jax.layout import make_layout
 from elastic_jax.model import ElasticForCausalLM
 from elastic_jax.rope import apply_rope, rope_table
 from elastic_jax.router import argmax_gates, pool_keys, pooling_weights
-from elastic_jax.routing import Routing, modes_from, to_modes
+from elastic_jax.routing import Gates, Routing, gates_from, to_modes
 from elastic_jax.sharding.attention import hybrid_attention
 
 LENGTH_DEPENDENT_ROPE = ("dynamic", "longrope")
@@ -76,7 +75,7 @@ def shared_prefix_hidden(
     prompt_rope = _rope(config, layout.positions_BT)
     response_rope = _rope(config, rows.positions_WT)
     weights_BP = pooling_weights(layout, layout.lengths_BM, config.router)
-    modes = None if routing is None else modes_from(routing, (config.num_layers, B, config.num_kv_heads))
+    imposed = gates_from(routing, config, B)
     spec = asdict(config.attention_spec)
     graph, stacked = nnx.split(model.layers)
 
@@ -87,11 +86,10 @@ def shared_prefix_hidden(
 
         def attend_in_prompt(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, tuple]:
             logits = layer.router(pool_keys(k, weights_BP, layout))
-            mode_BK = imposed_BK
-            if mode_BK is None:
-                mode_BK = per_row(to_modes(argmax_gates(logits, router_bias)), layout)
+            gates_BK = argmax_gates(logits, router_bias)[:, 0] if imposed_BK is None else imposed_BK
+            mode_BK = to_modes(gates_BK).astype(jnp.int32)
             q, k = (apply_rope(part, *prompt_rope) for part in (q, k))
-            out = hybrid_attention(q, k, v, mode_BK.astype(jnp.int32), lengths=prompt_lengths_B, **spec)
+            out = hybrid_attention(q, k, v, mode_BK, lengths=prompt_lengths_B, **spec)
             return out, (k, v, mode_BK, logits)
 
         x_BPD, (k, v, mode_BK, logits) = layer(x_BPD, attend_in_prompt)
@@ -102,17 +100,18 @@ def shared_prefix_hidden(
                 q,
                 _behind_prompt(k, rows.first_B, k_own, V),
                 _behind_prompt(v, rows.first_B, v_own, V),
-                jnp.repeat(mode_BK.astype(jnp.int32), V, axis=0),
+                jnp.repeat(mode_BK, V, axis=0),
                 segment_ids=rows.segment_ids_WS,
                 **spec,
             )
             return out, None
 
         x_WTD, _ = layer(x_WTD, attend_in_response)
-        return (x_BPD, x_WTD), (mode_BK, per_row(logits, layout))
+        return (x_BPD, x_WTD), (mode_BK.astype(jnp.int8), logits[:, 0])
 
     x = (model.embed(prompts_BP), model.embed(rows.input_ids_WT))
-    (_, x_WTD), (mode, logits) = jax.lax.scan(jax.checkpoint(step) if remat else step, x, (stacked, modes))
+    z_LBK = None if imposed is None else imposed.z
+    (_, x_WTD), (mode, logits) = jax.lax.scan(jax.checkpoint(step) if remat else step, x, (stacked, z_LBK))
     R = responses_BVR.shape[2]
     wanted_WR = jnp.repeat(rows.tail_B - 1, V)[:, None] + jnp.arange(R + 1)
     hidden_WRD = model.norm(jnp.take_along_axis(x_WTD, wanted_WR[..., None], axis=1))
@@ -141,13 +140,12 @@ def separate_rows_hidden(
     at_WT = jnp.arange(T) - prompt_lengths_W[:, None]
     prompts_WT = jnp.take(jnp.repeat(prompts_BP, V, axis=0), jnp.minimum(jnp.arange(T), P - 1), axis=1)
     own_WT = jnp.take_along_axis(responses_BVR.reshape(B * V, R), jnp.clip(at_WT, 0, R - 1), axis=1)
-    if routing is not None:
-        routing = jnp.repeat(modes_from(routing, (config.num_layers, B, config.num_kv_heads)), V, axis=1)
+    imposed = gates_from(routing, config, B)
     out = model.hidden(
         jnp.where(at_WT < 0, prompts_WT, own_WT),
         lengths=prompt_lengths_W + response_lengths_BV.reshape(B * V),
         prompt_lengths=prompt_lengths_W,
-        gates=routing,
+        gates=None if imposed is None else Gates(jnp.repeat(imposed.z, V, axis=1)),
         router_bias=router_bias,
         remat=remat,
     )

@@ -116,7 +116,7 @@ for label, result in results.items():
 from pydoc_data.topics import topics
 
 from elastic_jax.generation import decode_step, make_cache, prefill
-from elastic_jax.routing import modes_from
+from elastic_jax.routing import gates_from
 from elastic_jax.text.split import split_of
 
 held_out = "\n\n".join(text for name, text in sorted(topics.items()) if split_of(name) == "evaluation")
@@ -135,11 +135,9 @@ def mean_loss(model, cache, logits, tokens):
     return jax.lax.scan(step, (cache, logits), tokens.T)[1].mean()
 
 
-everywhere = (config.num_layers, WINDOWS, config.num_kv_heads)
 read = {}
 for routing in {routing for _, routing in CACHES.values()}:
-    modes = None if routing is None else modes_from(routing, everywhere)
-    read[routing] = prefill(model, prompts, jnp.asarray(lengths), modes, jnp.float32(0))
+    read[routing] = prefill(model, prompts, jnp.asarray(lengths), gates_from(routing, config, WINDOWS))
 perplexity = {}
 for label, (bits, routing) in CACHES.items():
     keys_values, logits, decided = read[routing]

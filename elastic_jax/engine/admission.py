@@ -11,6 +11,7 @@ from elastic_jax.engine.config import EngineConfig
 from elastic_jax.engine.requests import Prefix, Request
 from elastic_jax.errors import ConfigError, ShapeError
 from elastic_jax.kv_cache import CacheConfig
+from elastic_jax.layout import check_token_ids
 
 
 def check_request(job: Request | Prefix, model: ModelConfig, engine: EngineConfig) -> None:
@@ -18,10 +19,7 @@ def check_request(job: Request | Prefix, model: ModelConfig, engine: EngineConfi
     prompt = job.tokens if isinstance(job, Prefix) else job.prompt
     if not prompt:
         raise ShapeError("the prompt is empty; want at least one token.")
-    if min(prompt) < 0 or max(prompt) >= model.vocab_size:
-        raise ShapeError(
-            f"prompt ids run from {min(prompt)} to {max(prompt)}; want ids in [0, {model.vocab_size}). Wrong tokenizer?"
-        )
+    check_token_ids(prompt, model)
     new_tokens = 0
     if isinstance(job, Request):
         new_tokens = job.max_new_tokens

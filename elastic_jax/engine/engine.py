@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 import jax
 import numpy as np
 
+from elastic_jax.config import ModelConfig
 from elastic_jax.engine.admission import check_request, longest_prefix
 from elastic_jax.engine.beams import BeamLane
 from elastic_jax.engine.config import EngineConfig
@@ -21,7 +22,7 @@ from elastic_jax.errors import ConfigError, ShapeError
 from elastic_jax.generation import bucket, end_ids
 from elastic_jax.kv_cache import CacheConfig
 from elastic_jax.model import ElasticForCausalLM
-from elastic_jax.routing import Routing, modes_from
+from elastic_jax.routing import Routing, gates_from, to_modes
 from elastic_jax.sampling import Sampling
 
 
@@ -105,13 +106,12 @@ class Engine:
             ConfigError: settings that exclude each other.
         """
         config = self._model.config
-        shape = (config.num_layers, 1, config.num_kv_heads)
         request = Request(
             tuple(int(token) for token in prompt),
             max_new_tokens,
             sampling or Sampling(),
             seed,
-            None if routing is None else np.asarray(modes_from(routing, shape), np.int8),
+            _modes(routing, config),
             router_bias,
             frozenset(end_ids(config) if stop_tokens is None else stop_tokens),
             draft,
@@ -148,8 +148,7 @@ class Engine:
             ShapeError: like `submit`.
         """
         config = self._model.config
-        shape = (config.num_layers, 1, config.num_kv_heads)
-        modes = None if routing is None else np.asarray(modes_from(routing, shape), np.int8)
+        modes = _modes(routing, config)
         prefix = Prefix(tuple(int(token) for token in tokens), modes, router_bias)
         check_request(prefix, config, self.config)
         refusal = self.slots.refusal(self._demand(prefix), None if modes is None else modes[:, 0])
@@ -347,3 +346,9 @@ class Engine:
         event.request.events.append(event)
         if event.request.on_event is not None:
             event.request.on_event(event)
+
+
+def _modes(routing: Routing | jax.Array | str | None, config: ModelConfig) -> np.ndarray | None:
+    """Modes int8 `[L, 1, K]` of one row, on the host: the engine compares and counts them."""
+    gates = gates_from(routing, config, 1)
+    return None if gates is None else np.asarray(to_modes(gates.z))

@@ -21,8 +21,9 @@ from elastic_jax.engine.config import EngineConfig
 from elastic_jax.engine.page_pool import Reservation
 from elastic_jax.generation import Cache, bucket, decodes_sparse, prefill
 from elastic_jax.kv_cache import CacheConfig
+from elastic_jax.layout import pad_rows
 from elastic_jax.model import ElasticForCausalLM
-from elastic_jax.routing import HeadMode, modes_from
+from elastic_jax.routing import HeadMode, gates_from
 from elastic_jax.sampling import RowSampling
 
 
@@ -80,13 +81,10 @@ class Slots(ABC):
 
     def prefill(self, prompt: Sequence[int], routing: Any = None, router_bias: float = 0.0) -> Prompt:
         """Reads a prompt, padded to its bucket; None as routing lets the routers decide."""
-        config, length = self.config, len(prompt)
-        ids = np.zeros((1, bucket(length)), np.int32)
-        ids[0, :length] = prompt
-        modes = None if routing is None else modes_from(routing, (config.num_layers, 1, config.num_kv_heads))
-        lengths_B = jnp.asarray([length], jnp.int32)
-        kv, logits_1V, routed = prefill(self._model, jnp.asarray(ids), lengths_B, modes, jnp.float32(router_bias))
-        return Prompt(kv, length, logits_1V, np.asarray(routed.mode)[:, 0])
+        ids, lengths = map(jnp.asarray, pad_rows([prompt], bucket(len(prompt))))
+        gates = gates_from(routing, self.config, 1)
+        kv, logits_1V, routed = prefill(self._model, ids, lengths, gates, jnp.float32(router_bias))
+        return Prompt(kv, len(prompt), logits_1V, np.asarray(routed.mode)[:, 0])
 
     def read(
         self, chunks: Mapping[int, Sequence[int]], drawings: Mapping[int, Drawing], *, width: int
@@ -95,11 +93,9 @@ class Slots(ABC):
 
         Returns logits float32 `[B, width, V]` after each token, and int32 `[B, width]` drawn from them.
         """
-        B = self.engine.slots
-        tokens_BT, counts_B = np.zeros((B, width), np.int32), np.zeros(B, np.int32)
-        for row, chunk in chunks.items():
-            tokens_BT[row, : len(chunk)], counts_B[row] = chunk, len(chunk)
-        sampling = row_sampling([drawings.get(row, Drawing()) for row in range(B)])
+        rows = range(self.engine.slots)
+        tokens_BT, counts_B = pad_rows([chunks.get(row, ()) for row in rows], width)
+        sampling = row_sampling([drawings.get(row, Drawing()) for row in rows])
         self.state, logits_BTV, drawn_BT = programs.read(
             self._graph, self._params, self._counted(), tokens_BT, counts_B, sampling
         )

@@ -7,7 +7,8 @@ from tiny import CONFIG, random_ids, tiny_model
 
 from elastic_jax.errors import CheckpointError, ShapeError
 from elastic_jax.model import from_params, param_shapes, to_params
-from elastic_jax.router import SampledGates, SoftGates
+from elastic_jax.router import SampledGates
+from elastic_jax.routing import Gates
 
 
 @nnx.jit(static_argnames=("routing",))
@@ -95,7 +96,7 @@ def test_soft_gates_mix_both_attentions_and_carry_their_derivative():
 
     @nnx.jit
     def score(model, z):
-        out = model.hidden(ids, segment_ids=segments, num_segments=2, gates=SoftGates(z))
+        out = model.hidden(ids, segment_ids=segments, num_segments=2, gates=Gates(z, mixed=True))
         return jnp.sin(out.hidden_BTD).sum(), out.hidden_BTD
 
     slope = nnx.jit(nnx.grad(lambda model, z: score(model, z)[0], argnums=1))
@@ -106,7 +107,7 @@ def test_soft_gates_mix_both_attentions_and_carry_their_derivative():
     difference = (score(model, bumped[0])[0] - score(model, bumped[1])[0]) / 0.1
     np.testing.assert_allclose(slope(model, z)[1, 0, 0, 1], difference, rtol=0.02)
     assert abs(float(difference)) > 1e-3
-    with pytest.raises(ShapeError, match=r"gates have shape \(2, 1, 2\)"):
+    with pytest.raises(ShapeError, match=r"routing has shape \(2, 1, 2\)"):
         score(model, z[:, :, 0])
 
 

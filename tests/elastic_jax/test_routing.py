@@ -5,7 +5,7 @@ import pytest
 from elastic_jax.config import ModelConfig, RouterConfig
 from elastic_jax.errors import ShapeError
 from elastic_jax.layout import make_layout
-from elastic_jax.routing import HeadMode, Routing, modes_from, skipped_share, streaming_skip_ratio
+from elastic_jax.routing import HeadMode, Routing, gates_from, skipped_share, streaming_skip_ratio, to_modes
 
 CONFIG = ModelConfig("llama", 8, 8, 8, 2, 2, 2, 4, 8192)
 
@@ -65,15 +65,18 @@ def test_skipped_share_counts_the_pairs_of_the_kept_blocks(pattern):
         assert float(got[0, segment, head]) == pytest.approx(1 - (kept * causal).sum() / causal.sum(), abs=1e-6)
 
 
-def test_modes_from_names_arrays_and_records():
-    shape = (2, 1, 2)
-    assert (modes_from("full", shape) == HeadMode.FULL).all()
-    assert (modes_from("sparse", shape) == HeadMode.SPARSE).all()
-    np.testing.assert_array_equal(modes_from(Routing(jnp.ones(shape, jnp.int8)), shape), np.ones(shape))
+def test_gates_come_from_words_modes_and_records():
+    modes = jnp.array([[[0, 1]], [[1, 1]]], jnp.int8)
+    assert gates_from(None, CONFIG, 1) is None
+    for routing, wanted in (("full", modes * 0), ("sparse", modes * 0 + 1), (Routing(modes), modes), (modes, modes)):
+        gates = gates_from(routing, CONFIG, 1)
+        np.testing.assert_array_equal(gates.z, wanted == HeadMode.FULL)
+        np.testing.assert_array_equal(to_modes(gates.z), wanted)
+        assert gates_from(gates, CONFIG, 1) is gates
     with pytest.raises(ShapeError, match="dense"):
-        modes_from("dense", shape)
-    with pytest.raises(ShapeError, match=r"want \(2, 1, 2\)"):
-        modes_from(jnp.zeros((2, 2)), shape)
-    for full in (jnp.ones(shape, bool), jnp.full(shape, 0.7)):
+        gates_from("dense", CONFIG, 1)
+    with pytest.raises(ShapeError, match=r"want \(2, 3, 2\)"):
+        gates_from(modes, CONFIG, 3)
+    for full in (modes == 0, modes + 0.7):
         with pytest.raises(ShapeError, match="0 is full, 1 is sparse"):
-            modes_from(full, shape)
+            gates_from(full, CONFIG, 1)

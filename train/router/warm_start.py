@@ -21,7 +21,8 @@ from flax import nnx
 
 from elastic_jax.config import ModelConfig
 from elastic_jax.model import from_params
-from elastic_jax.router import AttentionRouter, SoftGates
+from elastic_jax.router import AttentionRouter
+from elastic_jax.routing import Gates
 from elastic_jax.weights.names import ROUTER_PREFIX
 from train.config import RouterTrainConfig
 from train.data.packing import Rows
@@ -64,7 +65,7 @@ def make_probes(config: ModelConfig, *, levels: tuple[float, ...], max_segments:
             segment_ids=rows.segment_ids,
             prompt_lengths=rows.prompt_lengths,
             num_segments=max_segments,
-            gates=SoftGates(z_LBMK),
+            gates=Gates(z_LBMK, mixed=True),
         )
         nll_BT = token_nll(out.hidden_BTD, model.head_kernel(), rows.labels, rows.weights > 0)
         return (rows.weights * nll_BT).sum(), out.pooled

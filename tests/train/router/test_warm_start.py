@@ -7,7 +7,7 @@ from tiny import CONFIG, tiny_model
 from train_run import tiny_config
 
 from elastic_jax.model import to_params
-from elastic_jax.router import SoftGates
+from elastic_jax.routing import Gates
 from train.config import SparsityConfig, TaskConfig, TasksConfig, WarmStartConfig
 from train.data.packing import Rows
 from train.router.step import fresh_routers
@@ -36,7 +36,7 @@ def test_slopes_are_the_mean_derivative_of_the_loss_over_the_levels():
 
     @jax.jit
     def loss(z):
-        out = model.hidden(rows.input_ids, segment_ids=rows.segment_ids, num_segments=3, gates=SoftGates(z))
+        out = model.hidden(rows.input_ids, segment_ids=rows.segment_ids, num_segments=3, gates=Gates(z, mixed=True))
         nll = token_nll(out.hidden_BTD, model.head_kernel(), rows.labels, rows.weights > 0)
         return (rows.weights * nll).sum()
 

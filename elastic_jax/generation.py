@@ -22,7 +22,7 @@ from elastic_jax.kv_cache.size import check_limit, quantized_bytes
 from elastic_jax.layout import check_prompts
 from elastic_jax.model import ElasticForCausalLM
 from elastic_jax.rope import apply_rope, rope_table
-from elastic_jax.routing import Gates, HeadMode, Routing, gates_from, to_modes
+from elastic_jax.routing import Gates, HeadMode, Imposed, Routing, gates_from, to_modes
 from elastic_jax.sampling import Sampling, next_token
 
 Cache = DenseCache | QuantizedCache
@@ -59,7 +59,7 @@ def generate(
     max_new_tokens: int,
     cache: CacheConfig | None = None,
     sampling: Sampling | None = None,
-    routing: Routing | jax.Array | str | None = None,
+    routing: Imposed | None = None,
     router_bias: float = 0.0,
     stop_tokens: Sequence[int] | None = None,
     seed: int = 0,

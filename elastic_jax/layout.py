@@ -93,7 +93,9 @@ def squeeze_sequences(values_BM: jax.Array, layout: Layout) -> jax.Array:
     return values_BM if layout.packed else values_BM[:, 0]
 
 
-def pad_rows(rows: Sequence[Sequence[int]], width: int, count: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+def pad_rows(
+    rows: Sequence[Sequence[int] | np.ndarray], width: int, count: int | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """A batch of rows of tokens: ids int32 `[B, width]`, right-padded with 0, and lengths int32 `[B]`.
 
     B is `count`, by default as many as there are rows; those without a row of their own hold one token, 0.

@@ -23,7 +23,7 @@ from elastic_jax.layers import GatedMLP, Linear, RMSNorm
 from elastic_jax.layout import make_layout, squeeze_sequences
 from elastic_jax.rope import rope_table
 from elastic_jax.router import AttentionRouter, SampledGates, pooling_weights
-from elastic_jax.routing import Gates, Routing, gates_from, to_modes
+from elastic_jax.routing import Imposed, Routing, gates_from, to_modes
 from elastic_jax.sharding.rules import divide_tokens
 
 
@@ -48,7 +48,7 @@ _OFFLOAD = jax.checkpoint_policies.save_and_offload_only_these_names(
     offload_src="device",
     offload_dst="pinned_host",
 )
-RoutingChoice = Routing | Gates | jax.Array | str | SampledGates | None
+RoutingChoice = Imposed | SampledGates | None
 """What decides the routing: None stands for the routers; see `ElasticForCausalLM.hidden` for the others."""
 
 
@@ -149,7 +149,7 @@ class ElasticForCausalLM(nnx.Module):
         *,
         lengths: jax.Array | None = None,
         segment_ids: jax.Array | None = None,
-        routing: Routing | jax.Array | str | None = None,
+        routing: Imposed | None = None,
         router_bias: float | jax.Array = 0.0,
     ) -> Output:
         """Logits of every token.

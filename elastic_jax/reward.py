@@ -17,7 +17,7 @@ from elastic_jax.errors import CheckpointError
 from elastic_jax.generation import bucket
 from elastic_jax.layout import Layout, check_prompts, make_layout
 from elastic_jax.model import ElasticForCausalLM, RoutingChoice, from_params, param_shapes
-from elastic_jax.routing import Gates, Routing, gates_from
+from elastic_jax.routing import Gates, Imposed, gates_from
 from elastic_jax.weights.names import SCORE, SCORE_TENSOR
 
 _LM_HEAD = frozenset({"lm_head.weight"})
@@ -123,7 +123,7 @@ class ElasticRewardModel(nnx.Module):
         input_ids: jax.Array,
         lengths: jax.Array | None = None,
         *,
-        routing: Routing | jax.Array | str | None = "full",
+        routing: Imposed | None = "full",
     ) -> jax.Array:
         """Float32 scores `[B]` of right-padded rows `[B, T]`; padding never changes a score.
 

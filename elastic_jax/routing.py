@@ -108,7 +108,11 @@ def to_modes(gates: jax.Array) -> jax.Array:
     return jnp.where(gates > 0, HeadMode.FULL, HeadMode.SPARSE).astype(jnp.int8)
 
 
-def gates_from(routing: Routing | Gates | jax.Array | str | None, config: ModelConfig, *rows: int) -> Gates | None:
+type Imposed = Routing | Gates | jax.Array | str
+"""What a caller may impose in place of the routers' decisions, see `gates_from`."""
+
+
+def gates_from(routing: Imposed | None, config: ModelConfig, *rows: int) -> Gates | None:
     """Gates of all heads from a routing as callers give it; None stays None: the routers decide.
 
     Args:

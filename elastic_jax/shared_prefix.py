@@ -25,7 +25,7 @@ from elastic_jax.layout import make_layout
 from elastic_jax.model import ElasticForCausalLM
 from elastic_jax.rope import apply_rope, rope_table
 from elastic_jax.router import argmax_gates, pool_keys, pooling_weights
-from elastic_jax.routing import Gates, Routing, gates_from, to_modes
+from elastic_jax.routing import Gates, Imposed, Routing, gates_from, to_modes
 from elastic_jax.sharding.attention import hybrid_attention
 
 LENGTH_DEPENDENT_ROPE = ("dynamic", "longrope")
@@ -49,7 +49,7 @@ def shared_prefix_hidden(
     responses_BVR: jax.Array,
     response_lengths_BV: jax.Array,
     *,
-    routing: Routing | jax.Array | str | None = None,
+    routing: Imposed | None = None,
     router_bias: float | jax.Array = 0.0,
     remat: bool = False,
 ) -> SharedPrefix:
@@ -125,7 +125,7 @@ def separate_rows_hidden(
     responses_BVR: jax.Array,
     response_lengths_BV: jax.Array,
     *,
-    routing: Routing | jax.Array | str | None = None,
+    routing: Imposed | None = None,
     router_bias: float | jax.Array = 0.0,
     remat: bool | Literal["offload"] = False,
 ) -> SharedPrefix:

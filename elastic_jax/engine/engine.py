@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 
-import jax
 import numpy as np
 
 from elastic_jax.config import ModelConfig
@@ -22,7 +21,7 @@ from elastic_jax.errors import ConfigError, ShapeError
 from elastic_jax.generation import bucket, end_ids
 from elastic_jax.kv_cache import CacheConfig
 from elastic_jax.model import ElasticForCausalLM
-from elastic_jax.routing import Routing, gates_from, to_modes
+from elastic_jax.routing import Imposed, gates_from, to_modes
 from elastic_jax.sampling import Sampling
 
 
@@ -76,7 +75,7 @@ class Engine:
         max_new_tokens: int,
         sampling: Sampling | None = None,
         seed: int = 0,
-        routing: Routing | jax.Array | str | None = None,
+        routing: Imposed | None = None,
         router_bias: float = 0.0,
         stop_tokens: Sequence[int] | None = None,
         draft: Drafter | None = None,
@@ -136,7 +135,7 @@ class Engine:
         self,
         tokens: Sequence[int],
         *,
-        routing: Routing | jax.Array | str | None = None,
+        routing: Imposed | None = None,
         router_bias: float = 0.0,
     ) -> Prefix:
         """Queues the beginning of later prompts, to be read once and kept with the routing decided on it.
@@ -348,7 +347,7 @@ class Engine:
             event.request.on_event(event)
 
 
-def _modes(routing: Routing | jax.Array | str | None, config: ModelConfig) -> np.ndarray | None:
+def _modes(routing: Imposed | None, config: ModelConfig) -> np.ndarray | None:
     """Modes int8 `[L, 1, K]` of one row, on the host: the engine compares and counts them."""
     gates = gates_from(routing, config, 1)
     return None if gates is None else np.asarray(to_modes(gates.z))

@@ -16,10 +16,11 @@ from flax import nnx
 
 from elastic_jax.errors import DataError
 from elastic_jax.files import parse_json, write_json
+from elastic_jax.layout import pad_rows
 from elastic_jax.model import ElasticForCausalLM
 from elastic_jax.rope import apply_rope, rope_table
-from elastic_jax.routing import HeadMode, Routing
-from eval.harness.scoring import imposed_modes, routing_numbers
+from elastic_jax.routing import Gates, HeadMode, Routing
+from eval.harness.scoring import arm_gates, routing_numbers
 from eval.samples import Arm, Prompt
 
 _DIGITS = 4
@@ -33,21 +34,13 @@ def read_routing(
     Details: `full`, 1 where a KV head runs full, `[L][K]`; `before` and `after`, pooled keys and task MLP outputs,
     means over the KV heads, `[L][H]`.
     """
-    ids = np.zeros((rows, tokens), np.int32)
-    lengths = np.ones(rows, np.int32)
-    for row, prompt in enumerate(prompts):
-        ids[row, : len(prompt.prompt_ids)] = prompt.prompt_ids
-        lengths[row] = len(prompt.prompt_ids)
-    modes: np.ndarray | None = imposed_modes(arm, rows)
-    if modes is None and arm.view != "elastic":
-        config = model.config
-        modes = np.full((config.num_layers, rows, config.num_kv_heads), HeadMode[arm.view.upper()], np.int32)
+    ids, lengths = pad_rows([prompt.prompt_ids for prompt in prompts], tokens, rows)
     routing, before_LBH, after_LBH = _read(
         model,
         jnp.asarray(ids),
         jnp.asarray(lengths),
         jnp.float32(arm.router_bias),
-        None if modes is None else jnp.asarray(modes),
+        arm_gates(arm, model.config, rows),
     )
     full_LBK = np.asarray(routing.mode) == HeadMode.FULL
     told = []
@@ -63,9 +56,9 @@ def read_routing(
 
 @nnx.jit
 def _read(
-    model: ElasticForCausalLM, ids_BT: jax.Array, lengths_B: jax.Array, bias: jax.Array, modes_LBK: jax.Array | None
+    model: ElasticForCausalLM, ids_BT: jax.Array, lengths_B: jax.Array, bias: jax.Array, gates: Gates | None
 ) -> tuple[Routing, jax.Array, jax.Array]:
-    out = model.hidden(ids_BT, lengths=lengths_B, gates=modes_LBK, router_bias=bias)
+    out = model.hidden(ids_BT, lengths=lengths_B, gates=gates, router_bias=bias)
     graph, stacked = nnx.split(model.layers)
     after_LBKH = jax.vmap(lambda state, pooled: nnx.merge(graph, state).router.task(pooled))(stacked, out.pooled)
     return out.routing, out.pooled.mean(2), after_LBKH.mean(2)
@@ -80,13 +73,11 @@ def needle_attention(
     `Sample.fields["needle"]`, the answer the continuation.
     """
     width = max(len(prompt.continuation_ids) for prompt in prompts)
-    ids = np.zeros((rows, tokens), np.int32)
-    lengths, starts = np.ones((2, rows), np.int32)
-    answers, needles = np.ones(rows, np.int32), np.zeros((rows, 2), np.int32)
+    ids, lengths = pad_rows([[*prompt.prompt_ids, *prompt.continuation_ids] for prompt in prompts], tokens, rows)
+    starts, answers, needles = np.ones(rows, np.int32), np.ones(rows, np.int32), np.zeros((rows, 2), np.int32)
     for row, prompt in enumerate(prompts):
-        ids[row, : len(prompt)] = [*prompt.prompt_ids, *prompt.continuation_ids]
-        lengths[row], starts[row] = len(prompt), len(prompt.prompt_ids)
-        answers[row], needles[row] = len(prompt.continuation_ids), prompt.sample.fields["needle"]
+        starts[row], answers[row] = len(prompt.prompt_ids), len(prompt.continuation_ids)
+        needles[row] = prompt.sample.fields["needle"]
     arrays = (jnp.asarray(array) for array in (ids, lengths, starts, answers, needles))
     mass_LBK = _attend(model, *arrays, width=-(-width // 8) * 8)
     return [np.asarray(mass_LBK[:, row]) for row in range(len(prompts))]

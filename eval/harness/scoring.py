@@ -19,9 +19,10 @@ from flax import nnx
 
 from elastic_jax.config import ModelConfig
 from elastic_jax.errors import DataError
+from elastic_jax.layout import pad_rows
 from elastic_jax.model import ElasticForCausalLM
-from elastic_jax.routing import Routing
-from eval.samples import Arm, Prompt, View
+from elastic_jax.routing import Gates, Routing, gates_from
+from eval.samples import Arm, Prompt
 
 _HEAD_CHUNK = 128  # continuation positions whose vocabulary logits exist at one time
 
@@ -56,7 +57,7 @@ class Scorer:
     def __init__(self, model: ElasticForCausalLM):
         self._config = model.config
         self._graph, self._state = nnx.split(model)
-        self._run = jax.jit(partial(_score, self._graph), static_argnames=("view", "one_place"))
+        self._run = jax.jit(partial(_score, self._graph), static_argnames="one_place")
 
     def score(self, prompts: Sequence[Prompt], arm: Arm, *, tokens: int, rows: int, width: int) -> list[Score]:
         """Scores the continuations of up to `rows` prompts, padded to `[rows, tokens]` and `[rows, width]`.
@@ -127,8 +128,7 @@ class Scorer:
             batch.lengths,
             batch.targets,
             jnp.float32(arm.router_bias),
-            imposed_modes(arm, len(batch.ids)),
-            view=arm.view,
+            arm_gates(arm, self._config, len(batch.ids)),
             one_place=one_place,
         )
 
@@ -151,20 +151,18 @@ class _Batch:
         width: int,
     ) -> _Batch:
         """Of (prompt, rest) token ids and target ids; rows beyond them hold one token each."""
-        one = np.ones(rows, np.int32)
-        batch = cls(np.zeros((rows, tokens), np.int32), one, one.copy(), np.zeros((rows, width), np.int32))
-        for row, ((prompt, rest), wanted) in enumerate(zip(texts, targets, strict=True)):
-            batch.ids[row, : len(prompt) + len(rest)] = [*prompt, *rest]
-            batch.prompts[row], batch.lengths[row] = len(prompt), len(prompt) + len(rest)
-            batch.targets[row, : len(wanted)] = wanted
-        return batch
+        ids, lengths = pad_rows([[*prompt, *rest] for prompt, rest in texts], tokens, rows)
+        prompts = np.ones(rows, np.int32)
+        prompts[: len(texts)] = [len(prompt) for prompt, _ in texts]
+        return cls(ids, prompts, lengths, pad_rows(targets, width, rows)[0])
 
 
-def imposed_modes(arm: Arm, rows: int) -> np.ndarray | None:
-    """The arm's head modes for `rows` sequences, int32 `[L, B, K]`; None if it imposes none."""
-    if arm.modes_LK is None:
-        return None
-    return np.repeat(np.asarray(arm.modes_LK, np.int32)[:, None], rows, axis=1)
+def arm_gates(arm: Arm, config: ModelConfig, rows: int) -> Gates | None:
+    """Gates of an arm for `rows` sequences: of its imposed modes or its view; None where the routers decide."""
+    if arm.modes_LK is not None:
+        modes_LK = jnp.asarray(arm.modes_LK, jnp.int32)
+        return gates_from(jnp.repeat(modes_LK[:, None], rows, axis=1), config, rows)
+    return gates_from(None if arm.view == "elastic" else arm.view, config, rows)
 
 
 def routing_numbers(routing: Routing, lengths: np.ndarray, config: ModelConfig, row: int) -> dict[str, float]:
@@ -193,9 +191,8 @@ def _score(
     lengths_B: jax.Array,
     targets_BW: jax.Array,
     router_bias: jax.Array,
-    modes_LBK: jax.Array | None,
+    gates: Gates | None,
     *,
-    view: View,
     one_place: bool,
 ) -> tuple[jax.Array, jax.Array, Routing]:
     """Log-probability and argmax hit of each target, both `[B, W]`, and the routing.
@@ -203,7 +200,6 @@ def _score(
     The targets follow each other after the prompt, or with `one_place` all stand after the last token.
     """
     model = nnx.merge(graph, state)
-    gates = modes_LBK if modes_LBK is not None else None if view == "elastic" else view
     out = model.hidden(ids_BT, lengths=lengths_B, prompt_lengths=prompts_B, gates=gates, router_bias=router_bias)
     width = targets_BW.shape[1]
     chunk = min(width, _HEAD_CHUNK)

@@ -10,10 +10,12 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 
 import jax
-import numpy as np
-from flax import nnx
+import jax.numpy as jnp
 
-from elastic_jax.model import ElasticForCausalLM, Hidden
+from elastic_jax.generation import prefill
+from elastic_jax.layout import pad_rows
+from elastic_jax.model import ElasticForCausalLM
+from elastic_jax.routing import gates_from
 from eval.samples import VIEWS, View
 
 
@@ -58,27 +60,15 @@ def prefill_seconds(
 
     Compilation is not counted. Views take turns on each prompt, so that a change in the machine's load falls on all.
     """
-    graph, state = nnx.split(model)
-
-    @jax.jit(static_argnames=("view",))
-    def prefill(
-        state: nnx.State, ids_BT: jax.Array, lengths_B: jax.Array, view: View
-    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array] | None]:
-        merged = nnx.merge(graph, state)
-        gates = None if view == "elastic" else view
-        out: Hidden = merged.hidden(ids_BT, lengths=lengths_B, gates=gates, return_kv=True)
-        return merged.head(out.hidden_BTD[0, lengths_B[0] - 1]), out.kv
-
+    gates = {view: gates_from(None if view == "elastic" else view, model.config, 1) for view in views}
     seconds: dict[View, list[float]] = {view: [] for view in views}
     for number, prompt in enumerate(prompts):
-        ids = np.zeros((1, tokens), np.int32)
-        ids[0, : len(prompt)] = prompt
-        lengths = np.array([len(prompt)], np.int32)
+        ids, lengths = map(jnp.asarray, pad_rows([prompt], tokens))
         for view in views if number == 0 else ():
-            jax.block_until_ready(prefill(state, ids, lengths, view))
+            jax.block_until_ready(prefill(model, ids, lengths, gates[view]))
         for _ in range(repeats):
             for view in views:
                 start = time.perf_counter()
-                jax.block_until_ready(prefill(state, ids, lengths, view))
+                jax.block_until_ready(prefill(model, ids, lengths, gates[view]))
                 seconds[view].append(time.perf_counter() - start)
     return {view: statistics.median(values) for view, values in seconds.items()}

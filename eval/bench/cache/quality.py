@@ -12,20 +12,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from elastic_jax.generation import Cache, decode_step, make_cache
+from elastic_jax.generation import Cache, Prefilled, decode_step, make_cache, prefill
 from elastic_jax.journal import Journal
 from elastic_jax.kv_cache import CacheConfig
 from elastic_jax.kv_cache.config import KeyTransform
+from elastic_jax.layout import pad_rows
 from elastic_jax.model import ElasticForCausalLM
-from elastic_jax.routing import Routing
+from elastic_jax.routing import gates_from
 from eval.report.tables import paired_difference, wilson_interval
 from eval.samples import Sample, View
 from eval.suites.haystack import Haystack
@@ -38,14 +38,6 @@ if TYPE_CHECKING:
 
 ANSWER_STEP = 8
 """Continuations are padded to a multiple of this many tokens, so that few programs are compiled."""
-
-
-class Prefilled(NamedTuple):
-    """A batch of prompts, read exactly."""
-
-    kv: tuple[jax.Array, jax.Array]
-    logits_BV: jax.Array
-    routing: Routing
 
 
 def cache_kinds(bits: Sequence[int], transforms: Sequence[KeyTransform]) -> dict[str, CacheConfig]:
@@ -117,26 +109,14 @@ def run_quality(
     """
     for group, numbers, todo in batches(groups, kinds, journal, rows):
         samples = [group.build(n) for n in numbers]
-        lengths = np.ones(rows, np.int32)
-        lengths[: len(samples)] = [len(sample.fields["prompt_ids"]) for sample in samples]
-        ids = np.zeros((rows, group.tokens), np.int32)
-        for row, sample in enumerate(samples):
-            ids[row, : lengths[row]] = sample.fields["prompt_ids"]
-        prompt = read_prompts(model, ids, lengths, view=view)
+        ids, lengths = pad_rows([sample.fields["prompt_ids"] for sample in samples], group.tokens, rows)
+        gates = gates_from(None if view == "elastic" else view, model.config, rows)
+        prompt = prefill(model, jnp.asarray(ids), jnp.asarray(lengths), gates)
         for kind in todo:
             records = score_continuations(model, prompt, lengths, kinds[kind], samples)
             keys = [quality_key(group, n, kind) for n in numbers]
             journal.append(dict(zip(keys, records, strict=True)))
             yield 1
-
-
-@partial(nnx.jit, static_argnames=("view",))
-def read_prompts(model: ElasticForCausalLM, ids_BT: jax.Array, lengths_B: jax.Array, *, view: View) -> Prefilled:
-    """Exact prefill of right-padded prompts: keys, values, next-token logits and routing."""
-    out = model.hidden(ids_BT, lengths=lengths_B, gates=None if view == "elastic" else view, return_kv=True)
-    last_BD = jnp.take_along_axis(out.hidden_BTD, (lengths_B - 1)[:, None, None], axis=1)[:, 0]
-    assert out.kv is not None
-    return Prefilled(out.kv, model.head(last_BD), out.routing)
 
 
 def score_continuations(
@@ -146,9 +126,7 @@ def score_continuations(
     counts = np.array([len(sample.fields["continuation_ids"]) for sample in samples])
     skipped = np.array([sample.fields.get("unscored", 0) for sample in samples])
     width = -(-int(counts.max()) // ANSWER_STEP) * ANSWER_STEP
-    targets = np.zeros((len(lengths_B), width), np.int32)
-    for row, sample in enumerate(samples):
-        targets[row, : counts[row]] = sample.fields["continuation_ids"]
+    targets, _ = pad_rows([sample.fields["continuation_ids"] for sample in samples], width, len(lengths_B))
     state = make_cache(config, model.config, prompt.kv, lengths_B, prompt.routing.mode, width)
     log_prob, hit, frozen = (
         np.asarray(x)[: len(samples)] for x in _feed(model, state, prompt.logits_BV, jnp.asarray(targets))

@@ -10,13 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from elastic_jax.cli.model import load_model, load_model_tokenizer
 from elastic_jax.errors import ConfigError
 from elastic_jax.files import write_json, write_text
+from elastic_jax.generation import prefill
 from elastic_jax.journal import Journal
 from elastic_jax.kv_cache import CacheConfig
+from elastic_jax.layout import pad_rows
 from elastic_jax.model import ElasticForCausalLM
 from elastic_jax.weights import save_pretrained
 from eval.bench.cache.page import draw_quality, render_cache_report
@@ -25,7 +28,6 @@ from eval.bench.cache.quality import (
     batches,
     cache_kinds,
     probe_groups,
-    read_prompts,
     run_quality,
     summarise_quality,
 )
@@ -151,9 +153,8 @@ def _routing(model: ElasticForCausalLM, settings: BenchCacheSettings) -> np.ndar
     """Sparse heads `[L, K]` of one prompt of real text, as the routers decide."""
     haystack = Haystack(prose_texts(settings.texts, "evaluation"), load_model_tokenizer(settings))
     ids = [token for piece in haystack.excerpt(random.Random(settings.seed), settings.tokens) for token in piece.ids]
-    padded = np.zeros((1, settings.tokens), np.int32)
-    padded[0, : len(ids)] = ids
-    return np.asarray(read_prompts(model, padded, np.array([len(ids)]), view="elastic").routing.mode[:, 0])
+    padded, lengths = map(jnp.asarray, pad_rows([ids], settings.tokens))
+    return np.asarray(prefill(model, padded, lengths, None).routing.mode[:, 0])
 
 
 def _quality(model: ElasticForCausalLM, settings: BenchCacheSettings, out: Path) -> dict[str, Any]:

@@ -13,10 +13,11 @@ import numpy as np
 
 from elastic_jax.generation import bucket, generate
 from elastic_jax.kv_cache import CacheConfig
+from elastic_jax.layout import pad_rows
 from elastic_jax.model import ElasticForCausalLM, from_params, to_params
 from eval.harness.provenance import backbone_digest, router_digest
 from eval.harness.routing import needle_attention, read_routing
-from eval.harness.scoring import Scorer, imposed_modes, routing_numbers
+from eval.harness.scoring import Scorer, arm_gates, routing_numbers
 from eval.samples import Arm, Kind, Prompt, Reply
 
 if TYPE_CHECKING:
@@ -103,24 +104,18 @@ class ModelBackend:
     def _generate(self, batch: Sequence[Prompt], arm: Arm, tokens: int, rows: int) -> list[Reply]:
         assert self._tokenizer is not None
         new = max(prompt.max_new_tokens for prompt in batch)
-        ids = np.zeros((rows, tokens), np.int32)
-        lengths = np.ones(rows, np.int32)
-        for row in range(rows):
-            prompt = batch[min(row, len(batch) - 1)]  # rows left over repeat the last prompt: they cost no new shape
-            ids[row, : len(prompt.prompt_ids)] = prompt.prompt_ids
-            lengths[row] = len(prompt.prompt_ids)
-        imposed = imposed_modes(arm, rows)
-        options: dict[str, Any] = dict(
+        texts = [prompt.prompt_ids for prompt in batch]
+        texts += texts[-1:] * (rows - len(batch))  # rows left over repeat the last prompt: they cost no new shape
+        ids, lengths = pad_rows(texts, tokens)
+        out = generate(
+            self.model,
+            jnp.asarray(ids),
             lengths=jnp.asarray(lengths),
             max_new_tokens=new,
             cache=CacheConfig(bits=arm.cache_bits),
+            routing=arm_gates(arm, self.model.config, rows),
             router_bias=arm.router_bias,
         )
-        if imposed is not None:
-            options["routing"] = jnp.asarray(imposed)
-        elif arm.view != "elastic":
-            options["routing"] = arm.view
-        out = generate(self.model, jnp.asarray(ids), **options)
         written, counts = np.asarray(out.tokens), np.asarray(out.lengths)
         replies = []
         for row, prompt in enumerate(batch):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
 from typing import Any, Protocol
 
 import jax
@@ -14,11 +13,13 @@ from flax import nnx
 from numpy.typing import ArrayLike
 
 from elastic_jax.errors import ShapeError
+from elastic_jax.layout import pad_rows
 from elastic_jax.reward import ElasticRewardModel
+from elastic_jax.routing import Gates
 from eval.harness.backends.local import arm_label, length_batches
 from eval.harness.provenance import reward_digest, router_digest
-from eval.harness.scoring import imposed_modes
-from eval.samples import Arm, Kind, Prompt, Reply, View
+from eval.harness.scoring import arm_gates
+from eval.samples import Arm, Kind, Prompt, Reply
 
 
 class RewardModel(Protocol):
@@ -58,11 +59,8 @@ class RewardBackend:
         self, kind: Kind, prompts: Sequence[Prompt], arm: Arm, *, batch_tokens: int, most_rows: int
     ) -> Iterator[tuple[Prompt, Reply]]:
         for tokens, rows, batch in length_batches(prompts, batch_tokens=batch_tokens, most_rows=most_rows):
-            ids = np.zeros((rows, tokens), np.int32)
-            lengths = np.ones(rows, np.int32)  # rows left over hold one token: they cost no new shape
-            for row, prompt in enumerate(batch):
-                ids[row, : len(prompt.prompt_ids)] = prompt.prompt_ids
-                lengths[row] = len(prompt.prompt_ids)
+            # Rows left over hold one token: they cost no new shape.
+            ids, lengths = pad_rows([prompt.prompt_ids for prompt in batch], tokens, rows)
             rewards = np.asarray(self.rewards(ids, lengths, arm), np.float64)
             if rewards.shape != (rows,):
                 raise ShapeError(f"the reward model returned {rewards.shape} for {rows} conversations; want ({rows},).")
@@ -90,19 +88,16 @@ class ElasticRewardBackend(RewardBackend):
         return arm_label(arm, self._router)
 
     def rewards(self, ids: np.ndarray, lengths: np.ndarray, arm: Arm) -> ArrayLike:
-        bias, modes_LBK = jnp.float32(arm.router_bias), imposed_modes(arm, len(ids))
-        return _rewards(self._elastic, ids, lengths, modes_LBK, bias, view=arm.view)
+        gates = arm_gates(arm, self._elastic.config, len(ids))
+        return _rewards(self._elastic, jnp.asarray(ids), jnp.asarray(lengths), gates, jnp.float32(arm.router_bias))
 
 
-@partial(nnx.jit, static_argnames=("view",))
+@nnx.jit
 def _rewards(
     model: ElasticRewardModel,
     ids_BT: jax.Array,
     lengths_B: jax.Array,
-    modes_LBK: jax.Array | None,
+    gates: Gates | None,
     router_bias: jax.Array,
-    *,
-    view: View,
 ) -> jax.Array:
-    routing = modes_LBK if modes_LBK is not None else None if view == "elastic" else view
-    return model(ids_BT, lengths=lengths_B, routing=routing, router_bias=router_bias)
+    return model(ids_BT, lengths=lengths_B, routing=gates, router_bias=router_bias)

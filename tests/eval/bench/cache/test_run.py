@@ -12,14 +12,15 @@ from tiny_text import tiny_haystack, tiny_tokenizer
 
 from elastic_jax.cli import main as elastic_jax_cli
 from elastic_jax.errors import ConfigError
-from elastic_jax.generation import make_cache
+from elastic_jax.generation import make_cache, prefill
 from elastic_jax.journal import Journal
 from elastic_jax.kv_cache import CacheConfig
+from elastic_jax.layout import pad_rows
+from elastic_jax.routing import gates_from
 from eval.bench.cache.quality import (
     cache_kinds,
     fed_fields,
     probe_groups,
-    read_prompts,
     score_continuations,
     summarise_quality,
 )
@@ -96,10 +97,8 @@ def test_feeding_through_the_cache_scores_like_one_forward_pass():
     samples = [Sample(f"{row}", fed_fields(*text)) for row, text in enumerate(texts)]
     shown = [Prompt(sample, *text) for sample, text in zip(samples, texts, strict=True)]
     wanted = Scorer(model).score(shown, Arm("full"), tokens=400, rows=2, width=8)
-    lengths = np.array([330, 300, 1])
-    prompts = np.zeros((3, 400), np.int32)
-    prompts[0, :330], prompts[1, :300] = ids[0][:330], ids[1][:300]
-    prompt = read_prompts(model, jnp.asarray(prompts), jnp.asarray(lengths), view="full")
+    prompts, lengths = pad_rows([prompt for prompt, _ in texts], 400, 3)
+    prompt = prefill(model, jnp.asarray(prompts), jnp.asarray(lengths), gates_from("full", model.config, 3))
     for bits, tolerance in ((16, 1e-4), (8, 0.02)):
         got = score_continuations(model, prompt, lengths, CacheConfig(bits=bits), samples)
         for record, score in zip(got, wanted, strict=True):
@@ -114,10 +113,8 @@ def test_a_question_goes_through_the_cache_before_its_answer_is_scored():
     whole, fed = fed_fields(ids[:310], ids[310:316]), fed_fields(ids[:300], ids[300:316], unscored=10)
     records = []
     for sample in (Sample("a", whole), Sample("b", fed)):
-        prompt_ids = sample.fields["prompt_ids"]
-        lengths = np.array([len(prompt_ids)])
-        padded = jnp.zeros((1, 320), jnp.int32).at[0, : lengths[0]].set(jnp.array(prompt_ids))
-        prompt = read_prompts(model, padded, jnp.asarray(lengths), view="full")
+        padded, lengths = pad_rows([sample.fields["prompt_ids"]], 320)
+        prompt = prefill(model, jnp.asarray(padded), jnp.asarray(lengths), gates_from("full", model.config, 1))
         records += score_continuations(model, prompt, lengths, CacheConfig(), [sample])
     np.testing.assert_allclose(records[0]["log_prob"], records[1]["log_prob"], atol=1e-4)
     assert records[0]["tokens"] == records[1]["tokens"] == 6

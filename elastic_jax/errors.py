@@ -19,3 +19,13 @@ class CheckpointError(ElasticError, ValueError):
 
 class DataError(ElasticError, ValueError):
     """A data record that is malformed or unusable."""
+
+
+class InUseError(ElasticError):
+    """A file or directory that another process is writing."""
+
+
+def shown(value: object) -> str:
+    """A value as an error message quotes it: never longer than a line."""
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."

@@ -1,17 +1,118 @@
-"""JSON from outside, and files and directories that appear whole or not at all."""
+"""JSON files in and out, files and directories that appear whole or not at all, and locks between processes."""
 
 from __future__ import annotations
 
+import fcntl
 import json
+import logging
 import os
 import shutil
+import socket
+import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from elastic_jax.errors import CheckpointError
+from elastic_jax.errors import CheckpointError, DataError, InUseError
+
+_LOG = logging.getLogger(__name__)
+
+
+def parse_json(text: str | bytes) -> Any:
+    """The value of a JSON text.
+
+    Raises:
+        ValueError: no JSON, no Unicode, or nested deeper than can be read.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deep") from None
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """The JSON object that a file of this program or of a checkpoint holds.
+
+    Raises:
+        CheckpointError: the file is missing, is not JSON, or holds another kind of value.
+    """
+    try:
+        value = parse_json(file.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{file} does not exist; want a checkpoint with that file.") from error
+    except (ValueError, OSError) as error:
+        raise CheckpointError(f"{file} is not readable JSON ({error}).") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{file} holds {type(value).__name__}; want a JSON object.")
+    return value
+
+
+def read_text(file: Path) -> str:
+    """The text of a UTF-8 file, without a byte order mark.
+
+    Raises:
+        DataError: the file is missing or holds something else.
+    """
+    try:
+        return file.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{file} cannot be read as UTF-8 text: {error}. Convert it, or leave it out.") from error
+
+
+def read_json_lines(file: Path) -> Iterator[tuple[str, Any]]:
+    """Yields (`FILE:LINE`, value) for every line that is not blank, reading one line at a time.
+
+    Raises:
+        DataError: the file cannot be read as UTF-8, or a line is no JSON.
+    """
+    try:
+        # a text file ends its lines at \n, \r\n or \r only; str.splitlines would also cut at separators inside texts
+        with file.open(encoding="utf-8-sig") as lines:
+            for number, line in enumerate(lines, start=1):
+                where = f"{file}:{number}"
+                if not line.strip():
+                    continue
+                try:
+                    value = parse_json(line)
+                except ValueError as error:
+                    raise DataError(f"{where}: not valid JSON ({error}).") from error
+                yield where, value
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{file} cannot be read as UTF-8 text: {error}.") from error
+
+
+def write_text(file: Path, text: str) -> None:
+    """Writes a UTF-8 file that appears whole or not at all."""
+    with atomic_file(file) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+def write_json(file: Path, value: Any, *, indent: int | None = 1) -> None:
+    """Writes a value as JSON; the file appears whole or not at all."""
+    write_text(file, json.dumps(value, indent=indent) + "\n")
+
+
+def write_json_lines(file: Path, values: Iterable[Mapping[str, Any]]) -> int:
+    """Writes one JSON object a line and returns their number; the file appears whole or not at all."""
+    with atomic_file(file) as partial, partial.open("w", encoding="utf-8") as lines:
+        return sum(lines.write(json.dumps(value, ensure_ascii=False) + "\n") > 0 for value in values)
+
+
+@contextmanager
+def atomic_file(target: Path) -> Iterator[Path]:
+    """Gives a path beside `target` to write to; on success the file there replaces `target`.
+
+    On any error, also Ctrl-C or a full disk, `target` is as before and the partial file is removed.
+    """
+    partial = _partial(target)
+    try:
+        yield partial
+        _flush_one(partial)
+        partial.replace(target)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -28,7 +129,7 @@ def atomic_directory(target: str | Path, *, overwrite: bool = False) -> Iterator
         raise CheckpointError(f"{target} is a file; want a directory to write into.")
     if target.is_dir() and any(target.iterdir()) and not overwrite:
         raise CheckpointError(f"{target} is not empty. Choose another directory, or pass overwrite=True to replace it.")
-    partial = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.partial")
+    partial = _partial(target)
     try:
         partial.mkdir(parents=True)
         yield partial
@@ -38,6 +139,17 @@ def atomic_directory(target: str | Path, *, overwrite: bool = False) -> Iterator
         raise CheckpointError(f"cannot write {target}: {error}. What was there is unchanged.") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def remove_partial(directory: Path) -> None:
+    """Removes what writers that were killed left unfinished below a directory, which must be locked by the caller."""
+    for partial in list(directory.rglob(".*.partial")):
+        shutil.rmtree(partial) if partial.is_dir() else partial.unlink(missing_ok=True)
+
+
+def _partial(target: Path) -> Path:
+    """A new name beside `target`, so that two writers of one target never write into the same file."""
+    return target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.partial")
 
 
 def _swap(partial: Path, target: Path) -> None:
@@ -73,25 +185,59 @@ def _flush_one(path: Path) -> None:
         os.close(descriptor)
 
 
-def parse_json(text: str | bytes) -> Any:
-    """The value of a JSON text.
+class FileLock:
+    """Keeps other processes from something that this process writes, until `release` or the end of the process.
 
-    Raises:
-        ValueError: no JSON, no Unicode, or nested deeper than can be read.
+    The operating system drops the lock with its process, however that ends (`flock`). The lock file says who holds it.
     """
-    try:
-        return json.loads(text)
-    except RecursionError:
-        raise ValueError("it is nested too deep") from None
 
+    def __init__(self, file: Path, guarded: Path):
+        """
+        Args:
+            file: the lock file, which exists while the lock is held.
+            guarded: what the lock is for, as the error names it.
 
-def write_text(file: Path, text: str) -> None:
-    """Writes a UTF-8 file that appears whole or not at all."""
-    partial = file.with_name(f".{file.name}.{uuid.uuid4().hex[:8]}.partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(file)
+        Raises:
+            InUseError: another process, or another place in this one, holds the lock.
+        """
+        self._file, self._guarded = file, guarded
+        while not self._taken():
+            pass  # the holder before removed the lock file after this process had opened it
+        since = time.strftime("%Y-%m-%d %H:%M:%S %Z")
+        self._handle.truncate(0)
+        self._handle.write(f"process {os.getpid()} on {socket.gethostname()} since {since}\n")
+        self._handle.flush()
 
+    def _taken(self) -> bool:
+        """Locks the file; false where its name no longer stands for the file that was locked."""
+        self._handle = self._file.open("a+")
+        try:
+            fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._handle.seek(0)
+            holder = self._handle.read().strip() or "another process"
+            self._handle.close()
+            raise InUseError(
+                f"{self._guarded} is in use by {holder}. Wait until it ends, stop it, or choose another place."
+            ) from None
+        except OSError as error:
+            _LOG.warning("%s cannot be locked (%s): let no second process write there", self._guarded, error)
+        try:
+            if os.path.samestat(self._file.stat(), os.fstat(self._handle.fileno())):
+                return True
+        except FileNotFoundError:
+            pass
+        self._handle.close()
+        return False
 
-def write_json(file: Path, value: Any, *, indent: int | None = 1) -> None:
-    """Writes a value as JSON; the file appears whole or not at all."""
-    write_text(file, json.dumps(value, indent=indent) + "\n")
+    def release(self) -> None:
+        """Removes the lock file and frees the lock; the order keeps a process that waits from locking a lost file."""
+        if not self._handle.closed:
+            self._file.unlink(missing_ok=True)
+            self._handle.close()
+
+    def __enter__(self) -> FileLock:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()

@@ -1,44 +1,85 @@
-"""Append-only record of finished work: a restarted run skips what is there, a run with other settings is refused.
+"""Append-only records of work that takes hours: an interrupted run goes on, a run with other settings is refused.
 
-A file of JSON lines that takes hours to write: an interrupted run goes on, and the file appears when it is whole.
+`Journal` keeps a value for each finished piece of work. `LineFile` collects the lines of a file that appears when all
+of them are there. Both lock their file, so that two processes never cut or repeat each other's work.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 from elastic_jax.errors import DataError
-from elastic_jax.files import parse_json
+from elastic_jax.files import FileLock, parse_json, write_json_lines
 
 
-class Journal:
-    """JSON lines: first the settings, then one `{"key": ..., "value": ...}` per finished piece of work.
+class _Log:
+    """A locked file of JSON lines: first the settings, then one record for each finished piece of work.
 
     Every append reaches the disk before it returns. A line cut short by a crash is dropped when the file is opened.
-    `others` are journals of the same settings that other processes write: what they hold counts as done.
 
     Raises:
-        DataError: a file was made under other settings, or a line other than the last is damaged; an append does not
+        InUseError: another process has the file open.
+        DataError: the file was made with other settings, or a line other than the last is damaged; an append does not
             fit on the disk, which leaves the file readable.
     """
 
+    def __init__(self, path: Path, settings: Mapping[str, Any], take: Callable[[dict[str, Any]], None]):
+        """`take` gets each record that the file holds already."""
+        self.path = path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._lock = FileLock(path.with_name(f".{path.name}.lock"), path)
+        try:
+            settings = _as_json(settings)
+            # the lock comes first: what another process appended between reading and cutting would be lost
+            whole_bytes = _read(path, settings, take) if path.exists() else 0
+            self._file = path.open("ab")
+            self._file.truncate(whole_bytes)
+            if whole_bytes == 0:
+                self._write({"settings": settings})
+        except BaseException:
+            self._lock.release()
+            raise
+
+    def close(self) -> None:
+        """Closes the file and frees its lock."""
+        try:
+            self._file.close()
+        finally:
+            self._lock.release()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _write(self, *records: Mapping[str, Any]) -> None:
+        try:
+            self._file.write("".join(json.dumps(record) + "\n" for record in records).encode())
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise DataError(
+                f"{self.path} cannot be written: {error}. What was finished before is safe; make room and give the "
+                "same command again."
+            ) from error
+
+
+class Journal(_Log):
+    """Values of finished work by key; each append is one line `{"key": ..., "value": ...}` for each value.
+
+    `others` are journals of the same settings that other processes write: what they hold counts as done.
+    """
+
     def __init__(self, path: str | Path, settings: Mapping[str, Any], *, others: Iterable[Path] = ()):
-        self.path = Path(path)
         self._values: dict[str, Any] = {}
-        wanted = json.loads(json.dumps(settings))
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         for other in others:
-            _take_over(other, wanted, self._values)
-        whole_bytes = _take_over(self.path, wanted, self._values) if self.path.exists() else 0
-        self._file = self.path.open("ab")
-        self._file.truncate(whole_bytes)
-        if whole_bytes == 0:
-            self._write({"settings": wanted})
+            _read(other, _as_json(settings), self._take)
+        super().__init__(Path(path), settings, self._take)
 
     def __contains__(self, key: str) -> bool:
         return key in self._values
@@ -54,25 +95,8 @@ class Journal:
         self._write(*({"key": key, "value": value} for key, value in values.items()))
         self._values.update(values)
 
-    def close(self) -> None:
-        self._file.close()
-
-    def __enter__(self) -> Journal:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def _write(self, *records: dict[str, Any]) -> None:
-        try:
-            self._file.write("".join(json.dumps(record) + "\n" for record in records).encode())
-            self._file.flush()
-            os.fsync(self._file.fileno())
-        except OSError as error:
-            raise DataError(
-                f"{self.path} cannot be written: {error}. What was finished before is safe; make room and give the "
-                "same command again."
-            ) from error
+    def _take(self, record: dict[str, Any]) -> None:
+        self._values[record["key"]] = record["value"]
 
 
 def read_records(folder: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -84,36 +108,90 @@ def read_records(folder: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
     paths = sorted(Path(folder).glob("journal*.jsonl"))
     if not paths:
         raise DataError(f"{folder} holds no journal*.jsonl; want the output folder of an evaluation.")
-    first = paths[0].read_bytes().partition(b"\n")[0]
+    with paths[0].open("rb") as file:
+        first = file.readline()
     try:
         settings = parse_json(first)["settings"]
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"{paths[0]}, line 1 is no journal record ({error}).") from None
     values: dict[str, Any] = {}
     for path in paths:
-        _take_over(path, settings, values)
+        _read(path, settings, lambda record: values.update({record["key"]: record["value"]}))
     return settings, values
 
 
-def _take_over(path: Path, wanted: dict[str, Any], values: dict[str, Any]) -> int:
-    """Adds the records of a file to `values` and returns how many bytes of the file are whole lines."""
-    data = path.read_bytes()
-    whole_bytes = data.rfind(b"\n") + 1
-    for number, line in enumerate(data[:whole_bytes].splitlines(), start=1):
-        try:
-            record = parse_json(line)
-            if number == 1:
-                _check(path, record["settings"], wanted)
-            else:
-                values[record["key"]] = record["value"]
-        except (ValueError, KeyError, TypeError) as error:
-            if isinstance(error, DataError):
+class LineFile(_Log):
+    """Collects one line, or none, for each unit of work, in order; call `finish` at the end.
+
+    Until then the lines are in `NAME.part`, a line `{"id": ..., "line": ..., "reason": ...}` for each unit.
+
+    Raises:
+        DataError: the file is there already.
+    """
+
+    def __init__(self, path: Path, settings: Mapping[str, Any]):
+        self.target = path
+        self.done: dict[str, str | None] = {}
+        """Units that need no more work, by id: None, or why they gave no line."""
+        if path.exists():
+            raise DataError(f"{path} is there already. Remove it, or choose another name.")
+        super().__init__(path.with_name(path.name + ".part"), settings, self._take)
+
+    def add(self, uid: str, line: Mapping[str, Any] | None, reason: str | None = None) -> None:
+        """Records a finished unit: its line, or the reason why it has none."""
+        self._write({"id": uid, "line": line, "reason": reason})
+        self.done[uid] = reason
+
+    def finish(self) -> int:
+        """Writes the file and removes the part; returns the number of lines.
+
+        Raises:
+            DataError: there is none.
+        """
+        if all(reason is not None for reason in self.done.values()):
+            raise DataError(f"{self.target}: nothing to write, every sample was left out.")
+        count = write_json_lines(self.target, self._lines())
+        self.path.unlink()
+        return count
+
+    def _lines(self) -> Iterator[dict[str, Any]]:
+        with self.path.open("rb") as file:
+            next(file)  # the settings
+            for entry in map(parse_json, file):
+                if entry["line"] is not None:
+                    yield entry["line"]
+
+    def _take(self, record: dict[str, Any]) -> None:
+        self.done[record["id"]] = record["reason"]
+
+
+def _as_json(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings as they come back from a file: tuples are lists there."""
+    return json.loads(json.dumps(settings))
+
+
+def _read(path: Path, wanted: dict[str, Any], take: Callable[[dict[str, Any]], None]) -> int:
+    """Checks the settings of a file, gives every record to `take`, and returns the bytes of all whole lines."""
+    size = 0
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.endswith(b"\n"):
+                break
+            try:
+                record = parse_json(line)
+                if number == 1:
+                    _check(path, record["settings"], wanted)
+                else:
+                    take(record)
+            except DataError:
                 raise
-            raise DataError(
-                f"{path}, line {number} is no journal record ({error}). Remove the line to have its work "
-                "done again, or choose another output folder."
-            ) from None
-    return whole_bytes
+            except (ValueError, KeyError, TypeError) as error:
+                raise DataError(
+                    f"{path}, line {number} is no journal record ({error}). Remove the line to have its work "
+                    "done again, or choose another output folder."
+                ) from None
+            size += len(line)
+    return size
 
 
 def _check(path: Path, found: Any, wanted: dict[str, Any]) -> None:
@@ -131,92 +209,3 @@ def _check(path: Path, found: Any, wanted: dict[str, Any]) -> None:
             + "\n  ".join(changed)
             + "\nChoose another output folder, or the former settings."
         )
-
-
-class LineFile:
-    """Collects one line, or none, for each unit of work; use as a context manager, call `finish` at the end.
-
-    Until then the lines are in `NAME.part`, whose first line holds the settings.
-
-    Raises:
-        DataError: the file is there already, or its part was begun with other settings.
-    """
-
-    def __init__(self, path: Path, settings: Mapping[str, Any]):
-        self.path, self.part = path, path.with_name(path.name + ".part")
-        self.done: dict[str, str | None] = {}
-        """Units that need no more work, by id: None, or why they gave no line."""
-        if path.exists():
-            raise DataError(f"{path} is there already. Remove it, or choose another name.")
-        wanted = json.loads(json.dumps(settings))
-        path.parent.mkdir(parents=True, exist_ok=True)
-        whole = self._take_over(wanted) if self.part.exists() else 0
-        self._file = self.part.open("ab")
-        self._file.truncate(whole)
-        if whole == 0:
-            self._write({"settings": wanted})
-
-    def add(self, uid: str, line: Mapping[str, Any] | None, reason: str | None = None) -> None:
-        """Records a finished unit: its line, or the reason why it has none."""
-        self._write({"id": uid, "line": line, "reason": reason})
-        self.done[uid] = reason
-
-    def finish(self) -> int:
-        """Writes the file and removes the part; returns the number of lines.
-
-        Raises:
-            DataError: there is none.
-        """
-        unfinished, count = self.path.with_name(self.path.name + ".whole"), 0
-        with unfinished.open("w", encoding="utf-8") as file:
-            for entry in self._entries():
-                if entry.get("line") is not None:
-                    file.write(json.dumps(entry["line"], ensure_ascii=False) + "\n")
-                    count += 1
-        if not count:
-            unfinished.unlink()
-            raise DataError(f"{self.path}: nothing to write, every sample was left out.")
-        self._file.close()
-        unfinished.replace(self.path)
-        self.part.unlink()
-        return count
-
-    def __enter__(self) -> LineFile:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._file.close()
-
-    def _write(self, value: Mapping[str, Any]) -> None:
-        self._file.write(json.dumps(value, ensure_ascii=False).encode() + b"\n")
-        self._file.flush()
-
-    def _entries(self) -> Iterator[dict[str, Any]]:
-        """All whole lines of the part; one that a crash cut short is the last and ends without a line break."""
-        with self.part.open("rb") as file:
-            for number, line in enumerate(file, start=1):
-                if not line.endswith(b"\n"):
-                    return
-                try:
-                    yield json.loads(line)
-                except ValueError as error:
-                    raise DataError(
-                        f"{self.part}, line {number} is damaged. Remove the file to begin again."
-                    ) from error
-
-    def _take_over(self, wanted: dict[str, Any]) -> int:
-        """Reads what is done and returns the bytes of all whole lines."""
-        for number, entry in enumerate(self._entries(), start=1):
-            if number == 1 and entry.get("settings") != wanted:
-                found = entry.get("settings") or {}
-                names = sorted(name for name in found.keys() | wanted.keys() if found.get(name) != wanted.get(name))
-                raise DataError(
-                    f"{self.part} was begun with other settings ({', '.join(names)}). Remove it, choose another --out, "
-                    "or use the former settings."
-                )
-            if number > 1:
-                self.done[entry["id"]] = entry["reason"]
-        data = self.part.read_bytes()
-        return data.rfind(b"\n") + 1

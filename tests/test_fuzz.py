@@ -22,13 +22,14 @@ from mutations import deep_json, mutate_bytes, mutate_json, survives
 from elastic_jax.cli.generate import read_prompts
 from elastic_jax.config import ModelConfig
 from elastic_jax.config.model import config_to_hf
+from elastic_jax.files import read_json
 from elastic_jax.journal import Journal
 from elastic_jax.journal import read_records as read_journals
 from elastic_jax.settings import load_settings, settings_dict
 from elastic_jax.weights import from_pretrained, save_pretrained
 from elastic_jax.weights.gguf import open_gguf
 from elastic_jax.weights.router_only import open_router
-from elastic_jax.weights.safetensors_dir import open_weights, read_json
+from elastic_jax.weights.safetensors_dir import open_weights
 from elastic_jax.weights.tokenizer import load_tokenizer
 from eval.suites.longbench.v1 import longbench_groups
 from eval.suites.longbench.v2 import longbench_v2_group

@@ -22,8 +22,8 @@ from elastic_jax.cli.model import (
     load_model_tokenizer,
     read_prompt,
 )
-from elastic_jax.errors import ConfigError, DataError
-from elastic_jax.files import parse_json
+from elastic_jax.errors import ConfigError, DataError, shown
+from elastic_jax.files import read_json_lines
 from elastic_jax.kv_cache import CacheConfig
 from elastic_jax.settings import settings_yaml
 
@@ -39,18 +39,16 @@ def read_prompts(file: str) -> list[str]:
     Raises:
         DataError: the file cannot be read, holds no prompt, or a line that is no record.
     """
-    lines = [(i, line) for i, line in enumerate(read_prompt(file).split("\n"), 1) if line.strip()]
     if Path(file).suffix != ".jsonl":
-        return [line.rstrip("\r") for _, line in lines]
+        return [line for line in read_prompt(file).split("\n") if line.strip()]
     prompts = []
-    for number, line in lines:
-        try:
-            prompt = parse_json(line)["prompt"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise DataError(f'{file}, line {number}: want a JSON object with a "prompt"; got {line[:80]!r}.') from error
+    for where, record in read_json_lines(Path(file)):
+        prompt = record.get("prompt") if isinstance(record, dict) else None
         if not isinstance(prompt, str):
-            raise DataError(f"{file}, line {number}: the prompt is {prompt!r}; want a string.")
+            raise DataError(f'{where}: want a JSON object with a string under "prompt"; got {shown(record)}.')
         prompts.append(prompt)
+    if not prompts:
+        raise DataError(f"{file} holds no prompt. Want one JSON object a line.")
     return prompts
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 from elastic_jax import smollm2
 from elastic_jax.errors import DataError
+from elastic_jax.files import read_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -54,10 +55,7 @@ def read_prompt(file: str) -> str:
     Raises:
         DataError: the file is missing, not text, or empty.
     """
-    try:
-        text = Path(file).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"prompt file {file} cannot be read as UTF-8 text: {error}") from error
+    text = read_text(Path(file))
     if not text.strip():
         raise DataError(f"prompt file {file} is empty; want the text of a prompt.")
     return text

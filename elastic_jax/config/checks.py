@@ -8,7 +8,7 @@ import types
 import typing
 from typing import Any
 
-from elastic_jax.errors import ConfigError
+from elastic_jax.errors import ConfigError, shown
 
 MOST_LAYERS = 1000
 """Several times the deepest models known; what a damaged file asks for is refused before work in proportion to it."""
@@ -37,12 +37,6 @@ def check_count(what: str, value: object, largest: int = LARGEST) -> None:
     """Raises `ConfigError` unless `value` is a whole number from 1 to `largest`."""
     if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= largest:
         raise ConfigError(f"{what} is {shown(value)}; want a whole number from 1 to {largest}.")
-
-
-def shown(value: object) -> str:
-    """A value as an error message quotes it: never longer than a line."""
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."
 
 
 def _fits(value: Any, hint: Any) -> bool:

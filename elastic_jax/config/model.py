@@ -13,11 +13,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from elastic_jax.config.checks import LARGEST, MOST_LAYERS, check_count, check_fields, check_positive, shown
+from elastic_jax.config.checks import LARGEST, MOST_LAYERS, check_count, check_fields, check_positive
 from elastic_jax.config.rope import RopeConfig, rope_from_hf, rope_to_hf
 from elastic_jax.config.router import HARMLESS as HARMLESS_ROUTER_FIELDS
 from elastic_jax.config.router import RouterConfig, is_elastic, router_from_hf, router_to_hf
-from elastic_jax.errors import ConfigError
+from elastic_jax.errors import ConfigError, shown
 
 if TYPE_CHECKING:
     from pallas_kernels.schedule import AttentionSpec

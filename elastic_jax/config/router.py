@@ -8,8 +8,8 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from elastic_jax.config.checks import check_count, check_fields, check_positive, shown
-from elastic_jax.errors import ConfigError
+from elastic_jax.config.checks import check_count, check_fields, check_positive
+from elastic_jax.errors import ConfigError, shown
 
 Pattern = Literal["fa-ssa", "fa-xa", "xa-ssa"]
 

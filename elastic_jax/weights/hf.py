@@ -7,9 +7,10 @@ from pathlib import Path
 
 from elastic_jax.config import ModelConfig
 from elastic_jax.errors import CheckpointError
+from elastic_jax.files import read_json
 from elastic_jax.weights.names import ROUTER_PROBE
 from elastic_jax.weights.router_only import ROUTER_CONFIG
-from elastic_jax.weights.safetensors_dir import open_weights, read_json
+from elastic_jax.weights.safetensors_dir import open_weights
 from elastic_jax.weights.source import Checkpoint
 
 CONFIG = "config.json"

@@ -6,7 +6,8 @@ import re
 from pathlib import Path
 
 from elastic_jax.errors import CheckpointError
-from elastic_jax.weights.safetensors_dir import INDEX, SINGLE, read_json
+from elastic_jax.files import read_json
+from elastic_jax.weights.safetensors_dir import INDEX, SINGLE
 
 _HUB_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*(@[\w./-]+)?")
 _SMALL_FILES = ["*.json", "*.jinja", "tokenizer.model", "merges.txt", "vocab.txt"]

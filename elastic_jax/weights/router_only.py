@@ -6,7 +6,6 @@ Tensors that official Elastic Attention checkpoints hold beside backbone and rou
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,8 @@ import numpy as np
 from elastic_jax.config import ModelConfig, RouterConfig
 from elastic_jax.config.router import router_from_json
 from elastic_jax.errors import CheckpointError
-from elastic_jax.weights.safetensors_dir import SafetensorsFiles, read_json
+from elastic_jax.files import read_json
+from elastic_jax.weights.safetensors_dir import SafetensorsFiles
 
 ROUTER_CONFIG = "router_config.json"
 ROUTER_WEIGHTS = "router.safetensors"
@@ -59,10 +59,6 @@ def router_json(config: ModelConfig, base_name: str | None) -> dict[str, Any]:
     """Content of `router_config.json`: what the routers are and which model they fit."""
     base = {"name": base_name, **{name: getattr(config, name) for name in _BASE_FIELDS}}
     return {"format": _FORMAT, "version": _VERSION, "base": base, "router": dataclasses.asdict(config.router)}
-
-
-def write_json(file: Path, value: dict[str, Any]) -> None:
-    file.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 NUM_TASKS = 5

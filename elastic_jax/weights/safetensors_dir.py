@@ -13,7 +13,7 @@ import ml_dtypes
 import numpy as np
 
 from elastic_jax.errors import CheckpointError
-from elastic_jax.files import parse_json
+from elastic_jax.files import read_json
 from elastic_jax.weights.names import Part
 from elastic_jax.weights.source import TensorInfo
 
@@ -115,16 +115,3 @@ def _inside(directory: Path, name: str) -> Path:
     if not file.resolve().is_relative_to(root):
         raise CheckpointError(f"{file} is a link to {file.resolve()}, outside the checkpoint. Copy the file instead.")
     return file
-
-
-def read_json(file: Path) -> dict[str, Any]:
-    """A JSON object from a checkpoint."""
-    try:
-        value = parse_json(file.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{file} does not exist; want a checkpoint with that file.") from error
-    except (ValueError, OSError) as error:
-        raise CheckpointError(f"{file} is not readable JSON ({error}).") from error
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{file} holds {type(value).__name__}; want a JSON object.")
-    return value

@@ -17,7 +17,7 @@ import numpy as np
 from elastic_jax.config import ModelConfig
 from elastic_jax.config.model import config_to_elastic
 from elastic_jax.errors import ConfigError
-from elastic_jax.files import atomic_directory
+from elastic_jax.files import atomic_directory, read_json, write_json
 from elastic_jax.int8_linear import int8_maps
 from elastic_jax.model import ElasticForCausalLM, to_params
 from elastic_jax.weights.hf import CONFIG
@@ -28,9 +28,8 @@ from elastic_jax.weights.router_only import (
     default_extras,
     log_temperatures,
     router_json,
-    write_json,
 )
-from elastic_jax.weights.safetensors_dir import INDEX, SINGLE, read_json
+from elastic_jax.weights.safetensors_dir import INDEX, SINGLE
 from elastic_jax.weights.tokenizer import load_tokenizer
 
 _LOG = logging.getLogger(__name__)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from elastic_jax.errors import DataError
+from elastic_jax.files import read_text
 from elastic_jax.text.split import Split, split_of
 
 if TYPE_CHECKING:
@@ -51,10 +52,7 @@ def read_texts(source: str | Path | None) -> dict[str, str]:
     texts = {}
     for file in files:
         name = file.name if file == path else file.relative_to(path).as_posix()
-        try:
-            texts[name] = file.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise DataError(f"{file} cannot be read as UTF-8 text: {error}") from error
+        texts[name] = read_text(file)
     return texts
 
 

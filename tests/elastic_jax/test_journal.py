@@ -1,9 +1,12 @@
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 
-from elastic_jax.errors import DataError
-from elastic_jax.journal import Journal
+from elastic_jax.errors import DataError, InUseError
+from elastic_jax.journal import Journal, LineFile
 
 SETTINGS = {"seed": 0, "lengths": (16, 32)}
 
@@ -80,3 +83,45 @@ def test_a_file_that_is_no_journal_is_refused(tmp_path):
     with pytest.raises(DataError, match="line 1 is no journal record"):
         Journal(path, SETTINGS)
     assert path.read_text() == "a,b\n1,2\n"
+
+
+def test_a_second_process_is_refused_and_cuts_nothing(tmp_path):
+    path = tmp_path / "journal.jsonl"
+    program = f"from elastic_jax.journal import Journal\nJournal({str(path)!r}, {SETTINGS!r})"
+    with Journal(path, SETTINGS) as journal:
+        journal.append({"a": 1})
+        before = path.read_bytes() + b'{"key": "b"'  # this process is in the middle of a line
+        path.write_bytes(before)
+        second = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+        assert f"journal.jsonl is in use by process {os.getpid()} on " in second.stderr.splitlines()[-1]
+        with pytest.raises(InUseError, match=f"process {os.getpid()}"):
+            Journal(path, SETTINGS)
+        assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_lock_dies_with_its_process(tmp_path):
+    path = tmp_path / "journal.jsonl"
+    program = (
+        f"import os\nfrom elastic_jax.journal import Journal\njournal = Journal({str(path)!r}, {SETTINGS!r})\n"
+        "journal.append({'a': 1})\nos.kill(os.getpid(), 9)"
+    )
+    assert subprocess.run([sys.executable, "-c", program]).returncode == -9
+    with Journal(path, SETTINGS) as journal:
+        assert journal["a"] == 1
+
+
+def test_a_file_of_lines_goes_on_where_it_was_stopped_and_appears_whole(tmp_path):
+    path = tmp_path / "made.jsonl"
+    with LineFile(path, SETTINGS) as lines:
+        lines.add("a", {"text": "\N{LATIN SMALL LETTER U WITH DIAERESIS}"})
+        lines.add("b", None, "too long")
+        with pytest.raises(InUseError):
+            LineFile(path, SETTINGS)
+    assert not path.exists()
+    with LineFile(path, SETTINGS) as lines:
+        assert lines.done == {"a": None, "b": "too long"}
+        lines.add("c", {"text": "c"})
+        assert lines.finish() == 2
+    assert path.read_text(encoding="utf-8") == '{"text": "\N{LATIN SMALL LETTER U WITH DIAERESIS}"}\n{"text": "c"}\n'
+    assert list(tmp_path.iterdir()) == [path]

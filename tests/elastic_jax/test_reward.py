@@ -11,10 +11,10 @@ from tiny import CONFIG, random_ids, tiny_model
 
 from elastic_jax.config import ModelConfig
 from elastic_jax.errors import CheckpointError, ShapeError
+from elastic_jax.files import read_json
 from elastic_jax.layout import make_layout
 from elastic_jax.model import to_params
 from elastic_jax.reward import ElasticRewardModel, score_hidden
-from elastic_jax.weights.safetensors_dir import read_json
 
 
 @pytest.fixture(scope="module")

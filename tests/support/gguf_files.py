@@ -61,7 +61,7 @@ def write_gguf(
     extra_tensors: dict[str, np.ndarray] | None = None,
 ) -> Path:
     """The golden model `name` as GGUF; `encode` stores its matrices (as float32 by default)."""
-    from elastic_jax.weights.safetensors_dir import read_json
+    from elastic_jax.files import read_json
 
     config = ModelConfig.from_hf(read_json(GOLDEN / name / "config.json"))
     writer = GGUFWriter(file, config.family)

@@ -13,6 +13,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from elastic_jax.errors import DataError
+from elastic_jax.files import read_text
 from elastic_jax.text.split import split_of
 from train.data.foreign import Evidence, read_evidence
 
@@ -83,10 +84,7 @@ def _standard_code() -> tuple[str, ...]:
 def _long_texts(paths: Iterable[Path]) -> tuple[str, ...]:
     texts = []
     for path in paths:
-        try:
-            text = path.read_text(encoding="utf-8-sig")
-        except (OSError, UnicodeDecodeError) as error:
-            raise DataError(f"{path}: cannot be read as UTF-8 text ({error}). Convert or exclude it.") from error
+        text = read_text(path)
         if len(text) >= MIN_CHARACTERS:
             texts.append(text)
     return tuple(texts)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
-from elastic_jax.errors import DataError
+from elastic_jax.errors import DataError, shown
+from elastic_jax.files import read_json_lines
 from elastic_jax.text.split import split_of
-from train.data.records import CODE, MULTIHOP_QA, SINGLE_QA, SUMMARIZATION, parse_record, read_jsonl
+from train.data.records import CODE, MULTIHOP_QA, SINGLE_QA, SUMMARIZATION, parse_record
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ def read_evidence(path: Path) -> list[Evidence]:
     without `input` and `answers` are left out, and so is the evaluation side of `elastic_jax.text_split` (by `file`,
     else `id`).
     """
-    return [evidence for where, raw in read_jsonl(path) for evidence in _parse(raw, where, path.parent.name)]
+    return [evidence for where, raw in read_json_lines(path) for evidence in _parse(raw, where, path.parent.name)]
 
 
 def _parse(raw: object, where: str, folder: str) -> list[Evidence]:
@@ -50,7 +51,7 @@ def _parse(raw: object, where: str, folder: str) -> list[Evidence]:
     if not isinstance(question, str) or not isinstance(context, str):
         raise DataError(f"{where}: `input` and `context` must be strings.")
     if not isinstance(answers, list) or not answers or not all(isinstance(it, str) and it for it in answers):
-        raise DataError(f"{where}: `answers` must be a non-empty list of non-empty strings; got {answers!r:.80}.")
+        raise DataError(f"{where}: `answers` must be a non-empty list of non-empty strings; got {shown(answers)}.")
     if not isinstance(facts, list) or not all(isinstance(fact, str) for fact in facts) or not (context or facts):
         raise DataError(f"{where}: a `context` string or a `facts` list of strings is wanted.")
     answer = answers[0]

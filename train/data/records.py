@@ -6,15 +6,10 @@ On disk a record is one JSON object per line (the format of the paper's released
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable
 from dataclasses import dataclass
 from difflib import get_close_matches
-from pathlib import Path
-from typing import Any
 
 from elastic_jax.errors import DataError
-from elastic_jax.files import parse_json
 
 TASKS = ("Single QA", "MultiHop QA", "Summarization", "Code", "In-Context Learning")
 """Task labels; a label's index is its task id."""
@@ -33,11 +28,6 @@ class Record:
     """Index into `TASKS`."""
     is_prefix: bool = True
     """Whether the question stands before the context."""
-
-    def to_json(self) -> dict[str, Any]:
-        """The object that one line of a record file holds."""
-        metadata = {"task": TASKS[self.task], "is_prefix": self.is_prefix}
-        return {"context": self.context, "question": self.question, "answer": self.answer, "metadata": metadata}
 
 
 def parse_record(raw: object, where: str) -> Record:
@@ -67,25 +57,3 @@ def task_id(label: object, where: str) -> int:
     near = get_close_matches(str(label), TASKS, n=1)
     hint = f" Did you mean {near[0]!r}?" if near else ""
     raise DataError(f"{where}: unknown task {label!r}; want one of {', '.join(map(repr, TASKS))}.{hint}")
-
-
-def read_jsonl(path: Path) -> Iterable[tuple[str, Any]]:
-    """Yields (`file:line`, decoded value) of every non-empty line."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read as UTF-8 text ({error}).") from error
-    for number, line in enumerate(text.split("\n"), start=1):  # texts may hold other line separators
-        if not line.strip():
-            continue
-        where = f"{path}:{number}"
-        try:
-            yield where, parse_json(line)
-        except ValueError as error:
-            raise DataError(f"{where}: not valid JSON ({error}).") from error
-
-
-def write_records(path: Path, records: Iterable[Record]) -> None:
-    """Writes records, one JSON object per line."""
-    lines = (json.dumps(record.to_json(), ensure_ascii=False) for record in records)
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from elastic_jax.errors import DataError
+from elastic_jax.errors import DataError, shown
 from train.data.packing import LossOn, Sample, Weighting, make_sample
 from train.data.records import TASKS, Record, parse_record
 from train.data.tables import read_rows
@@ -97,7 +97,7 @@ def _arrays(raw: Any, where: str) -> tuple[np.ndarray, np.ndarray, list[int], li
             "want as many labels as input_ids and one more of seq_lengths than of task_ids."
         )
     if ends[0] != 0 or ends[-1] > len(ids) or any(b >= e for b, e in zip(ends[:-1], ends[1:], strict=True)):
-        raise DataError(f"{where}: seq_lengths {ends!s:.80}: want rising numbers from 0 to {len(ids)} at most.")
+        raise DataError(f"{where}: seq_lengths {shown(ends)}: want rising numbers from 0 to {len(ids)} at most.")
     unknown = [task for task in tasks if not 0 <= task < len(TASKS)]
     if unknown:
         raise DataError(f"{where}: task_ids {unknown}; want 0 to {len(TASKS) - 1}. Remove samples of other tasks.")
@@ -118,4 +118,4 @@ def _with_metadata(raw: Any, where: str) -> Any:
             return raw | {"metadata": read(text)}
         except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
             continue
-    raise DataError(f"{where}: `metadata` is text, but neither JSON nor a Python literal: {text[:80]!r}.")
+    raise DataError(f"{where}: `metadata` is text, but neither JSON nor a Python literal: {shown(text)}.")

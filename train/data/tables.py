@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from elastic_jax.errors import ConfigError, DataError
-from train.data.records import read_jsonl
+from elastic_jax.files import parse_json, read_json_lines
 
 _LINES = (".jsonl", ".json", ".ndjson")
 _WANTED = "a .jsonl or .parquet file, a folder of either, or a folder that `datasets` saved (Arrow)"
@@ -34,7 +33,7 @@ def read_rows(path: Path) -> Iterator[tuple[str, Any]]:
         raise DataError(f"{path}: no such file or folder. Want {_WANTED}.")
     for file in files:
         if file.suffix in _LINES:
-            yield from read_jsonl(file)
+            yield from read_json_lines(file)
         elif file.suffix == ".parquet":
             yield from _parquet_rows(file)
         elif file.suffix == ".arrow":
@@ -60,7 +59,7 @@ def _files_of(folder: Path) -> list[Path]:
 def _saved_files(folder: Path) -> list[Path]:
     """The data files that `save_to_disk` lists; its caches lie beside them and are left alone."""
     try:
-        names = [entry["filename"] for entry in json.loads((folder / "state.json").read_text())["_data_files"]]
+        names = [entry["filename"] for entry in parse_json((folder / "state.json").read_text())["_data_files"]]
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"{folder / 'state.json'}: not the state of a saved data set ({error!r}).") from error
     missing = [name for name in names if not (folder / name).is_file()]

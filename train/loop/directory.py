@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 from elastic_jax.errors import CheckpointError, ConfigError
+from elastic_jax.files import FileLock, remove_partial, write_text
 from elastic_jax.settings import read_yaml, settings_dict, settings_yaml
 from train.loop.distributed import is_main, wait_for_all
 
 SETTINGS_FILE = "settings.yaml"
+LOCK_FILE = ".lock"
 FREE = {
     "run.directory",
     "run.save_every",
@@ -26,27 +30,54 @@ FREE_GROUPS = ("mesh.", "distributed.")
 """Settings that may change when a run goes on: they do not touch what is learnt."""
 
 
-def claim(directory: Path, config: Any) -> None:
-    """Makes a new run directory, or checks that an existing one belongs to the same settings.
+_HELD: set[Path] = set()
+"""Run directories that this process has claimed."""
+_UNFINISHED = re.compile(rf"\{LOCK_FILE}|\.{SETTINGS_FILE}\.\w+\.partial|settings\.tmp")
+"""What a run that was killed before its settings were written leaves behind; earlier versions wrote `settings.tmp`."""
+
+
+@contextmanager
+def claim(directory: Path, config: Any) -> Iterator[None]:
+    """Keeps a run directory for this process; makes it, or checks that it belongs to the same settings.
+
+    Of several processes of one run, the first holds it. What holds a directory already may claim it again.
 
     Raises:
+        InUseError: another process trains in the directory.
         CheckpointError: the directory holds something else.
         ConfigError: it holds a run with other settings; every changed field is named.
     """
-    file = directory / SETTINGS_FILE
-    if is_main():
+    with _hold(directory, config) if is_main() and directory.resolve() not in _HELD else nullcontext():
+        wait_for_all("run directory")
+        file = directory / SETTINGS_FILE
+        if not file.is_file():
+            raise CheckpointError(
+                f"{directory}: process 0 made it, this process does not see it. Use a shared directory."
+            )
+        refuse_changes(directory, read_yaml(file), config)
+        yield
+
+
+@contextmanager
+def _hold(directory: Path, config: Any) -> Iterator[None]:
+    """Locks a run directory and writes the settings there."""
+    foreign = CheckpointError(f"{directory} is not empty and holds no run. Choose a new --run.directory.")
+    if directory.is_file():
+        raise foreign
+    directory.mkdir(parents=True, exist_ok=True)
+    file, path = directory / SETTINGS_FILE, directory.resolve()
+    with FileLock(directory / LOCK_FILE, directory):
         if file.is_file():
             refuse_changes(directory, read_yaml(file), config)
-        elif directory.exists() and (directory.is_file() or any(directory.iterdir())):
-            raise CheckpointError(f"{directory} is not empty and holds no run. Choose a new --run.directory.")
-        directory.mkdir(parents=True, exist_ok=True)
-        draft = file.with_suffix(".tmp")
-        draft.write_text(settings_yaml(config), encoding="utf-8")
-        draft.replace(file)
-    wait_for_all("run directory")
-    if not file.is_file():
-        raise CheckpointError(f"{directory}: process 0 made it, this process does not see it. Use a shared directory.")
-    refuse_changes(directory, read_yaml(file), config)
+        elif any(not _UNFINISHED.fullmatch(entry.name) for entry in directory.iterdir()):
+            raise foreign
+        remove_partial(directory)
+        write_text(file, settings_yaml(config))
+        _HELD.add(path)
+        try:
+            yield
+        finally:
+            _HELD.discard(path)
 
 
 def refuse_changes(directory: Path, stored: Mapping[str, Any], config: Any) -> None:

@@ -68,16 +68,22 @@ def fit(job: Job, directory: Path) -> Any:
     interrupted. A checkpoint can be continued on another mesh and another number of processes.
 
     Raises:
+        InUseError: another process trains in the directory.
         ConfigError, CheckpointError: the directory belongs to another run, or a checkpoint cannot be read or written.
         DataError: the data set differs from the one that the run began with.
         Interrupted: SIGTERM or SIGINT; the finished steps are saved.
         TrainingDiverged: more watched metrics were not finite than `run.nan_policy` allows; the metrics and the batch
             of that step are written, its state is not.
     """
-    config, run, state = job.config, job.config.run, job.state
+    run = job.config.run
     if run.eval_every and job.evaluate is None:
         raise ConfigError(f"run.eval_every is {run.eval_every}, but this run has nothing to evaluate. Set it to 0.")
-    claim(directory, config)
+    with claim(directory, job.config):
+        return _fit(job, directory)
+
+
+def _fit(job: Job, directory: Path) -> Any:
+    config, run, state = job.config, job.config.run, job.state
     checkpoints = _checkpoints(job, directory)
     done, skipped, steps = checkpoints.latest_step or 0, 0, config.optim.steps
     if done:

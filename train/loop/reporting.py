@@ -17,7 +17,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from elastic_jax.files import parse_json
+from elastic_jax.files import parse_json, write_text
 
 METRICS_FILE = "metrics.jsonl"
 EVALUATION_FILE = "evaluation.jsonl"
@@ -83,7 +83,7 @@ def _reopened(path: Path, end: int) -> TextIO:
     kept = []
     if path.is_file():
         kept = [line for line in path.read_text().splitlines() if _step_of(line) < end]
-    path.write_text("".join(line + "\n" for line in kept))
+    write_text(path, "".join(line + "\n" for line in kept))
     return path.open("a")
 
 

@@ -5,7 +5,6 @@ Steps whose figures are not finite: told, kept out of the state if asked, and th
 
 from __future__ import annotations
 
-import json
 import signal
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from elastic_jax.errors import ElasticError
+from elastic_jax.files import atomic_file, write_json
 from train.loop.distributed import is_main
 from train.loop.reporting import Values
 
@@ -108,9 +108,8 @@ def dump_batch(directory: Path, step: int, batch: Any, bad: Sequence[str], value
     if is_main():
         file.parent.mkdir(exist_ok=True)
         named = jax.tree_util.tree_flatten_with_path(batch)[0]
-        draft = file.with_suffix(".tmp")
-        save_file({jax.tree_util.keystr(path, simple=True): np.asarray(leaf) for path, leaf in named}, draft)
-        draft.replace(file)
+        with atomic_file(file) as partial:
+            save_file({jax.tree_util.keystr(path, simple=True): np.asarray(leaf) for path, leaf in named}, partial)
         figures = {name: str(value) for name, value in values.items()}
-        file.with_suffix(".json").write_text(json.dumps({"step": step, "not finite": list(bad), "figures": figures}))
+        write_json(file.with_suffix(".json"), {"step": step, "not finite": list(bad), "figures": figures})
     return file

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -11,12 +10,12 @@ import jax
 from jax.sharding import AbstractMesh
 
 from elastic_jax.config import ModelConfig
+from elastic_jax.files import read_json
 from elastic_jax.int8_linear import int8_shapes
 from elastic_jax.model import param_shapes
 from elastic_jax.settings import shipped_configs
 from elastic_jax.weights.hf import CONFIG
 from elastic_jax.weights.locate import locate
-from elastic_jax.weights.safetensors_dir import read_json
 from pallas_kernels.blocks import Geometry
 from pallas_kernels.tpu.backward import backward_bytes
 from pallas_kernels.tpu.forward import forward_bytes
@@ -43,7 +42,7 @@ def model_shape(model: str) -> ModelConfig:
     name = model.lower().rpartition("/")[2]
     fitting = [known for known in known_models() if name.startswith(known)]
     if fitting and not path.exists():
-        return ModelConfig.from_hf(json.loads(known_models()[max(fitting, key=len)].read_text(encoding="utf-8")))
+        return ModelConfig.from_hf(read_json(known_models()[max(fitting, key=len)]))
     found = locate(model, weights=False)
     if found.suffix == ".gguf":
         from elastic_jax.weights.gguf import open_gguf

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -12,10 +11,12 @@ import jax
 from jax.sharding import Mesh
 
 from elastic_jax.errors import ConfigError
+from elastic_jax.files import read_json, write_json
 from elastic_jax.model import ElasticForCausalLM, from_params
 from elastic_jax.reward import ElasticRewardModel
 from elastic_jax.sharding.rules import param_shardings
 from elastic_jax.weights.names import SCORE
+from train.loop.directory import claim
 from train.loop.distributed import is_main, placed, wait_for_all
 from train.loop.fit import Job, best_state, fit, has_checkpoint
 from train.loop.reporting import Values
@@ -61,39 +62,40 @@ def train(
         shardings = batch_shardings(held_out[0], mesh, leading=1)
         one = batch_shardings(held_out[0], mesh, leading=0)
         held_out = [placed(batch, one) for batch in held_out]
-    measure = make_measure(objective, held_out)
-    job = Job(
-        config=config,
-        state=state,
-        step=make_step(objective, config.optim),
-        frozen=frozen,
-        batches=batches.stream,
-        fingerprint=batches.fingerprint,
-        evaluate=measure,
-        best="loss",
-        describe=describe,
-        mesh=mesh,
-        batch_shardings=shardings,
-    )
-    results = _stored(directory)
-    if not has_checkpoint(directory) or "before" not in results:
+    with claim(directory, config):
+        measure = make_measure(objective, held_out)
+        job = Job(
+            config=config,
+            state=state,
+            step=make_step(objective, config.optim),
+            frozen=frozen,
+            batches=batches.stream,
+            fingerprint=batches.fingerprint,
+            evaluate=measure,
+            best="loss",
+            describe=describe,
+            mesh=mesh,
+            batch_shardings=shardings,
+        )
+        results = _stored(directory)
+        if not has_checkpoint(directory) or "before" not in results:
+            with nullcontext() if mesh is None else jax.set_mesh(mesh):
+                results = {"before": measure(state, frozen)}
+            _tell(f"held out, before: {_listed(results['before'])}")
+        state = fit(job, directory)
+        _store(directory, results)
+        if config.run.eval_every:
+            del state  # two states may not fit in memory
+            state = best_state(job, directory)[0]
         with nullcontext() if mesh is None else jax.set_mesh(mesh):
-            results = {"before": measure(state, frozen)}
-        _tell(f"held out, before: {_listed(results['before'])}")
-    state = fit(job, directory)
-    _store(directory, results)
-    if config.run.eval_every:
-        del state  # two states may not fit in memory
-        state = best_state(job, directory)[0]
-    with nullcontext() if mesh is None else jax.set_mesh(mesh):
-        results["after"] = measure(state, frozen)
-    _tell(f"held out, after:  {_listed(results['after'])}")
-    _store(directory, results)
-    whole = gathered(state.params, mesh), gathered(frozen, mesh)
-    if is_main():
-        export(config, model, assembly, *whole, directory)
-    wait_for_all("export")
-    return results
+            results["after"] = measure(state, frozen)
+        _tell(f"held out, after:  {_listed(results['after'])}")
+        _store(directory, results)
+        whole = gathered(state.params, mesh), gathered(frozen, mesh)
+        if is_main():
+            export(config, model, assembly, *whole, directory)
+        wait_for_all("export")
+        return results
 
 
 def export(
@@ -149,15 +151,12 @@ def _tell(line: str) -> None:
 
 def _stored(directory: Path) -> dict[str, Any]:
     file = directory / HELD_OUT_FILE
-    return json.loads(file.read_text()) if file.is_file() else {}
+    return read_json(file) if file.is_file() else {}
 
 
 def _store(directory: Path, results: dict[str, Any]) -> None:
-    if not is_main():
-        return
-    draft = directory / f"{HELD_OUT_FILE}.tmp"
-    draft.write_text(json.dumps(results, indent=1) + "\n")
-    draft.replace(directory / HELD_OUT_FILE)
+    if is_main():
+        write_json(directory / HELD_OUT_FILE, results)
 
 
 def _listed(values: dict[str, Any]) -> str:

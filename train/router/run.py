@@ -85,7 +85,13 @@ def train_router(config: RouterTrainConfig, model: ElasticForCausalLM, samples: 
     if config.weights == "model" and int8_maps(to_params(model)):
         raise ConfigError("weights is model; the layers of this model are int8 already. Load the model anew.")
     _check_mesh(config, mesh)
-    claim(directory, config)
+    with claim(directory, config):
+        _train_and_export(config, model, samples, directory, mesh)
+
+
+def _train_and_export(
+    config: RouterTrainConfig, model: ElasticForCausalLM, samples: list[Sample], directory: Path, mesh: Mesh | None
+) -> None:
     model_config = replace(model.config, router=config.router)
     if config.weights == "int8":
         quantize_layers(model)

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from elastic_jax.config import ModelConfig
+from elastic_jax.files import atomic_file
 from train.config import RouterTrainConfig, WarmStartConfig
 from train.data.packing import Rows
 from train.data.records import TASKS
@@ -140,9 +141,8 @@ class _Record:
     def save(self) -> None:
         from safetensors.numpy import save_file
 
-        draft = self.file.with_suffix(".tmp")
-        save_file(self.all()._asdict(), draft, {"rows": str(self.rows), "digest": self.fingerprint})
-        draft.replace(self.file)
+        with atomic_file(self.file) as partial:
+            save_file(self.all()._asdict(), partial, {"rows": str(self.rows), "digest": self.fingerprint})
         self.unsaved = 0
 
 

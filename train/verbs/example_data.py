@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from elastic_jax.cli.args import parse_verb, required
 from elastic_jax.errors import ConfigError
+from elastic_jax.files import write_json_lines
+from train.reward.data.records import JudgeRecord, PreferenceRecord
 
 
 @dataclass(frozen=True)
@@ -48,19 +50,21 @@ def main(argv: Sequence[str]) -> int:
         print(settings)
         return 0
 
-    from train.reward.data.records import write_lines
     from train.reward.examples.benchmark_file import write_long_rewardbench
     from train.reward.examples.generate import judge_preferences, judge_records, records
+
+    def write(name: str, made: Iterable[PreferenceRecord | JudgeRecord]) -> None:
+        write_json_lines(folder / f"{name}.jsonl", (record.to_json() for record in made))
 
     folder.mkdir(parents=True, exist_ok=True)
     size = {"buildings": settings.buildings}
     for name, count, split in (("train", settings.train, "train"), ("held_out", settings.held_out, "evaluation")):
         seed = settings.seed
-        write_lines(folder / f"answers_{name}.jsonl", records(count, seed, split, rejects=settings.rejects, **size))
-        write_lines(folder / f"judge_{name}.jsonl", judge_records(count, seed, split, **size))
+        write(f"answers_{name}", records(count, seed, split, rejects=settings.rejects, **size))
+        write(f"judge_{name}", judge_records(count, seed, split, **size))
         rejects = min(settings.rejects, 2)
         judged = judge_preferences(count, seed, split, rejects=rejects, **size)
-        write_lines(folder / f"judge_preferences_{name}.jsonl", judged)
+        write(f"judge_preferences_{name}", judged)
     pairs = records(settings.pairs + settings.rankings, settings.seed + 1, "evaluation", **size)
     ranked = pairs[settings.pairs :]
     write_long_rewardbench(folder / "long-rewardbench", pairs[: settings.pairs], ranked, settings.seed)

@@ -18,7 +18,7 @@ from eval.suites.metrics import (
     rouge_l,
     token_f1,
 )
-from eval.suites.records import Records, read_records, text_field
+from eval.suites.records import JsonRecord, read_records
 from eval.tasks import Group, Task, loaded_group
 
 _QA = (
@@ -159,31 +159,28 @@ def longbench_groups(
     groups = []
     for name in tasks:
         records = read_records(source, f"{name}_e.jsonl" if extended else f"{name}.jsonl", folder="data")
-        samples = [
-            _sample(name, records, number, extended) for number in range(min(count or len(records), len(records)))
-        ]
+        samples = [_sample(name, record, number, extended) for number, record in enumerate(records[: count or None])]
         groups.append(loaded_group(_task(name), samples, tokens=tokens))
     return groups
 
 
-def _sample(name: str, records: Records, number: int, extended: bool) -> Sample:
-    record = records[number]
-    fields = {field: text_field(records, number, field, empty=True) for field in ("input", "context")}
-    answers = record.get("answers")
+def _sample(name: str, record: JsonRecord, number: int, extended: bool) -> Sample:
+    fields = {field: record.text(field, empty=True) for field in ("input", "context")}
+    answers = record.fields.get("answers")
     if not isinstance(answers, list) or not answers or not all(isinstance(answer, str) for answer in answers):
-        raise records.error(number, f"answers is {answers!r}; want a list of one or more texts")
+        raise record.error(f"answers is {answers!r}; want a list of one or more texts")
     if FORMS[name].metric is number_share and not all(answer.strip().isdecimal() for answer in answers):
-        raise records.error(number, f"answers is {answers!r}; want whole numbers")
-    classes = record.get("all_classes")
+        raise record.error(f"answers is {answers!r}; want whole numbers")
+    classes = record.fields.get("all_classes")
     if FORMS[name].metric is None and not (isinstance(classes, list) and answers[0] in classes):
-        raise records.error(number, f"all_classes is {classes!r}; want the list of class names, the answer among them")
+        raise record.error(f"all_classes is {classes!r}; want the list of class names, the answer among them")
     axes: dict[str, str | int] = {}
     if extended:
-        length = record.get("length")
+        length = record.fields.get("length")
         if not isinstance(length, int):
-            raise records.error(number, f"length is {length!r}; want the number of words")
+            raise record.error(f"length is {length!r}; want the number of words")
         axes["words"] = next((label for bound, label in E_BUCKETS if length < bound), "8k+")
-    uid = f"{name}/{record.get('_id') or number}"
+    uid = f"{name}/{record.fields.get('_id') or number}"
     return Sample(uid, fields | {"classes": classes}, tuple(answers), axes, FORMS[name].new_tokens)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from eval.samples import Message, Rendered, Reply, Sample, Segment, Showing, Verdict
 from eval.suites.metrics import chosen_letter
-from eval.suites.records import Records, read_records, text_field
+from eval.suites.records import JsonRecord, read_records
 from eval.tasks import Group, Task, loaded_group
 
 LETTERS = "ABCD"
@@ -26,19 +26,18 @@ def longbench_v2_group(source: str | Path, *, forced: bool, count: int | None, t
         DataError: a file that is missing or a record that cannot be used, by file and line.
     """
     records = read_records(source, "data.json")
-    samples = [_sample(records, number, forced) for number in range(min(count or len(records), len(records)))]
+    samples = [_sample(record, number, forced) for number, record in enumerate(records[: count or None])]
     return loaded_group(FORCED if forced else WRITTEN, samples, tokens=tokens)
 
 
-def _sample(records: Records, number: int, forced: bool) -> Sample:
+def _sample(record: JsonRecord, number: int, forced: bool) -> Sample:
     names = ("context", "question", *(f"choice_{letter}" for letter in LETTERS))
-    fields: dict[str, Any] = {name: text_field(records, number, name) for name in names}
-    answer = text_field(records, number, "answer")
+    fields: dict[str, Any] = {name: record.text(name) for name in names}
+    answer = record.text("answer")
     if answer not in tuple(LETTERS):
-        raise records.error(number, f"answer is {answer!r}; want A, B, C or D")
-    record = records[number]
-    axes = {"difficulty": record.get("difficulty", ""), "size": record.get("length", "")}
-    uid = f"longbench_v2/{record.get('_id') or number}"
+        raise record.error(f"answer is {answer!r}; want A, B, C or D")
+    axes = {"difficulty": record.fields.get("difficulty", ""), "size": record.fields.get("length", "")}
+    uid = f"longbench_v2/{record.fields.get('_id') or number}"
     return Sample(uid, fields, (answer,), axes, 0 if forced else _NEW_TOKENS)
 
 

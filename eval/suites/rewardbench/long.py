@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from elastic_jax.errors import DataError
-from eval.suites.records import JsonRecord, read_json_lines
+from eval.suites.records import JsonRecord, read_records
 from eval.suites.rewardbench.items import JudgeItem, content_digest, distinct
 
 TASKS = ("LongQA", "Summ", "Safety", "ICL", "Cite", "Code", "Math")
@@ -27,7 +27,7 @@ def read_folder(folder: Path) -> dict[str, list[JudgeItem]]:
     files = {task: folder / f"{task}.jsonl" for task in TASKS if (folder / f"{task}.jsonl").is_file()}
     if not files:
         raise DataError(f"{folder} has no Long-RewardBench file; want one or more of {', '.join(TASKS)}, each .jsonl.")
-    return {task: items_of(task, read_json_lines(file)) for task, file in files.items()}
+    return {task: items_of(task, read_records(file)) for task, file in files.items()}
 
 
 def items_of(task: str, records: Sequence[JsonRecord]) -> list[JudgeItem]:
@@ -47,7 +47,7 @@ def _item(task: str, record: JsonRecord) -> JudgeItem:
             raise record.error(f"{len(answers)} candidates with subtype {subtype!r}; want 2 to 4, and the same number")
         _check_best_first(record, len(answers))
     else:
-        answers = [_answer(record, name) for name in ("chosen", "rejected")]
+        answers = [record.text(name, empty=True) for name in ("chosen", "rejected")]
     axes = {
         "task": task,
         "tasktype": tasktype or "",
@@ -64,14 +64,6 @@ def _item(task: str, record: JsonRecord) -> JudgeItem:
         conversation=conversation,
         ranking=tasktype == RANKING,
     )
-
-
-def _answer(record: JsonRecord, name: str) -> str:
-    """An answer of a pair; it may be empty, as a model's output can be, but not missing."""
-    value = record.fields.get(name)
-    if not isinstance(value, str):
-        raise record.error(f"field {name!r} holds {value!r}; want the text of an answer")
-    return value
 
 
 def _conversation(record: JsonRecord) -> tuple[Mapping[str, str], ...]:

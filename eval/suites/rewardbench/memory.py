@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from elastic_jax.errors import DataError
-from eval.suites.records import JsonRecord, read_json_lines
+from eval.suites.records import JsonRecord, read_records
 from eval.suites.rewardbench.items import JudgeItem, content_digest, distinct
 
 REASONING = "Long-context_Reasoning"
@@ -104,7 +104,7 @@ def read_folder(folder: Path) -> dict[str, list[JudgeItem]]:
         raise DataError(
             f"{folder} has no MemoryRewardBench file; want one or more of {', '.join(GROUPS)}, each .jsonl."
         )
-    return {group: items_of(group, read_json_lines(found[group])) for group in GROUPS if group in found}
+    return {group: items_of(group, read_records(found[group])) for group in GROUPS if group in found}
 
 
 def items_of(group: str, records: Sequence[JsonRecord]) -> list[JudgeItem]:

@@ -11,7 +11,7 @@ from eval.harness.encoding import Encoder
 from eval.samples import Message, Rendered, Reply, Sample, Segment, Showing, Tokens, Verdict
 from eval.suites.haystack import Haystack
 from eval.suites.probes import PROBE_TASKS, ProbeConfig, ProbeTask, make_probe
-from eval.suites.records import read_records, text_field
+from eval.suites.records import read_records
 from eval.tasks import Group, Task, loaded_group
 
 
@@ -50,15 +50,13 @@ def record_groups(path: str | Path, count: int, *, tokens: int) -> list[Group]:
     Raises:
         DataError: a line that is no such record, by file and line.
     """
-    records = read_records(path, "")
     by_task: dict[str, list[Sample]] = {}
-    for number, record in enumerate(records):
-        metadata = record.get("metadata")
+    for number, record in enumerate(read_records(path)):
+        metadata = record.fields.get("metadata")
         name = metadata.get("task") if isinstance(metadata, dict) else None
         if not isinstance(name, str) or not name:
-            raise records.error(number, "no task under metadata; want {'metadata': {'task': 'name'}}")
-        fields = {"context": text_field(records, number, "context")}
-        fields["question"] = text_field(records, number, "question", empty=True)
+            raise record.error("no task under metadata; want {'metadata': {'task': 'name'}}")
+        fields = {"context": record.text("context"), "question": record.text("question", empty=True)}
         samples = by_task.setdefault(name, [])
         if len(samples) < count:
             samples.append(Sample(f"{name}/{number}", fields, axes={"length": tokens}))

@@ -83,8 +83,8 @@ def test_files_of_prompts_that_cannot_be_used_are_refused(capsys, checkpoint, tm
     broken = tmp_path / "prompts.jsonl"
     common = ["generate", "--model", checkpoint, "--prompts", broken]
     for content, says in (
-        ('{"prompt": "a"}\n{"text": 1}', "line 2"),
-        ('{"prompt": 1}', "want a string"),
+        ('{"prompt": "a"}\n{"text": 1}', ":2: want a JSON object"),
+        ('{"prompt": 1}', "a string under"),
         (" ", "empty"),
     ):
         broken.write_text(content)

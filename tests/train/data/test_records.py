@@ -3,16 +3,24 @@ import json
 import pytest
 
 from elastic_jax.errors import DataError
-from train.data.records import CODE, Record, write_records
+from elastic_jax.files import write_json_lines
+from train.data.records import CODE, Record
 from train.data.sources import read_records
 
 GOOD = {"context": "c", "question": "q", "answer": "a", "metadata": {"task": "Code"}}
 
 
 def test_records_survive_a_round_trip(tmp_path):
-    records = [Record("text\nmore", "why?", "so", CODE, is_prefix=False), Record("ü\u2028\x85 and on", "", "b", 0)]
-    write_records(tmp_path / "r.jsonl", records)
-    assert read_records(tmp_path / "r.jsonl") == records
+    odd = GOOD | {
+        "context": "ü\u2028\x85 and on",
+        "question": "",
+        "metadata": {"task": "Single QA", "is_prefix": False},
+    }
+    write_json_lines(tmp_path / "r.jsonl", [GOOD, odd])
+    assert read_records(tmp_path / "r.jsonl") == [
+        Record("c", "q", "a", CODE),
+        Record("ü\u2028\x85 and on", "", "a", 0, is_prefix=False),
+    ]
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """The loop on a toy job: bad numbers, evaluation, full disks, meshes, several processes."""
 
 import json
+import os
 import signal
 import socket
 import subprocess
@@ -16,6 +17,7 @@ from toy_job import ToyConfig, ToyOptim
 from train_run import environment
 
 from elastic_jax.errors import ConfigError
+from train.loop.directory import claim
 from train.loop.fit import TrainingDiverged, best_state, fit
 from train.loop.trouble import Interrupted
 from train.run_config import DistributedConfig, RunConfig
@@ -187,6 +189,21 @@ def test_a_signal_during_a_save_costs_nothing(tmp_path, whole, trouble, last):
     state = fit(toy_job.toy_job(config), tmp_path / "run")
     assert losses(tmp_path / "run") == losses(whole[0])
     assert float(state["ballast"][0]) == pytest.approx(float(toy_job.toy_job(config).state["ballast"][0]) + STEPS)
+
+
+def test_a_second_process_in_a_run_directory_is_refused_by_the_name_of_the_first(tmp_path):
+    directory = tmp_path / "run"
+    directory.mkdir()
+    (directory / "settings.tmp").touch()  # of a run of an earlier version that was killed as it began
+    with claim(directory, ToyConfig()):
+        ((code, message),) = finish(script(directory))
+        assert code == 2 and f"{directory} is in use by process {os.getpid()} on " in message, message
+        (directory / ".metrics.jsonl.0123abcd.partial").touch()
+        fit(toy_job.toy_job(ToyConfig()), directory)  # the process that holds the directory may train there
+        assert len(lines(directory)) == STEPS
+    with claim(directory, ToyConfig()):
+        assert not list(directory.glob(".*.partial"))
+    assert not list(directory.glob(".*"))
 
 
 def test_a_run_goes_on_with_fewer_devices(tmp_path, whole):

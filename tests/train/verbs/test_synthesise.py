@@ -86,7 +86,7 @@ def test_an_interrupted_run_goes_on_and_writes_the_same(run, tmp_path, monkeypat
     assert part.exists() and not (tmp_path / "stopped.jsonl").exists()
     with part.open("ab") as file:
         file.write(b'{"id": "r2", "line": {"pro')  # a crash in the middle of a line
-    with pytest.raises(DataError, match="begun with other settings .seed."):
+    with pytest.raises(DataError, match="seed: the journal has 0, this run 1"):
         run(rows, "--seed", "1", out="stopped.jsonl")
     assert run(rows, out="stopped.jsonl").read_text() == whole
     assert count == ["r0", "r1", "r2", "r2", "r3", "r4"] and not part.exists()
@@ -107,7 +107,7 @@ def test_prompts_for_the_strong_judge(run):
         (line(0, perspective="taste"), ":1: `perspective` is 'taste'; want one of faithfulness"),
         (line(0, question=" "), "`question` must be a text"),
         (line(0, chunks=[]), "no chunk is critical"),
-        (line(0, chunks=[3]), "`chunks` holds '3'"),
+        (line(0, chunks=[3]), "`chunks` holds 3"),
         (line(0, judgements={"a": "x"}), "not both"),
         (line(0, judgement=None), "Make prompts for them: --stage prompts"),
         (voted(0, 1, 2, 3), "priority does not name a, b, c"),

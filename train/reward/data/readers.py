@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from elastic_jax.errors import DataError
+from elastic_jax.errors import DataError, shown
 from train.data.tables import read_rows
 from train.reward.data.records import ROLES, JudgeRecord, Message, PreferenceRecord, Tally
 
@@ -247,5 +247,4 @@ def _kinds(fields: dict[str, Any], count: int, where: str) -> list[str]:
 def _found(value: object) -> str:
     if value is None:
         return "missing"
-    shown = repr(value)
-    return shown if len(shown) <= 60 else f"{shown[:57]}..."
+    return shown(value)

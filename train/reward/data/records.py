@@ -7,11 +7,8 @@ What became of the records of a data set: how many were left out, why, and how m
 
 from __future__ import annotations
 
-import json
 from collections import Counter
-from collections.abc import Iterable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal, cast
 
 Role = Literal["system", "user", "assistant"]
@@ -77,14 +74,6 @@ class JudgeRecord:
 def conversation(*turns: tuple[str, str]) -> tuple[Message, ...]:
     """Messages from (role, content) pairs."""
     return tuple(Message(cast(Role, role), content) for role, content in turns)
-
-
-def write_lines(path: Path, records: Iterable[PreferenceRecord | JudgeRecord]) -> None:
-    """Writes records as JSON lines; the file appears whole or not at all."""
-    unfinished = path.with_name(path.name + ".part")
-    lines = (json.dumps(record.to_json(), ensure_ascii=False) for record in records)
-    unfinished.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    unfinished.replace(path)
 
 
 @dataclass

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from elastic_jax.errors import DataError
+from elastic_jax.files import write_json_lines
 from train.reward.data.records import PreferenceRecord
 from train.reward.examples.generate import ranked_answers
 
@@ -38,9 +38,7 @@ def write_long_rewardbench(
         raise DataError("no record to write. Ask for at least one pair or ranking.")
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{TASK}.jsonl"
-    unfinished = path.with_name(path.name + ".part")
-    unfinished.write_text("\n".join(map(json.dumps, lines)) + "\n", encoding="utf-8")
-    unfinished.replace(path)
+    write_json_lines(path, lines)
     return path
 
 

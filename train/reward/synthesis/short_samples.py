@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from elastic_jax.errors import DataError
+from elastic_jax.errors import DataError, shown
 from train.data.tables import read_rows
 from train.reward.synthesis.lengthen import Chunk, ShortSample
 from train.reward.synthesis.perspectives import PERSPECTIVES
@@ -86,7 +86,7 @@ def _chunks(value: Any, where: str) -> tuple[Chunk, ...]:
         text = fields.get("text") if isinstance(fields, dict) else None
         critical = fields.get("critical", True) if isinstance(fields, dict) else None
         if not isinstance(text, str) or not text.strip() or not isinstance(critical, bool):
-            raise DataError(f"{where}: `chunks` holds {str(entry)[:60]!r}; {wanted}.")
+            raise DataError(f"{where}: `chunks` holds {shown(entry)}; {wanted}.")
         chunks.append(Chunk(text, critical))
     if not any(chunk.critical for chunk in chunks):
         raise DataError(f"{where}: no chunk is critical; {wanted}.")
@@ -96,7 +96,7 @@ def _chunks(value: Any, where: str) -> tuple[Chunk, ...]:
 def _text(row: dict[str, Any], name: str, where: str) -> str:
     value = row.get(name)
     if not isinstance(value, str) or not value.strip():
-        raise DataError(f"{where}: `{name}` must be a text that is not empty; got {str(value)[:60]!r}.")
+        raise DataError(f"{where}: `{name}` must be a text that is not empty; got {shown(value)}.")
     return value
 
 

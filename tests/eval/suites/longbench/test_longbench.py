@@ -59,7 +59,7 @@ def test_every_task_asks_its_question_and_knows_the_right_answer(tmp_path, name)
 
 def test_a_count_that_is_no_whole_number_is_refused(tmp_path):
     write(tmp_path, "passage_count", [record("passage_count"), record("passage_count", answers=["7", "seven"])])
-    with pytest.raises(DataError, match="passage_count.jsonl, line 2: answers is .*want whole numbers"):
+    with pytest.raises(DataError, match="passage_count.jsonl:2: answers is .*want whole numbers"):
         longbench_groups(tmp_path, ["passage_count"], extended=False, count=None, tokens=1000)
 
 
@@ -97,24 +97,24 @@ def test_long_prompts_lose_their_middle(tmp_path):
         ({"answers": []}, r"answers is \[\]; want a list"),
         ({"answers": "left out"}, "answers is None"),
         ({"answers": [3]}, "answers is"),
-        ({"context": "left out"}, "no field 'context'"),
-        ({"input": 3}, "input is 3; want a text"),
+        ({"context": "left out"}, "field 'context' is missing"),
+        ({"input": 3}, "field 'input' holds 3; want a text"),
     ],
 )
 def test_records_that_cannot_be_used_are_refused_by_file_and_line(tmp_path, changes, message):
     write(tmp_path, "qasper", [record("qasper"), record("qasper", **changes)])
-    with pytest.raises(DataError, match=f"qasper.jsonl, line 2: {message}"):
+    with pytest.raises(DataError, match=f"qasper.jsonl:2: {message}"):
         longbench_groups(tmp_path, ["qasper"], extended=False, count=None, tokens=1)
 
 
 def test_class_names_are_needed_where_they_are_scored(tmp_path):
     write(tmp_path, "trec", [record("trec", all_classes=["Date"])])
-    with pytest.raises(DataError, match="line 1: all_classes"):
+    with pytest.raises(DataError, match="jsonl:1: all_classes"):
         longbench_groups(tmp_path, ["trec"], extended=False, count=None, tokens=1)
 
 
 def test_lines_that_are_no_records_are_refused(tmp_path):
-    for line, message in (("{", "line 1: no JSON"), ("[1]", "line 1: a list"), ("", "holds no record")):
+    for line, message in (("{", ":1: not valid JSON"), ("[1]", ":1: a list"), ("", "holds no record")):
         (tmp_path / "qasper.jsonl").write_text(line + "\n")
         with pytest.raises(DataError, match=message):
             longbench_groups(tmp_path, ["qasper"], extended=False, count=None, tokens=1)
@@ -159,9 +159,9 @@ def test_four_way_questions(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"), [({"answer": "E"}, "answer is 'E'"), ({"choice_B": None}, "choice_B is None")]
+    ("changes", "message"), [({"answer": "E"}, "answer is 'E'"), ({"choice_B": None}, "field 'choice_B' holds None")]
 )
 def test_questions_that_cannot_be_used_are_refused(tmp_path, changes, message):
     (tmp_path / "data.json").write_text(json.dumps([question(), question(**changes)]))
-    with pytest.raises(DataError, match=f"data.json, line 2: {message}"):
+    with pytest.raises(DataError, match=f"data.json:2: {message}"):
         longbench_v2_group(tmp_path, forced=False, count=None, tokens=1)

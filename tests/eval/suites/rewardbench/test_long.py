@@ -68,7 +68,7 @@ def test_both_formats_are_read_from_a_folder(tmp_path):
     [
         (PAIR | {"chosen": None}, "field 'chosen'"),
         ({name: value for name, value in PAIR.items() if name != "rejected"}, "field 'rejected'"),
-        (PAIR | {"tasktype": "Listwise"}, "field 'tasktype' holds \"Listwise\"; want one of PairWise, BestOfN"),
+        (PAIR | {"tasktype": "Listwise"}, "field 'tasktype' holds 'Listwise'; want one of PairWise, BestOfN"),
         (PAIR | {"ctx_length_for_length": "9k"}, "want one of 4k, 8k"),
         (PAIR | {"prompt_template": []}, "'prompt_template' is missing or empty"),
         (PAIR | {"prompt_template": ["text"]}, "an entry that is no message"),
@@ -83,7 +83,7 @@ def test_both_formats_are_read_from_a_folder(tmp_path):
 def test_a_malformed_record_is_refused_by_file_and_line(tmp_path, changed, message):
     file = tmp_path / "Code.jsonl"
     file.write_text(json.dumps(PAIR) + "\n" + json.dumps(changed) + "\n")
-    with pytest.raises(DataError, match=f"Code.jsonl, line 2: .*{message}"):
+    with pytest.raises(DataError, match=f"Code.jsonl:2: .*{message}"):
         read_folder(tmp_path)
 
 

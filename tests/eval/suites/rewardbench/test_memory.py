@@ -116,14 +116,14 @@ def test_both_released_schemas_are_read(tmp_path):
     ("changed", "message"),
     [
         ({name: value for name, value in SIX.items() if name != "chosen"}, "field 'chosen' is missing"),
-        (SIX | {"rejected": " "}, "field 'rejected' holds \" \"; want a text that is not empty"),
-        (SIX | {"ctx_length": "4k"}, "field 'ctx_length' holds \"4k\"; want one of 8k"),
+        (SIX | {"rejected": " "}, "field 'rejected' holds ' '; want a text that is not empty"),
+        (SIX | {"ctx_length": "4k"}, "field 'ctx_length' holds '4k'; want one of 8k"),
         (SIX | {"task": "S-Other", "subtask": "x"}, "none of the settings"),
     ],
 )
 def test_a_malformed_record_is_refused_by_file_and_line(tmp_path, changed, message):
     (tmp_path / "Long-context_Reasoning.jsonl").write_text(json.dumps(SIX) + "\n" + json.dumps(changed) + "\n")
-    with pytest.raises(DataError, match=f"Long-context_Reasoning.jsonl, line 2: .*{message}"):
+    with pytest.raises(DataError, match=f"Long-context_Reasoning.jsonl:2: .*{message}"):
         read_folder(tmp_path)
 
 

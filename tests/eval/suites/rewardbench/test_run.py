@@ -249,7 +249,7 @@ def test_real_records_come_from_a_folder(settings, tmp_path):
     folder.mkdir()
     (folder / "Math.jsonl").write_text(json.dumps(RECORD) + "\n" + json.dumps(RECORD | {"chosen": 3}) + "\n")
     real = dataclasses.replace(settings, data=str(folder))
-    with pytest.raises(DataError, match="Math.jsonl, line 2: field 'chosen'"):
+    with pytest.raises(DataError, match="Math.jsonl:2: field 'chosen'"):
         run_with(judge("A", in_shown_order), long_rewardbench(real), real, tmp_path / "out")
     (folder / "Math.jsonl").write_text(json.dumps(RECORD) + "\n")
     report = run_with(judge("A", in_shown_order), long_rewardbench(real), real, tmp_path / "out")

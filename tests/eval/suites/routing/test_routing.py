@@ -140,5 +140,5 @@ def test_records_of_a_user_are_routed_by_their_task(tmp_path):
     assert [group.count for group in groups.values()] == [2, 2]
     assert groups["Code"].task.template(groups["Code"].build(0), Showing()).messages[0].text == "Text 1. \n\nQ?"
     path.write_text(json.dumps(rows[0]) + "\n" + json.dumps({"context": "x", "question": ""}) + "\n")
-    with pytest.raises(DataError, match="records.jsonl, line 2: no task under metadata"):
+    with pytest.raises(DataError, match="records.jsonl:2: no task under metadata"):
         record_groups(path, 2, tokens=100)

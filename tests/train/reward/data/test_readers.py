@@ -3,8 +3,9 @@ import json
 import pytest
 
 from elastic_jax.errors import ConfigError, DataError
+from elastic_jax.files import write_json_lines
 from train.reward.data.readers import hold_out, read_judge_records, read_preferences
-from train.reward.data.records import JudgeRecord, PreferenceRecord, conversation, write_lines
+from train.reward.data.records import JudgeRecord, PreferenceRecord, conversation
 from train.reward.examples.generate import records
 
 ASKED = {"role": "user", "content": "Where is the key?"}
@@ -44,10 +45,10 @@ def test_every_form_gives_the_same_record(tmp_path, row):
 
 def test_records_survive_the_file(tmp_path):
     made = records(4, 0, rejects=3)
-    write_lines(tmp_path / "made.jsonl", made)
+    write_json_lines(tmp_path / "made.jsonl", (record.to_json() for record in made))
     assert read_preferences(tmp_path / "made.jsonl")[0] == made
     judge = [JudgeRecord(WANTED.prompt, "[[A]]\u2028[[B]]", "key")]
-    write_lines(tmp_path / "judge.jsonl", judge)
+    write_json_lines(tmp_path / "judge.jsonl", (record.to_json() for record in judge))
     assert read_judge_records(tmp_path / "judge.jsonl")[0] == judge
 
 
@@ -144,7 +145,8 @@ def test_folders_and_files_that_cannot_be_read(tmp_path):
 
 def test_a_folder_of_files_is_read_in_their_order(tmp_path):
     for number in range(3):
-        write_lines(tmp_path / f"part-{number}.jsonl", records(number + 1, number))
+        made = records(number + 1, number)
+        write_json_lines(tmp_path / f"part-{number}.jsonl", (record.to_json() for record in made))
     assert read_preferences(tmp_path)[0] == [*records(1, 0), *records(2, 1), *records(3, 2)]
 
 

@@ -9,10 +9,10 @@ import numpy as np
 from elastic_jax.engine import programs
 from elastic_jax.engine.config import EngineConfig
 from elastic_jax.engine.page_pool import Reservation
-from elastic_jax.engine.rows import blank_dense
 from elastic_jax.engine.slots import Demand, Prompt, Slots
 from elastic_jax.generation import bucket
 from elastic_jax.kv_cache import CacheConfig
+from elastic_jax.kv_cache.dense import DenseCache
 from elastic_jax.model import ElasticForCausalLM
 
 
@@ -23,7 +23,8 @@ class DenseSlots(Slots):
         config = model.config
         shape = (config.num_layers, engine.slots, config.num_kv_heads, config.head_dim)
         capacity, dtype = bucket(engine.max_length), model.embed.embedding[...].dtype
-        super().__init__(model, engine, cache, blank_dense(shape, capacity, dtype, config.attention_spec))
+        state = DenseCache.blank(shape, capacity=capacity, dtype=dtype, spec=config.attention_spec)
+        super().__init__(model, engine, cache, state)
 
     def room(self, row: int) -> int:
         return self.engine.max_length - int(self.lengths[row])

@@ -7,24 +7,23 @@ ever being copied, and is free when its last holder is gone.
 
 from __future__ import annotations
 
-from bisect import bisect_left
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from elastic_jax.engine import programs
 from elastic_jax.engine.config import EngineConfig
 from elastic_jax.engine.page_pool import ABSENT, PagePool, Reservation, pages_needed, stored_groups
-from elastic_jax.engine.rows import Row, blank_quantized
+from elastic_jax.engine.rows import Row
 from elastic_jax.engine.slots import Demand, Prompt, Slots
 from elastic_jax.errors import ConfigError
 from elastic_jax.generation import Cache, decodes_sparse
 from elastic_jax.kv_cache import CacheConfig
-from elastic_jax.kv_cache.pages import empty_pages, quantized_tokens, sparse_groups
+from elastic_jax.kv_cache.pages import page_bytes, quantized_tokens, sparse_groups
 from elastic_jax.kv_cache.quantized import QuantizedCache
+from elastic_jax.kv_cache.size import most_that_fits
 from elastic_jax.model import ElasticForCausalLM
 from elastic_jax.routing import HeadMode
 
@@ -50,7 +49,7 @@ class PagedSlots(Slots):
         spec = config.attention_spec
         self._extent = sparse_groups(cache, spec)
         groups = max(_groups(engine.max_length, cache), 1)
-        self.page_bytes = _page_bytes(H, cache)
+        self.page_bytes = page_bytes(H, cache)
         wanted = L * B * K * groups
         pages = wanted if engine.pool_mib is None else min(int(engine.pool_mib * 2**20) // self.page_bytes, wanted)
         if pages < 1:
@@ -64,7 +63,15 @@ class PagedSlots(Slots):
         self._quantized = np.zeros(B, np.int32)
         self._reservation = [Reservation(0)] * B
         dtype = model.embed.embedding[...].dtype
-        state = blank_quantized((L, B, K, H), groups=groups, pages=pages, dtype=dtype, config=cache, spec=spec)
+        state = QuantizedCache.blank(
+            (L, B, K, H),
+            ring=cache.residual + cache.group,  # full rows are flushed before they read on
+            groups=groups,
+            pages=pages,
+            dtype=dtype,
+            config=cache,
+            spec=spec,
+        )
         super().__init__(model, engine, cache, state)
 
     @property
@@ -101,10 +108,10 @@ class PagedSlots(Slots):
         if need <= self.pool.size:
             return None
         new_tokens = demand.total - demand.prompt
-        fits = _most(new_tokens, lambda n: self._fits(demand.prompt, n, demand, mode_LK))
+        fits = most_that_fits(new_tokens, lambda n: self._fits(demand.prompt, n, demand, mode_LK))
         advice = f"With this prompt, max_new_tokens up to {fits} fits."
         if not fits:
-            longest = _most(demand.prompt, lambda n: self._fits(n, 1, demand, mode_LK))
+            longest = most_that_fits(demand.prompt, lambda n: self._fits(n, 1, demand, mode_LK))
             advice = f"A prompt of up to {longest} tokens fits."
         worst = "" if mode_LK is not None else " if every head is full, as routers may decide"
         return (
@@ -196,15 +203,5 @@ class PagedSlots(Slots):
         return replace(state, quantized=jnp.asarray(self._quantized.copy()))
 
 
-def _most(limit: int, fits: Callable[[int], bool]) -> int:
-    """The largest count up to `limit` that fits, where any smaller one does too; 0 for none."""
-    return bisect_left(range(1, limit + 1), True, key=lambda n: not fits(n))
-
-
 def _groups(tokens: int, cache: CacheConfig) -> int:
     return int(quantized_tokens(np.array([tokens]), cache)[0]) // cache.group
-
-
-def _page_bytes(head_dim: int, cache: CacheConfig) -> int:
-    one = jax.eval_shape(lambda: empty_pages(1, head_dim, cache))
-    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(one))

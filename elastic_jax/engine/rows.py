@@ -1,4 +1,4 @@
-"""Rows of a cache that serves many requests: blank ones, a prompt put into one, one taken out, one copied.
+"""Rows of a cache that serves many requests: a prompt put into one, one taken out, one flushed.
 
 A row is taken out as the arrays that are its own. Pages are not among them: rows share those by number.
 """
@@ -11,12 +11,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from elastic_jax.kv_cache.config import CacheConfig
 from elastic_jax.kv_cache.dense import DenseCache
-from elastic_jax.kv_cache.outliers import Outliers
-from elastic_jax.kv_cache.pages import empty_pages
 from elastic_jax.kv_cache.quantized import QuantizedCache, fill_rows
-from pallas_kernels.schedule import AttentionSpec
 
 Row = dict[str, jax.Array]
 """Fields of a cache without their axis of rows."""
@@ -25,46 +21,6 @@ _OWN = {
     DenseCache: ("k", "v", "mode"),
     QuantizedCache: ("table", "exact_k", "exact_v", "outlier_pos", "score", "frozen", "mode"),
 }
-
-
-def blank_dense(shape: tuple[int, int, int, int], capacity: int, dtype: jnp.dtype, spec: AttentionSpec) -> DenseCache:
-    """Rows without tokens, of `capacity` positions; `shape` is layers, rows, KV heads, head dimension."""
-    L, B, K, H = shape
-    slots = (L, B, K, capacity, H)
-    mode, lengths = jnp.zeros((L, B, K), jnp.int8), jnp.zeros((B,), jnp.int32)
-    return DenseCache(jnp.zeros(slots, dtype), jnp.zeros(slots, dtype), mode, lengths, spec)
-
-
-def blank_quantized(
-    shape: tuple[int, int, int, int],
-    *,
-    groups: int,
-    pages: int,
-    dtype: jnp.dtype,
-    config: CacheConfig,
-    spec: AttentionSpec,
-) -> QuantizedCache:
-    """Rows without tokens, of at most `groups` packed groups, over a pool of `pages`; `shape` as in `blank_dense`.
-
-    The ring holds `residual + group` tokens: it is for rows that are flushed before they read on.
-    """
-    L, B, K, H = shape
-    outliers = Outliers.empty((L, B, K), config.outliers, config.outlier_store, H, dtype)
-    exact = (L, B, K, outliers.pos.shape[-1] + config.residual + config.group, H)
-    return QuantizedCache(
-        empty_pages(pages, H, config),
-        jnp.zeros((L, B, K, groups), jnp.int32),
-        jnp.zeros(exact, dtype),
-        jnp.zeros(exact, dtype),
-        outliers.pos,
-        outliers.score,
-        outliers.frozen,
-        jnp.zeros((L, B, K), jnp.int8),
-        jnp.zeros((B,), jnp.int32),
-        jnp.zeros((B,), jnp.int32),
-        config,
-        spec,
-    )
 
 
 def take_row(cache: DenseCache | QuantizedCache, row: jax.Array) -> Row:

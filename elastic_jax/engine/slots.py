@@ -21,6 +21,7 @@ from elastic_jax.engine.config import EngineConfig
 from elastic_jax.engine.page_pool import Reservation
 from elastic_jax.generation import Cache, bucket, decodes_sparse, prefill
 from elastic_jax.kv_cache import CacheConfig
+from elastic_jax.kv_cache.pages import tree_bytes
 from elastic_jax.layout import pad_rows
 from elastic_jax.model import ElasticForCausalLM
 from elastic_jax.routing import HeadMode, gates_from
@@ -72,7 +73,7 @@ class Slots(ABC):
     @property
     def nbytes(self) -> int:
         """Bytes of the cache of all rows, allocated once."""
-        return sum(x.nbytes for x in jax.tree.leaves(self.state))
+        return tree_bytes(self.state)
 
     @property
     def most_drafts(self) -> int:

@@ -32,6 +32,15 @@ class DenseCache:
         return self.k.nbytes + self.v.nbytes
 
     @classmethod
+    def blank(
+        cls, shape: tuple[int, int, int, int], *, capacity: int, dtype: jnp.dtype, spec: AttentionSpec
+    ) -> DenseCache:
+        """Rows without tokens, of `capacity` positions; `shape` is layers, rows, KV heads, head dimension."""
+        L, B, K, H = shape
+        tokens = jnp.zeros((L, B, K, capacity, H), dtype)
+        return cls(tokens, jnp.copy(tokens), jnp.zeros((L, B, K), jnp.int8), jnp.zeros((B,), jnp.int32), spec)
+
+    @classmethod
     def from_prefill(
         cls,
         kv: tuple[jax.Array, jax.Array],

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -67,6 +67,16 @@ def empty_pages(pages: int, head_dim: int, config: CacheConfig) -> Pages:
     tokens = jnp.zeros((1, config.group, head_dim))
     one = jax.eval_shape(lambda: quantize_tokens(tokens, tokens, jnp.zeros((1, config.group), bool), config))
     return jax.tree.map(lambda x: jnp.zeros((pages, *x.shape[1:]), x.dtype), one)
+
+
+def page_bytes(head_dim: int, config: CacheConfig) -> int:
+    """Bytes of one page: codes, scales and zeros of keys and values, holes, and token norms where kept."""
+    return tree_bytes(jax.eval_shape(lambda: empty_pages(1, head_dim, config)))
+
+
+def tree_bytes(tree: Any) -> int:
+    """Bytes of all arrays of a tree, or of what its shapes would hold."""
+    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 
 def quantize_tokens(k: jax.Array, v: jax.Array, holes: jax.Array, config: CacheConfig) -> Pages:

@@ -11,7 +11,7 @@ Hadamard rotation of the head dimension: it spreads outlier channels, and dot pr
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 
 import jax
@@ -22,7 +22,7 @@ from jax import lax
 from elastic_jax.errors import ShapeError
 from elastic_jax.kv_cache.config import CacheConfig
 from elastic_jax.kv_cache.outliers import EMPTY, Outliers, compete, forget, token_scores
-from elastic_jax.kv_cache.pages import PagePlan, empty_pages, quantize_tokens, quantized_tokens
+from elastic_jax.kv_cache.pages import PagePlan, empty_pages, quantize_tokens, quantized_tokens, tree_bytes
 from elastic_jax.routing import HeadMode
 from pallas_kernels import CacheView, Pages, decode_attention
 from pallas_kernels.schedule import AttentionSpec, visible_tokens
@@ -73,12 +73,49 @@ class QuantizedCache:
     @property
     def nbytes(self) -> int:
         """Bytes of every array of the state."""
-        return sum(x.nbytes for x in jax.tree.leaves(self))
+        return tree_bytes(self)
 
     @property
     def ring(self) -> int:
         """Slots of the ring."""
         return self.exact_k.shape[3] - self.outlier_pos.shape[3]
+
+    @classmethod
+    def blank(
+        cls,
+        shape: tuple[int, int, int, int],
+        *,
+        ring: int,
+        groups: int,
+        pages: int,
+        dtype: jnp.dtype,
+        config: CacheConfig,
+        spec: AttentionSpec,
+    ) -> QuantizedCache:
+        """Rows without tokens; `shape` is layers, rows, KV heads, head dimension.
+
+        Args:
+            ring: slots of the ring of each row.
+            groups: packed groups of a row at most.
+            pages: size of the pool that all rows share.
+        """
+        L, B, K, H = shape
+        outliers = Outliers.empty((L, B, K), config.outliers, config.outlier_store, H, dtype)
+        exact = jnp.zeros((L, B, K, outliers.pos.shape[-1] + ring, H), dtype)
+        return cls(
+            empty_pages(pages, H, config),
+            jnp.zeros((L, B, K, groups), jnp.int32),
+            exact,
+            jnp.copy(exact),
+            outliers.pos,
+            outliers.score,
+            outliers.frozen,
+            jnp.zeros((L, B, K), jnp.int8),
+            jnp.zeros((B,), jnp.int32),
+            jnp.zeros((B,), jnp.int32),
+            config,
+            spec,
+        )
 
     @classmethod
     def from_prefill(
@@ -122,7 +159,7 @@ class QuantizedCache:
         cache = replace(self, lengths=self.lengths + 1)
         waiting = cache.lengths - cache.quantized
         ready = (waiting >= self.config.residual + self.config.group).sum()
-        rows = jnp.minimum(ready, rows_per_flush(self.lengths.shape[0], self.config))
+        rows = jnp.minimum(ready, flushes_per_step(self.lengths.shape[0], self.config))
         return lax.fori_loop(0, rows, lambda _, c: c.flush(jnp.argmax(c.lengths - c.quantized)), cache)
 
     def attend(self, layer: jax.Array, q_BTNH: jax.Array, counts_B: jax.Array | None = None) -> jax.Array:
@@ -144,18 +181,7 @@ class QuantizedCache:
             self.exact_v[layer],
             jnp.concatenate([outlier_pos, ring_pos_BKF], -1),
         )
-        spec = self.spec
-        return decode_attention(
-            q_BTNH,
-            view,
-            self.lengths,
-            self.mode[layer],
-            sink_blocks=spec.sink_blocks,
-            local_blocks=spec.local_blocks,
-            block_size=spec.block_size,
-            window=spec.window,
-            scale=spec.scale,
-        )
+        return decode_attention(q_BTNH, view, self.lengths, self.mode[layer], **asdict(self.spec))
 
     def flush(self, row: jax.Array) -> QuantizedCache:
         """Moves the oldest group of one row from the ring to pages, in all layers."""
@@ -204,14 +230,14 @@ def _check_lengths(lengths_B: np.ndarray, tokens: int, plan: PagePlan, config: C
         )
 
 
-def rows_per_flush(batch: int, config: CacheConfig) -> int:
+def flushes_per_step(batch: int, config: CacheConfig) -> int:
     """Rows flushed at one step: as many as become ready on average."""
     return -(-batch // config.group)
 
 
 def ring_slots(batch: int, config: CacheConfig) -> int:
     """Slots of the ring: a full row, and what comes in while other rows are flushed before it."""
-    return config.residual + config.group - 1 + -(-batch // rows_per_flush(batch, config))
+    return config.residual + config.group - 1 + -(-batch // flushes_per_step(batch, config))
 
 
 def ring_positions(newest_B: jax.Array, slots: int) -> jax.Array:

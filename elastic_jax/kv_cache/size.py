@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from elastic_jax.errors import ConfigError
 from elastic_jax.kv_cache.config import BITS, CacheConfig
-from elastic_jax.kv_cache.pages import plan_pages
-from elastic_jax.kv_cache.quantized import ring_slots
+from elastic_jax.kv_cache.pages import plan_pages, tree_bytes
+from elastic_jax.kv_cache.quantized import QuantizedCache, ring_slots
 from pallas_kernels.schedule import AttentionSpec
-
-
-def page_bytes(head_dim: int, config: CacheConfig) -> int:
-    """One group of one KV head: codes, scales and zeros of keys and values, holes, and token norms where kept."""
-    group, channel_groups = config.group, head_dim // min(config.group, head_dim)
-    codes = 2 * group * head_dim * config.bits // 8
-    scales_and_zeros = 4 * head_dim + 4 * group * channel_groups
-    return codes + scales_and_zeros + group // 8 + (2 * group if config.normalizes else 0)
 
 
 def quantized_bytes(
@@ -32,12 +28,22 @@ def quantized_bytes(
         itemsize: bytes of an element of the exact tokens.
     """
     plan = plan_pages(mode_LBK, lengths_B, config, spec)
-    outliers = config.outliers + config.outlier_store
-    exact = (outliers + ring_slots(len(lengths_B), config)) * 2 * head_dim * itemsize
-    table = 4 * plan.table.shape[-1]
-    positions_scores_frozen_mode = 4 * outliers + 4 * config.outliers + 2
-    each_head = exact + table + positions_scores_frozen_mode
-    return plan.pages * page_bytes(head_dim, config) + mode_LBK.size * each_head + 8 * len(lengths_B)
+    blank = partial(
+        QuantizedCache.blank,
+        (*mode_LBK.shape, head_dim),
+        ring=ring_slots(len(lengths_B), config),
+        groups=plan.table.shape[-1],
+        pages=plan.pages,
+        dtype=jnp.dtype(f"float{8 * itemsize}"),
+        config=config,
+        spec=spec,
+    )
+    return tree_bytes(jax.eval_shape(blank))
+
+
+def most_that_fits(limit: int, fits: Callable[[int], bool]) -> int:
+    """The largest count up to `limit` that fits, where every smaller one does too; 0 for none."""
+    return bisect_left(range(1, limit + 1), True, key=lambda count: not fits(count))
 
 
 def check_limit(
@@ -52,27 +58,20 @@ def check_limit(
     if need <= limit:
         return
 
-    def most(high: int, fits: Callable[[int], bool]) -> int:
-        low = 0
-        while high - low > 1:
-            middle = (low + high) // 2
-            low, high = (middle, high) if fits(middle) else (low, middle)
-        return low
-
     ways = []
     for bits in sorted((b for b in BITS if b < cache.bits), reverse=True):
         smaller = bytes_of(replace(cache, bits=bits), rows, tokens)
         if smaller <= limit:
             ways.append(f"cache bits {bits} ({_mib(smaller)})")
             break
-    fewer_rows = most(rows, lambda n: bytes_of(cache, n, tokens) <= limit)
-    fewer_tokens = most(tokens, lambda n: bytes_of(cache, rows, n) <= limit)
+    fewer_rows = most_that_fits(rows - 1, lambda n: bytes_of(cache, n, tokens) <= limit)
+    fewer_tokens = most_that_fits(tokens - 1, lambda n: bytes_of(cache, rows, n) <= limit)
     if fewer_rows:
         ways.append(f"{fewer_rows} row(s) of that length")
     if fewer_tokens:
         ways.append(f"prompt and new tokens up to {fewer_tokens} in every row")
     if not fewer_rows and not fewer_tokens:
-        alone = most(tokens, lambda n: bytes_of(cache, 1, n) <= limit)
+        alone = most_that_fits(tokens - 1, lambda n: bytes_of(cache, 1, n) <= limit)
         ways += [f"one row of up to {alone} tokens"] if alone else []
     fit = f"What would fit: {', or '.join(ways)}." if ways else "Not even one row of one token would fit."
     raise ConfigError(

@@ -19,6 +19,7 @@ from elastic_jax.files import write_json, write_text
 from elastic_jax.generation import prefill
 from elastic_jax.journal import Journal
 from elastic_jax.kv_cache import CacheConfig
+from elastic_jax.kv_cache.pages import tree_bytes
 from elastic_jax.layout import pad_rows
 from elastic_jax.model import ElasticForCausalLM
 from elastic_jax.weights import save_pretrained
@@ -31,7 +32,7 @@ from eval.bench.cache.quality import (
     run_quality,
     summarise_quality,
 )
-from eval.bench.cache.speed import CacheSpeed, Plan, blank_cache, cache_bytes, largest_batch, stepper
+from eval.bench.cache.speed import CacheSpeed, Plan, blank_cache, largest_batch, stepper
 from eval.bench.settings import BenchCacheSettings
 from eval.bench.torch import torch_caches
 from eval.harness.provenance import backbone_digest, command_line, router_digest, tokens_digest
@@ -103,7 +104,7 @@ def _equal_batch(model: ElasticForCausalLM, mode_LK: np.ndarray, settings: Bench
     dtype = model.head_kernel().dtype
     plans = _plans(mode_LK, settings)
     caches = {kind: blank_cache(plan, model.config, dtype) for kind, plan in plans.items()}
-    sizes = {kind: cache_bytes(cache) for kind, cache in caches.items()}
+    sizes = {kind: tree_bytes(cache) for kind, cache in caches.items()}
     programs = {kind: stepper(model, cache, settings.steps) for kind, cache in caches.items()}
     del caches
     missing: dict[str, str] = {}
@@ -134,14 +135,14 @@ def _within_budget(model: ElasticForCausalLM, mode_LK: np.ndarray, settings: Ben
     dtype, config = model.head_kernel().dtype, model.config
     plans = _plans(mode_LK, settings)
     budget = (settings.budget_mib or 0) << 20
-    budget = budget or cache_bytes(blank_cache(plans[f"{UNQUANTISED}, full"], config, dtype))
+    budget = budget or tree_bytes(blank_cache(plans[f"{UNQUANTISED}, full"], config, dtype))
     rows = []
     for kind, plan in plans.items():
         plan = replace(plan, rows=largest_batch(plan, config, dtype, budget))
         if not plan.rows:
             continue
         cache = blank_cache(plan, config, dtype)
-        size = cache_bytes(cache)
+        size = tree_bytes(cache)
         program = stepper(model, cache, settings.steps)
         del cache
         seconds = fastest({kind: program}, settings.rounds)[kind]

@@ -20,8 +20,9 @@ from elastic_jax.config import ModelConfig
 from elastic_jax.generation import Cache, decode_step, make_cache
 from elastic_jax.kv_cache import CacheConfig
 from elastic_jax.kv_cache.outliers import EMPTY
-from elastic_jax.kv_cache.pages import plan_pages, quantized_tokens
+from elastic_jax.kv_cache.pages import plan_pages, quantized_tokens, tree_bytes
 from elastic_jax.kv_cache.quantized import QuantizedCache
+from elastic_jax.kv_cache.size import most_that_fits
 from elastic_jax.model import ElasticForCausalLM
 
 
@@ -71,11 +72,6 @@ def cache_shapes(plan: Plan, config: ModelConfig, dtype: jnp.dtype) -> Cache:
     return jax.eval_shape(lambda kv: make_cache(plan.config, config, kv, plan.lengths_B, mode, plan.room), kv)
 
 
-def cache_bytes(shapes: Cache) -> int:
-    """Bytes of all arrays of a cache, real or of shapes alone."""
-    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(shapes))
-
-
 def blank_cache(plan: Plan, config: ModelConfig, dtype: jnp.dtype) -> Cache:
     """A cache of blank tokens as it is after prompts of `plan.lengths_B` tokens."""
     shapes = cache_shapes(plan, config, dtype)
@@ -97,15 +93,12 @@ def largest_batch(plan: Plan, config: ModelConfig, dtype: jnp.dtype, budget: int
     """Most rows whose cache takes at most `budget` bytes; 0 if not even one row does."""
 
     def fits(rows: int) -> bool:
-        return cache_bytes(cache_shapes(replace(plan, rows=rows), config, dtype)) <= budget
+        return tree_bytes(cache_shapes(replace(plan, rows=rows), config, dtype)) <= budget
 
-    low, high = 0, 1
-    while fits(high):
-        low, high = high, 2 * high
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if fits(middle) else (low, middle)
-    return low
+    too_many = 1
+    while fits(too_many):
+        too_many *= 2
+    return most_that_fits(too_many - 1, fits)
 
 
 def stepper(model: ElasticForCausalLM, cache: Cache, steps: int) -> Callable[[], float]:

@@ -15,6 +15,7 @@ from elastic_jax.errors import ConfigError
 from elastic_jax.generation import make_cache, prefill
 from elastic_jax.journal import Journal
 from elastic_jax.kv_cache import CacheConfig
+from elastic_jax.kv_cache.pages import tree_bytes
 from elastic_jax.layout import pad_rows
 from elastic_jax.routing import gates_from
 from eval.bench.cache.quality import (
@@ -25,7 +26,7 @@ from eval.bench.cache.quality import (
     summarise_quality,
 )
 from eval.bench.cache.run import run_cache_bench
-from eval.bench.cache.speed import Plan, blank_cache, cache_bytes, cache_shapes, largest_batch
+from eval.bench.cache.speed import Plan, blank_cache, cache_shapes, largest_batch
 from eval.bench.settings import BenchCacheSettings
 from eval.harness.scoring import Scorer
 from eval.samples import Arm, Prompt, Sample
@@ -168,7 +169,7 @@ def test_blank_caches_have_the_arrays_of_real_ones(bits):
 def test_the_largest_batch_is_the_last_that_fits():
     dtype, budget = jnp.dtype("float32"), 3 << 20
     rows = largest_batch(PLAN, CONFIG, dtype, budget)
-    sizes = [cache_bytes(cache_shapes(dataclasses.replace(PLAN, rows=n), CONFIG, dtype)) for n in (rows, rows + 1)]
+    sizes = [tree_bytes(cache_shapes(dataclasses.replace(PLAN, rows=n), CONFIG, dtype)) for n in (rows, rows + 1)]
     assert sizes[0] <= budget < sizes[1] and rows > 3
     assert largest_batch(PLAN, CONFIG, dtype, 1000) == 0
 

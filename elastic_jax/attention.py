@@ -16,8 +16,9 @@ from elastic_jax.layout import Layout, per_token, squeeze_sequences
 from elastic_jax.rope import apply_rope
 from elastic_jax.router import AttentionRouter, SampledGates, argmax_gates, pool_keys, sample_gates
 from elastic_jax.routing import skipped_share, to_modes
-from elastic_jax.sharding.attention import dual_attention, hybrid_attention, routed_attention, select_blocks
+from elastic_jax.sharding.attention import on_mesh
 from elastic_jax.sharding.division import context_size
+from pallas_kernels import dual_attention, hybrid_attention, routed_attention, select_blocks
 
 
 class LayerContext(NamedTuple):
@@ -104,11 +105,14 @@ def attend_prompt(
         **asdict(config.attention_spec),
     )
     if sampled is not None:
-        out = routed_attention(q, k, v, squeeze_sequences(gates, layout), **options)
+        out = on_mesh(routed_attention)(q, k, v, squeeze_sequences(gates, layout), **options)
     elif context.mixed:
-        out = mix(gates, *dual_attention(q, k, v, **options), layout)
+        full, sparse = on_mesh(dual_attention)(q, k, v, **options)
+        out = mix(gates, full, sparse, layout)
     else:
-        out = hybrid_attention(q, k, v, squeeze_sequences(to_modes(gates).astype(jnp.int32), layout), **options)
+        out = on_mesh(hybrid_attention)(
+            q, k, v, squeeze_sequences(to_modes(gates).astype(jnp.int32), layout), **options
+        )
     skipped = None if mask is None else skipped_share(jax.lax.stop_gradient(gates), mask, layout, config)
     return out, LayerRecord(pooled, logits, gates, k, v, skipped)
 
@@ -127,7 +131,7 @@ def choose_blocks(
             f"pattern {router.pattern} under a mesh with context {context_size()}: XA heads choose their blocks "
             "from whole rows. Use pattern fa-ssa, or a mesh with context 1."
         )
-    return select_blocks(
+    return on_mesh(select_blocks)(
         q_BTNH,
         k_BTKH,
         threshold=router.xa_threshold,

@@ -26,7 +26,8 @@ from elastic_jax.model import ElasticForCausalLM
 from elastic_jax.rope import apply_rope, rope_table
 from elastic_jax.router import argmax_gates, pool_keys, pooling_weights
 from elastic_jax.routing import Gates, Imposed, Routing, gates_from, to_modes
-from elastic_jax.sharding.attention import hybrid_attention
+from elastic_jax.sharding.attention import on_mesh
+from pallas_kernels import hybrid_attention
 
 LENGTH_DEPENDENT_ROPE = ("dynamic", "longrope")
 
@@ -77,6 +78,7 @@ def shared_prefix_hidden(
     weights_BP = pooling_weights(layout, layout.lengths_BM, config.router)
     imposed = gates_from(routing, config, B)
     spec = asdict(config.attention_spec)
+    attend = on_mesh(hybrid_attention)
     graph, stacked = nnx.split(model.layers)
 
     def step(x: tuple[jax.Array, jax.Array], xs: tuple) -> tuple[tuple[jax.Array, jax.Array], tuple]:
@@ -89,14 +91,14 @@ def shared_prefix_hidden(
             gates_BK = argmax_gates(logits, router_bias)[:, 0] if imposed_BK is None else imposed_BK
             mode_BK = to_modes(gates_BK).astype(jnp.int32)
             q, k = (apply_rope(part, *prompt_rope) for part in (q, k))
-            out = hybrid_attention(q, k, v, mode_BK, lengths=prompt_lengths_B, **spec)
+            out = attend(q, k, v, mode_BK, lengths=prompt_lengths_B, **spec)
             return out, (k, v, mode_BK, logits)
 
         x_BPD, (k, v, mode_BK, logits) = layer(x_BPD, attend_in_prompt)
 
         def attend_in_response(q: jax.Array, k_own: jax.Array, v_own: jax.Array) -> tuple[jax.Array, None]:
             q, k_own = (apply_rope(part, *response_rope) for part in (q, k_own))
-            out = hybrid_attention(
+            out = attend(
                 q,
                 _behind_prompt(k, rows.first_B, k_own, V),
                 _behind_prompt(v, rows.first_B, v_own, V),

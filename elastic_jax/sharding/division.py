@@ -54,15 +54,19 @@ def context_size() -> int:
     return jax.sharding.get_abstract_mesh().shape.get(CONTEXT, 1)
 
 
-def find_division(rows: int, query_heads: int, kv_heads: int) -> Division | None:
-    """The division of a call under the mesh that is set; None on one device and inside another `shard_map`.
+def mesh_divides() -> bool:
+    """Whether the mesh that is set has several devices, and no `shard_map` has divided the arrays already."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return math.prod(mesh.shape.values()) > 1 and not mesh.manual_axes
+
+
+def find_division(rows: int, query_heads: int, kv_heads: int) -> Division:
+    """The division of a call under the mesh that is set.
 
     Rows go over as many of the axes for rows as divide them. Heads go over `tensor`; where it does not divide the KV
     heads, these are repeated, and where it does not divide the query heads, every device of it has them all.
     """
     mesh = jax.sharding.get_abstract_mesh()
-    if math.prod(mesh.shape.values()) == 1 or mesh.manual_axes:
-        return None
     row_axes = tuple(axis for axis in ROWS if mesh.shape.get(axis, 1) > 1)
     while rows % math.prod(mesh.shape[axis] for axis in row_axes):
         row_axes = row_axes[:-1]

@@ -49,8 +49,8 @@ def attention(case: Any, sizes: dict[str, int], op: str, halo: bool, impl: str =
     import jax.numpy as jnp
     from attention_cases import make_inputs
 
-    import pallas_kernels
     from elastic_jax.sharding import attention as context_parallel
+    from pallas_kernels import dual_attention, hybrid_attention, routed_attention
 
     context_parallel.halo_is_cheaper = lambda *_: halo
     inputs = make_inputs(case)
@@ -58,23 +58,23 @@ def attention(case: Any, sizes: dict[str, int], op: str, halo: bool, impl: str =
     arrays = {name: inputs.options.pop(name) for name in ("lengths", "segment_ids")}
     arrays = {name: x for name, x in arrays.items() if x is not None}
 
-    def run(ops: Any, q: Any, k: Any, v: Any, choice: Any, d_out: Any, arrays: dict[str, Any]) -> Any:
+    def run(place: Any, q: Any, k: Any, v: Any, choice: Any, d_out: Any, arrays: dict[str, Any]) -> Any:
         options = inputs.options | arrays | {"impl": impl}
         if op == "routed":
-            out, pull = jax.vjp(lambda *a: ops.routed_attention(*a, **options), q, k, v, choice)
+            out, pull = jax.vjp(lambda *a: place(routed_attention)(*a, **options), q, k, v, choice)
             return out, pull(d_out)
         if op == "dual":
-            out, pull = jax.vjp(lambda *a: ops.dual_attention(*a, **options), q, k, v)
+            out, pull = jax.vjp(lambda *a: place(dual_attention)(*a, **options), q, k, v)
             return out, pull((d_out, jnp.sin(d_out)))
         lse = op == "hybrid with lse"
-        out, pull = jax.vjp(lambda *a: ops.hybrid_attention(*a, choice, return_lse=lse, **options), q, k, v)
+        out, pull = jax.vjp(lambda *a: place(hybrid_attention)(*a, choice, return_lse=lse, **options), q, k, v)
         return out, pull((d_out, jnp.cos(d_out[..., 0])) if lse else d_out)
 
     choice = (mode == 0).astype(jnp.float32) if op == "routed" else mode
     operands = (inputs.q, inputs.k, inputs.v, choice, inputs.d_out, arrays)
-    wanted = jax.jit(partial(run, pallas_kernels))(*operands)
+    wanted = jax.jit(partial(run, lambda op: op))(*operands)
     with jax.set_mesh(mesh_of(**sizes)):
-        compiled = jax.jit(partial(run, context_parallel)).lower(*operands).compile()
+        compiled = jax.jit(partial(run, context_parallel.on_mesh)).lower(*operands).compile()
     return {
         "error": worst(compiled(*operands), wanted),
         "collectives": sorted(set(re.findall(COLLECTIVES, compiled.as_text()))),
@@ -86,20 +86,20 @@ def chosen_blocks(case: Any, sizes: dict[str, int]) -> dict[str, Any]:
     import jax
     from attention_cases import make_inputs
 
-    import pallas_kernels
-    from elastic_jax.sharding import attention as context_parallel
+    from elastic_jax.sharding.attention import on_mesh
+    from pallas_kernels import select_blocks
 
     inputs = make_inputs(case)
     arrays = {name: x for name in ("lengths", "segment_ids") if (x := inputs.options[name]) is not None}
 
-    def run(ops: Any, q: Any, k: Any, heads: Any, arrays: dict[str, Any]) -> Any:
-        return ops.select_blocks(q, k, heads=heads, stride=4, block_size=case.block, **arrays)
+    def run(place: Any, q: Any, k: Any, heads: Any, arrays: dict[str, Any]) -> Any:
+        return place(select_blocks)(q, k, heads=heads, stride=4, block_size=case.block, **arrays)
 
     heads = inputs.mode.reshape(case.batch, -1, case.kv_heads).astype(bool).any(1)
     operands = inputs.q, inputs.k, heads, arrays
-    wanted = jax.jit(partial(run, pallas_kernels))(*operands)
+    wanted = jax.jit(partial(run, lambda op: op))(*operands)
     with jax.set_mesh(mesh_of(**sizes)):
-        got = jax.jit(partial(run, context_parallel))(*operands)
+        got = jax.jit(partial(run, on_mesh))(*operands)
     return {"error": float((got != wanted).mean()), "kept": float(wanted.mean())}
 
 

@@ -12,8 +12,9 @@ from jax.sharding import AbstractMesh, AxisType
 from tiny import CONFIG, random_ids, tiny_model
 
 from elastic_jax.errors import ConfigError
-from elastic_jax.sharding.attention import dual_attention, hybrid_attention, routed_attention
-from elastic_jax.sharding.division import Halo, context_size, find_division, find_halo, halo_is_cheaper
+from elastic_jax.sharding.attention import on_mesh
+from elastic_jax.sharding.division import Halo, context_size, find_division, find_halo, halo_is_cheaper, mesh_divides
+from pallas_kernels import dual_attention, hybrid_attention, routed_attention
 from pallas_kernels.schedule import AttentionSpec
 
 ROOT = Path(__file__).parents[3]
@@ -85,7 +86,7 @@ def test_a_training_step_on_any_mesh_is_that_of_one_device():
 
 
 def test_no_mesh_is_no_division():
-    assert context_size() == 1 and find_division(2, 4, 2) is None
+    assert context_size() == 1 and not mesh_divides() and on_mesh(hybrid_attention) is hybrid_attention
 
 
 def no_devices(**sizes: int):
@@ -120,15 +121,15 @@ def operands(queries: int = 64, keys: int = 64):
 @pytest.mark.parametrize(
     "call, words",
     [
-        (lambda: dual_attention(*operands(queries=32), block_size=16), "32 queries for 64 keys"),
+        (lambda: on_mesh(dual_attention)(*operands(queries=32), block_size=16), "32 queries for 64 keys"),
         (
-            lambda: hybrid_attention(
+            lambda: on_mesh(hybrid_attention)(
                 *operands(), jnp.zeros((1, 2)), block_size=16, block_mask=jnp.zeros((1, 4, 4, 4), bool)
             ),
             "block masks",
         ),
-        (lambda: routed_attention(*operands(), jnp.zeros((1, 3)), block_size=16), "wanted \\(1, 2\\)"),
-        (lambda: routed_attention(*operands(), jnp.zeros((1, 2)), block_size=0), "block_size is 0"),
+        (lambda: on_mesh(routed_attention)(*operands(), jnp.zeros((1, 3)), block_size=16), "wanted \\(1, 2\\)"),
+        (lambda: on_mesh(routed_attention)(*operands(), jnp.zeros((1, 2)), block_size=0), "block_size is 0"),
     ],
 )
 def test_refuses_what_cannot_be_divided(call, words):

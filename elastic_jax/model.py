@@ -1,7 +1,4 @@
-"""The decoder: one NNX model for the Llama, Mistral and Qwen families, with a router in every layer.
-
-Checkpoint tensors that are no parameters of the model but must survive a round trip.
-"""
+"""The decoder: one NNX model for the Llama, Mistral and Qwen families, with a router in every layer."""
 
 from __future__ import annotations
 
@@ -28,7 +25,7 @@ from elastic_jax.sharding.rules import divide_tokens
 
 
 class Extras(dict[str, np.ndarray]):
-    """Tensors by checkpoint name, such as the λ of an Elastic Attention checkpoint.
+    """Checkpoint tensors that are no parameters but are written back on export, such as the λ of Elastic Attention.
 
     Compared by identity, so that a model that carries them stays a valid (hashable) static argument of `jit`.
     """
@@ -41,7 +38,7 @@ class Extras(dict[str, np.ndarray]):
 
 
 LAYER_INPUT = "layer_input"
-"""Name of what is recomputed from, for offloading."""
+"""Name of the layer inputs that are kept for recomputation, for the policy that offloads them."""
 _OFFLOAD = jax.checkpoint_policies.save_and_offload_only_these_names(
     names_which_can_be_saved=[],
     names_which_can_be_offloaded=[LAYER_INPUT],
@@ -49,7 +46,7 @@ _OFFLOAD = jax.checkpoint_policies.save_and_offload_only_these_names(
     offload_dst="pinned_host",
 )
 RoutingChoice = Imposed | SampledGates | None
-"""What decides the routing: None stands for the routers; see `ElasticForCausalLM.hidden` for the others."""
+"""What decides the routing; None means the routers. See `ElasticForCausalLM.hidden`."""
 
 
 class Output(NamedTuple):

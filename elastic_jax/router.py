@@ -18,7 +18,7 @@ GUMBEL_EPS = 1e-8
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class SampledGates:
-    """Training-time routing: Gumbel-softmax with straight-through, drawn anew for every layer, sequence and head."""
+    """Training-time routing: Gumbel-softmax with straight-through, drawn for every layer, sequence and head."""
 
     key: jax.Array
     temperature: jax.Array | float

@@ -36,7 +36,7 @@ class SharedPrefix(NamedTuple):
     """Normed hidden states and the routing, which follows from the prompt alone.
 
     `hidden` `[B, V, R + 1, D]`: index 0 is the prompt's last token, index i the i-th token of the response, so that
-    index i predicts token i + 1; beyond a response's length it holds anything.
+    index i predicts token i + 1; after the end of a response the values have no meaning.
     """
 
     hidden: jax.Array
@@ -131,9 +131,9 @@ def separate_rows_hidden(
     router_bias: float | jax.Array = 0.0,
     remat: bool | Literal["offload"] = False,
 ) -> SharedPrefix:
-    """The same as `shared_prefix_hidden` from rows that hold the prompt anew for each response: for every model.
+    """The same as `shared_prefix_hidden`, with the prompt repeated in the row of each response; works for every model.
 
-    The arguments are those of `shared_prefix_hidden`, without bounds on P; `remat` as for `ElasticForCausalLM.hidden`.
+    The arguments are those of `shared_prefix_hidden`, with any P; `remat` as for `ElasticForCausalLM.hidden`.
     """
     config = model.config
     (B, P), (V, R) = prompts_BP.shape, responses_BVR.shape[1:]

@@ -13,7 +13,7 @@ from elastic_jax.engine.slots import Drawing, Slots
 
 
 class BeamLane:
-    """Keeps the W most likely beginnings of an answer. The answer is told when it is known, as a whole.
+    """Keeps the W most likely beginnings of an answer. The answer is given as a whole, at the end of the search.
 
     Ends when W beams have met a stop token and no open one can beat the worst of them as it stands, or at the longest
     answer. Scores are log-probabilities over tokens to the power of `length_penalty`.
@@ -54,9 +54,8 @@ class BeamLane:
     def _choose(self, logits: jax.Array, rows_W: np.ndarray, column: int) -> list[int]:
         """Replaces the beams by the best continuations; the whole answer where it is found, else nothing."""
         width, length = len(self.rows), len(self._tokens[0]) + 1
-        most = width * (
-            1 + len(self.request.stop_tokens)
-        )  # so that enough are left when every stop token is among them
+        # Enough that `width` candidates are left when every stop token is among them.
+        most = width * (1 + len(self.request.stop_tokens))
         candidates = programs.best_continuations(logits, rows_W, np.int32(column), self._scores, most=most)
         chosen: list[tuple[float, int, int]] = []
         for rank, (score, beam, token) in enumerate(zip(*map(np.asarray, candidates), strict=True)):

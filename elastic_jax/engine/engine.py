@@ -140,8 +140,8 @@ class Engine:
     ) -> Prefix:
         """Queues the beginning of later prompts, to be read once and kept with the routing decided on it.
 
-        Where a request needs the pages of prefixes that it does not begin with, and nothing else runs, the longest
-        unused ones are given up. They are read again when a request names them.
+        Where a request needs pages that other prefixes hold, and no request runs, the prefix that was unused for the
+        longest time gives up its pages. It is read again when a request names it.
 
         Raises:
             ShapeError: like `submit`.
@@ -157,7 +157,7 @@ class Engine:
         return prefix
 
     def drop_prefix(self, prefix: Prefix) -> None:
-        """Gives up a prefix; running requests that began with it go on.
+        """Releases a prefix; running requests that began with it continue.
 
         Raises:
             ConfigError: requests in the queue still name it.
@@ -194,7 +194,7 @@ class Engine:
             yield from self.step()
 
     def stream(self, request: Request) -> Iterator[Event]:
-        """Steps until this request has ended; its events. Other requests go on meanwhile and keep theirs."""
+        """Steps until this request has ended and yields its events. Other requests advance too, and keep theirs."""
         while True:
             while request.events:
                 yield request.events.popleft()

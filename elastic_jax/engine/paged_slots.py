@@ -40,8 +40,8 @@ class KeptRow:
 
 
 class PagedSlots(Slots):
-    """See `Slots`. A row is due when `residual + group` of its tokens are exact, and is packed before it reads on:
-    always at the same lengths, whatever else is going on."""
+    """See `Slots`. A row is due when `residual + group` of its tokens are exact, and is packed before it reads on, so
+    a row is always packed at the same lengths, whichever other rows run."""
 
     def __init__(self, model: ElasticForCausalLM, engine: EngineConfig, cache: CacheConfig):
         config = model.config

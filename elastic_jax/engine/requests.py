@@ -1,4 +1,4 @@
-"""What a caller asks of an engine and gets back."""
+"""Requests, prefixes and events: what a caller gives to an engine and gets from it."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Prefix:
 
 @dataclass(eq=False)
 class Request:
-    """One prompt and what has come of it. Made by `Engine.submit`; read it, do not write to it."""
+    """One prompt and its answer so far. Made by `Engine.submit`; read it, do not write to it."""
 
     prompt: tuple[int, ...]
     max_new_tokens: int

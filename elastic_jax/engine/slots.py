@@ -1,7 +1,7 @@
-"""The rows of an engine on the device: put in, read on, copied, given up. They know no requests.
+"""The rows of an engine on the device: filled with prompts, read on, copied, released. Requests are not known here.
 
-Lengths are kept on the host and handed to every program. To refuse a draft is therefore to not count it: what it wrote
-lies beyond the row's length, where nothing looks, and is written over.
+Lengths are kept on the host and handed to every program. A refused draft is therefore one that is not counted: what it
+wrote lies after the row's last token, is never read, and is overwritten by the next tokens.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ class Slots(ABC):
         return prompt.mode_LK if keeps else np.full_like(prompt.mode_LK, HeadMode.FULL)
 
     def copy(self, source: int, target: int) -> None:
-        """Makes a row the twin of another of the same request."""
+        """Copies a row over another row of the same request."""
         self.state = programs.copy_row(self.state, np.int32(source), np.int32(target))
         self.lengths[target] = self.lengths[source]
 
@@ -131,15 +131,15 @@ class Slots(ABC):
 
     @abstractmethod
     def flush(self, rows: Sequence[int]) -> None:
-        """Packs the oldest group of rows that have no room, `rows_per_flush` at most."""
+        """Packs the oldest group of each of these rows, which have no room; `rows_per_flush` rows at most."""
 
     @abstractmethod
     def refusal(self, demand: Demand, mode_LK: np.ndarray | None) -> str | None:
-        """Why the request could not be served even alone; `mode_LK` None stands for the worst that routers may do."""
+        """Why the request could not be served even alone, or None. Without `mode_LK` every head counts as full."""
 
     @abstractmethod
     def reserve(self, demand: Demand, mode_LK: np.ndarray | None) -> Reservation | None:
-        """What the request needs until its end; None where it has to wait for others."""
+        """Reserves the pages that the request needs until its end; None where it has to wait for others."""
 
     @abstractmethod
     def insert(self, row: int, prompt: Prompt, demand: Demand, reservation: Reservation) -> None:
@@ -155,15 +155,15 @@ class Slots(ABC):
 
     @abstractmethod
     def forget(self, kept: Any) -> None:
-        """Gives up a kept prompt; rows that continue it stay as they are."""
+        """Releases a kept prompt; rows that continue it stay as they are."""
 
     @abstractmethod
     def release(self, row: int) -> None:
-        """Frees a row; the end of a reservation is the caller's."""
+        """Frees a row. The caller ends its reservation."""
 
     @abstractmethod
     def end(self, reservation: Reservation) -> None:
-        """Gives up what a request reserved and did not take."""
+        """Returns the pages that a request reserved and did not take."""
 
 
 def row_sampling(drawings: Sequence[Drawing]) -> RowSampling:

@@ -78,7 +78,7 @@ class DenseCache:
     def attend(self, layer: jax.Array, q_BTNH: jax.Array, counts_B: jax.Array | None = None) -> jax.Array:
         """Attention of the tokens just written over the past that each head's mode allows: `[B, T, N, H]`.
 
-        What lies beyond a row's `counts_B` tokens is not written, and what is computed there means nothing.
+        Results after the first `counts_B` tokens of a row have no meaning: those tokens are not in the cache.
         """
         T, N = q_BTNH.shape[1:3]
         K, S = self.k.shape[2:4]

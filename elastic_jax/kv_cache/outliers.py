@@ -1,4 +1,4 @@
-"""Outlier tokens: those with the smallest keys stretch every group they lie in, so they are kept exactly instead.
+"""Outlier tokens: a token with a very small key stretches the range of its whole group, so it is kept exactly instead.
 
 After "Accurate KV Cache Quantization with Outlier Tokens Tracing" (arXiv 2505.10938). Groups compete one after the
 other for the few places of a pool; a token that loses its place has no codes to go back to and moves to a store. When
@@ -98,7 +98,7 @@ def compete(
     rank = jnp.cumsum(free, -1) - 1
     taken = free & (rank < lost.sum(-1, keepdims=True))
     loser = jnp.take_along_axis(losers, jnp.clip(rank, 0, pool - 1), -1)
-    # Sources among (pool, store, group); one past the end stands for no token.
+    # Sources among (pool, store, group); the index one past the end means no token.
     to_pool = jnp.where(winners < pool, winners, winners + slots - pool)
     to_store = jnp.where(taken, loser, jnp.arange(pool, slots))
     source = jnp.where(change[..., None], jnp.concatenate([to_pool, to_store], -1), jnp.arange(slots))
@@ -121,11 +121,11 @@ def compete(
     return after, won[..., pool:] & change[..., None]
 
 
-def _take(x: jax.Array, index: jax.Array, beyond: float | int) -> jax.Array:
-    """`x` at `index` along the last axis; `beyond` where the index is one past the end."""
+def _take(x: jax.Array, index: jax.Array, missing: float | int) -> jax.Array:
+    """`x` at `index` along the last axis; `missing` where the index is one past the end."""
     size = x.shape[-1]
     picked = jnp.take_along_axis(x, jnp.minimum(index, size - 1), -1)
-    return jnp.where(index < size, picked, jnp.asarray(beyond, x.dtype))
+    return jnp.where(index < size, picked, jnp.asarray(missing, x.dtype))
 
 
 def ordered_sum(x: jax.Array) -> jax.Array:

@@ -1,12 +1,14 @@
-"""The quantised cache: old tokens in packed groups, new ones and outliers exact, and for each head only what it reads.
+"""The quantised cache: old tokens in packed groups, new ones and outliers exact; a head stores only what it may read.
 
 A token enters a ring of exact tokens. When a row has `residual + group` of them, the oldest group is flushed: its
 outliers are traced, the rest is packed into a page. A bounded number of rows is flushed at each step, the fullest
-first, and the ring has room for the rows that wait. What is stored depends on the tokens alone, not on how they came.
+first, and the ring has room for the rows that wait. What is stored depends on the tokens alone, not on whether they
+came with the prompt or one by one.
 
-Letters beyond the usual: E exact slots of a head (pool, store, ring), F slots of the ring, J groups of a row.
+Letters: E exact slots of a head (pool, store, ring), F slots of the ring, J groups of a row.
 
-Hadamard rotation of the head dimension: it spreads outlier channels, and dot products do not notice it.
+Keys may be rotated by a Hadamard matrix over the head dimension. It spreads outlier channels over all of them; queries
+are rotated too, so dot products stay the same.
 """
 
 from __future__ import annotations
@@ -146,8 +148,8 @@ class QuantizedCache:
         offset = jnp.arange(T)
         slots = self.outlier_pos.shape[3] + (self.lengths[:, None] + offset) % self.ring
         if counts_B is not None:
-            beyond = self.exact_k.shape[3] + offset  # out of bounds: dropped
-            slots = jnp.where(offset < counts_B[:, None], slots, beyond)
+            out_of_bounds = self.exact_k.shape[3] + offset  # such writes are dropped
+            slots = jnp.where(offset < counts_B[:, None], slots, out_of_bounds)
         return replace(
             self,
             exact_k=self.exact_k.at[layer, rows, :, slots].set(k_BTKH, unique_indices=True, mode="drop"),
@@ -165,7 +167,7 @@ class QuantizedCache:
     def attend(self, layer: jax.Array, q_BTNH: jax.Array, counts_B: jax.Array | None = None) -> jax.Array:
         """Attention of the tokens just written over the past that each head's mode allows: `[B, T, N, H]`.
 
-        What lies beyond a row's `counts_B` tokens is not written, and what is computed there means nothing.
+        Results after the first `counts_B` tokens of a row have no meaning: those tokens are not in the cache.
         """
         q_BTNH = hadamard(q_BTNH) if self.config.rotates else q_BTNH
         newest_B = self.lengths + (q_BTNH.shape[1] if counts_B is None else counts_B) - 1

@@ -83,7 +83,7 @@ the torus at 200 GB/s), 2,000 on v6e, 2,200 on H100 with NVLink (989 TFLOP/s, 45
 
 
 class Halo(NamedTuple):
-    """What a shard needs beyond its own tokens, in blocks."""
+    """Blocks of other shards that a shard needs."""
 
     before: int
     """Blocks right before the shard's first token."""

@@ -51,13 +51,13 @@ def _in_order(a: jax.Array, b: jax.Array, axis: str) -> tuple[jax.Array, jax.Arr
 def keys_up_to(x: jax.Array, chunk: jax.Array, chunks: int, size: int) -> jax.Array:
     """The first `chunks` chunks of `size` tokens of `x` `[B, T, ...]`, rolled so that chunk `chunk` is the last.
 
-    Those after it come round to the front: they must be marked as padding.
+    Later chunks wrap to the front and must be marked as padding.
     """
     return jnp.roll(x[:, : chunks * size], -(chunk + 1) * size, axis=1)
 
 
 def ids_up_to(ids_BT: jax.Array, chunk: jax.Array, chunks: int, size: int) -> jax.Array:
-    """Segment ids of `keys_up_to`, 0 for what came round."""
+    """Segment ids of `keys_up_to`, 0 for the chunks that wrapped."""
     known = jnp.arange(chunks * size) < (chunk + 1) * size
     return keys_up_to(jnp.where(known, ids_BT[:, : chunks * size], 0), chunk, chunks, size)
 

@@ -14,7 +14,7 @@ from elastic_jax.settings import settings_yaml
 from eval.harness.backends.base import Backend
 from eval.harness.encoding import Encoder
 from eval.harness.provenance import command_line, program, prompts_digest
-from eval.harness.runner import Outcome, Record, first_prompts, pending_tokens, records_of, run_groups, token_progress
+from eval.harness.runner import Outcome, Record, first_prompts, measure
 from eval.harness.settings import BenchmarkSettings
 from eval.report.figures import draw_benchmark
 from eval.report.page import csv_text, render_benchmark
@@ -98,23 +98,17 @@ def run_benchmark(
     others = [path for path in sorted(out.glob("journal*.jsonl")) if path.name != name]
     outcome = Outcome()
     with Journal(out / name, identity, others=others) as journal:
-        with token_progress(pending_tokens(groups, arms, backend, journal, shard)) as advance:
-            steps = run_groups(
-                backend,
-                encoder,
-                groups,
-                arms,
-                journal,
-                batch_tokens=settings.batch_tokens,
-                limit=benchmark.limit,
-                shard=shard,
-                outcome=outcome,
-            )
-            for tokens in steps:
-                advance(tokens)
-        records = [
-            record for group in groups for arm in arms for record in records_of(group, backend.label(arm), journal)
-        ]
+        records = measure(
+            backend,
+            encoder,
+            groups,
+            arms,
+            journal,
+            batch_tokens=settings.batch_tokens,
+            limit=benchmark.limit,
+            shard=shard,
+            outcome=outcome,
+        )
     return write_report(benchmark, settings, out, records, arms, groups, identity, outcome)
 
 

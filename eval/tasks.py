@@ -62,15 +62,16 @@ def loaded_group(task: Task, samples: Sequence[Sample], *, tokens: int, views: V
 
 def likelihood_task(name: str, *, main_score: Literal["exact", "log_prob"]) -> Task:
     """Samples whose fields are `prompt_ids` and `continuation_ids`; scores `exact` (0 or 1) and `log_prob` (nats)."""
-    return Task(name, "score", _tokens, _judge, main_score)
+    return Task(name, "score", likelihood_tokens, _judge, main_score)
 
 
 def perplexity_task(name: str) -> Task:
     """Samples that also have `parts`; scores `hits` (share of tokens that were the likeliest) and log-probabilities."""
-    return Task(name, "score", _tokens, _judge_tokens, "hits")
+    return Task(name, "score", likelihood_tokens, _judge_tokens, "hits")
 
 
-def _tokens(sample: Sample, _: Showing) -> Tokens:
+def likelihood_tokens(sample: Sample, _: Showing) -> Tokens:
+    """The template of samples whose fields are token ids."""
     return Tokens(sample.fields["prompt_ids"], sample.fields["continuation_ids"], sample.fields.get("parts", 1))
 
 

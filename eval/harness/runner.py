@@ -83,6 +83,35 @@ def pending_tokens(
     return sum(group.tokens * sum(map(len, missing.values())) for group, missing in todo)
 
 
+def measure(
+    backend: Backend,
+    encoder: Encoder | None,
+    groups: Sequence[Group],
+    arms: Sequence[Arm],
+    journal: Journal,
+    *,
+    batch_tokens: int,
+    limit: int | None = None,
+    shard: Shard = WHOLE,
+    outcome: Outcome | None = None,
+) -> list[Record]:
+    """`run_groups` with a progress bar; returns the journal's records by group, arm and sample."""
+    with token_progress(pending_tokens(groups, arms, backend, journal, shard)) as advance:
+        for tokens in run_groups(
+            backend,
+            encoder,
+            groups,
+            arms,
+            journal,
+            batch_tokens=batch_tokens,
+            limit=limit,
+            shard=shard,
+            outcome=outcome,
+        ):
+            advance(tokens)
+    return [record for group in groups for arm in arms for record in records_of(group, backend.label(arm), journal)]
+
+
 def run_groups(
     backend: Backend,
     encoder: Encoder | None,

@@ -27,7 +27,7 @@ def draw_benchmark(report: dict[str, Any], records: Sequence[Record], out: Path)
     figure = Figure(figsize=(7.2, 4), layout="constrained")
     axes = figure.subplots()
     if "length" in report["axes"] and len({row["length"] for row in rows}) > 1:
-        _by_length(axes, rows, report["arms"])
+        draw_by_length(axes, rows, report["arms"])
     else:
         _by_task(axes, report["rows"], report["arms"])
     axes.set_ylim(-2, 102)
@@ -54,7 +54,8 @@ def colour(arm: str, place: int) -> str:
     return _COLOURS.get(arm) or _OTHERS[place % len(_OTHERS)]
 
 
-def _by_length(axes: Axes, rows: Sequence[Row], arms: Sequence[str]) -> None:
+def draw_by_length(axes: Axes, rows: Sequence[Row], arms: Sequence[str]) -> None:
+    """One line per arm: score in percent with its interval, over the length of prompt and answer."""
     lengths = sorted({row["length"] for row in rows})
     for place, arm in enumerate(arms):
         chosen = sorted((row for row in rows if row["arm"] == arm), key=lambda row: row["length"])

@@ -17,7 +17,8 @@ def render_benchmark(report: dict[str, Any], method: str, further: str, pictures
     parts = [f"# {report['title']}", _completeness(report)]
     parts += [f"![{name}]({name})" for name in pictures]
     parts += ["## Scores", _scores(report), _costs(report), further, _failures(report)]
-    parts += ["## How it was measured", method, _settings(report)]
+    settings = settings_section(report["command"], report["settings"], report["program"])
+    parts += ["## How it was measured", method, settings]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -106,12 +107,12 @@ def _failures(report: dict[str, Any]) -> str:
     )
 
 
-def _settings(report: dict[str, Any]) -> str:
-    program = report["program"]
-    shown = {name: value for name, value in report["settings"].items() if name != "first_prompts"}
+def settings_section(command: str, settings: Mapping[str, Any], program: Mapping[str, str]) -> str:
+    """The command that repeats a run, what the results depend on, and what they were measured with."""
+    shown = {name: value for name, value in settings.items() if name != "first_prompts"}
     lines = "\n".join(f"- {name}: `{value}`" for name, value in shown.items() if value is not None)
     return (
-        f"```\n{report['command']}\n```\n\n{lines}\n\nelastic-jax {program['elastic_jax']}, commit "
+        f"```\n{command}\n```\n\n{lines}\n\nelastic-jax {program['elastic_jax']}, commit "
         f"{program['commit']}, jax {program['jax']}, {program['device']}."
     )
 

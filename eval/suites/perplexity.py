@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import random
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from eval.report.figures import colour
 from eval.report.page import table
 from eval.samples import Sample
 from eval.suites.haystack import Haystack
-from eval.tasks import Group, likelihood_task, perplexity_task
+from eval.tasks import Group, Task, likelihood_task, perplexity_task
 
 
 def perplexity_groups(
@@ -27,19 +28,14 @@ def perplexity_groups(
     Only late tokens are scored because the first ones of a window lose nothing to sparse attention, and so that the
     routers, which see the tokens before, never see what is scored.
     """
-
-    def group(kind: str, length: int) -> Group:
-        task = likelihood_task(kind, main_score="log_prob")
-
-        def build(index: int) -> Sample:
-            rng = random.Random(f"{seed}/{kind}/{length}/{index}")
-            ids = haystacks[kind].window(rng, length)
-            fields = {"prompt_ids": ids[:-scored_tokens], "continuation_ids": ids[-scored_tokens:]}
-            return Sample(f"{kind}/{length}/{index}", fields, axes={"length": length})
-
-        return Group(task, [f"{kind}/{length}/{index}" for index in range(count)], build, length)
-
-    return [group(kind, length) for length in lengths for kind in haystacks]
+    return window_groups(
+        partial(likelihood_task, main_score="log_prob"),
+        lengths,
+        count,
+        haystacks,
+        seed=seed,
+        prompt_tokens=lambda length: length - scored_tokens,
+    )
 
 
 def positions_groups(
@@ -49,17 +45,45 @@ def positions_groups(
 
     The routers decide from the first part, so that they never see what is scored.
     """
+    return window_groups(
+        perplexity_task,
+        lengths,
+        count,
+        haystacks,
+        seed=seed,
+        prompt_tokens=lambda length: length // parts,
+        scored_parts=parts - 1,
+    )
+
+
+def window_groups(
+    task_named: Callable[[str], Task],
+    lengths: Sequence[int],
+    count: int,
+    haystacks: Mapping[str, Haystack],
+    *,
+    seed: int,
+    prompt_tokens: Callable[[int], int],
+    scored_parts: int = 1,
+) -> list[Group]:
+    """`count` windows of every named kind of text at every length in tokens, cut into a prompt and what follows it.
+
+    Args:
+        task_named: makes the task that is asked, from the kind of text.
+        prompt_tokens: tokens of the prompt in a window of this length.
+        scored_parts: equal parts of what follows the prompt, each of which gets a score of its own.
+    """
 
     def group(kind: str, length: int) -> Group:
         uids = [f"{kind}/{length}/{index}" for index in range(count)]
 
         def build(index: int) -> Sample:
             ids = haystacks[kind].window(random.Random(f"{seed}/{kind}/{length}/{index}"), length)
-            first = length // parts
-            fields = {"prompt_ids": ids[:first], "continuation_ids": ids[first:], "parts": parts - 1}
+            first = prompt_tokens(length)
+            fields = {"prompt_ids": ids[:first], "continuation_ids": ids[first:], "parts": scored_parts}
             return Sample(uids[index], fields, axes={"length": length})
 
-        return Group(perplexity_task(kind), uids, build, length)
+        return Group(task_named(kind), uids, build, length)
 
     return [group(kind, length) for length in lengths for kind in haystacks]
 

@@ -54,20 +54,21 @@ def needles_benchmark(settings: NeedlesSettings) -> Benchmark:
     from eval.benchmark import Benchmark
     from eval.harness.encoding import Encoder
     from eval.suites.haystack import Haystack, read_texts
-    from eval.suites.needles import needle_groups
+    from eval.suites.needles import NEW_TOKENS, probe_groups, scored_answer, written_answer
     from eval.suites.probes import ProbeConfig
     from eval.tasks import Group
 
     def groups(encoder: Encoder) -> Sequence[Group]:
-        return needle_groups(
+        return probe_groups(
+            written_answer if settings.generate else scored_answer,
             settings.tasks,
             sorted(settings.lengths),
-            settings.depths,
             settings.samples(settings.per_cell),
             Haystack(read_texts(settings.haystack), encoder.tokenizer),
             encoder.tokenizer,
             ProbeConfig(sink_tokens=0, local_tokens=0, distractors=settings.distractors, seed=settings.seed),
-            generate=settings.generate,
+            depths=settings.depths,
+            new_tokens=NEW_TOKENS if settings.generate else 0,
         )
 
     return Benchmark("eval needles", "Needles by depth and length", groups, ("length", "depth"), method=_METHOD)

@@ -1,108 +1,164 @@
-"""Figures of the router report, computed from the journal's per-sample scores."""
+"""The figures of the router report, computed from the records of its samples; the contents of its `results.json`."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from elastic_jax.journal import Journal
-from eval.harness.runner import records_of
+from eval.harness.runner import Record
 from eval.report.tables import paired_difference, ratio_interval, wilson_interval
 from eval.samples import VIEWS, View
-from eval.tasks import Group
+from eval.suites.probes import PROBE_TASKS
 
 ALL_PROBES = "all"
+"""The task that pools the retrieval tasks."""
+TEXTS = ("prose", "code")
 REFERENCE_LENGTH = 2048
-SPARSITY = ("msr", "esr", "esr_last_layer")
-
-Scores = dict[str, np.ndarray]
+"""Prompt tokens of the headline; the longest length where this one was not measured."""
 
 
-def summarise(
-    retrieval: Sequence[Group], loss: Sequence[Group], labels: dict[View, str], journal: Journal
-) -> dict[str, Any]:
-    """Rows per task, length and view for retrieval and loss, and the headline at the reference length.
+@dataclass(frozen=True)
+class ViewRow:
+    """`n` samples of one task and length under one view, and the sparsity that the routers chose for them."""
 
-    The reference length is 2048 tokens, or the longest length where that was not measured. Task `all` pools the
-    retrieval tasks. `labels` names the arm of each view in the journal.
-    """
-    retrieval_scores = _by_length_and_task(retrieval, labels, journal)
-    for length, tasks in retrieval_scores.items():
-        tasks[ALL_PROBES] = _pool(list(tasks.values()))
-        retrieval_scores[length] = tasks
-    loss_scores = _by_length_and_task(loss, labels, journal)
-    reference = REFERENCE_LENGTH if REFERENCE_LENGTH in retrieval_scores else max(retrieval_scores)
-    return {
-        "retrieval": [
-            {"task": task, "length": length, "view": view} | _retrieval_row(views[view])
-            for length, tasks in retrieval_scores.items()
-            for task, views in tasks.items()
-            for view in VIEWS
-        ],
-        "loss": [
-            {"task": task, "length": length, "view": view} | _loss_row(views[view], views["full"])
-            for length, tasks in loss_scores.items()
-            for task, views in tasks.items()
-            for view in VIEWS
-        ],
-        "headline": _headline(reference, retrieval_scores[reference][ALL_PROBES], loss_scores[reference]),
-    }
+    task: str
+    length: int
+    view: View
+    n: int
+    msr: float
+    esr: float
+    esr_last_layer: float
 
 
-def _by_length_and_task(
-    groups: Sequence[Group], labels: dict[View, str], journal: Journal
-) -> dict[int, dict[str, dict[View, Scores]]]:
-    table: dict[int, dict[str, dict[View, Scores]]] = {}
-    for group in groups:
-        for view, label in labels.items():
-            records = [record["scores"] | record["numbers"] for record in records_of(group, label, journal)]
-            scores = {name: np.array([record[name] for record in records], float) for name in records[0]}
-            table.setdefault(group.tokens, {}).setdefault(group.task.name, {})[view] = scores
-    return table
+@dataclass(frozen=True)
+class RetrievalRow(ViewRow):
+    """Answers that greedy decoding would give word for word, with a 95 % interval of their share."""
+
+    correct: int
+    accuracy: float
+    interval: tuple[float, float]
+    answer_log_prob: float
+    """Mean log-probability of a token of the answer, nats."""
 
 
-def _pool(tasks: Sequence[dict[View, Scores]]) -> dict[View, Scores]:
-    names = tasks[0]["full"]
-    return {view: {name: np.concatenate([task[view][name] for task in tasks]) for name in names} for view in VIEWS}
+@dataclass(frozen=True)
+class LossRow(ViewRow):
+    """Loss on running text; `rise` is that over full attention on the same windows, nats per token."""
+
+    nll: float
+    perplexity: float
+    rise: float
+    rise_error: float
 
 
-def _retrieval_row(scores: Scores) -> dict[str, Any]:
-    n, correct = len(scores["exact"]), int(scores["exact"].sum())
-    return {
-        "n": n,
-        "correct": correct,
-        "accuracy": correct / n,
-        "interval": wilson_interval(correct, n),
-        "answer_log_prob": float(scores["log_prob"].mean()),
-    } | _sparsity(scores)
+@dataclass(frozen=True)
+class Headline:
+    """What routed attention keeps of full attention at one length."""
+
+    length: int
+    retrieval_kept: float | None
+    """Right answers over those of full attention; None where that gives none."""
+    retrieval_kept_interval: tuple[float, float] | None
+    msr: dict[str, float]
+    """Share of heads that run sparse, by task."""
+    share_of_sparse_rise: dict[str, float | None]
+    """Rise in loss over that of all-sparse attention, by kind of text; None where the latter is not above 0."""
 
 
-def _loss_row(scores: Scores, full: Scores) -> dict[str, Any]:
-    nll = -float(scores["log_prob"].mean())
-    rise, error = paired_difference(-scores["log_prob"], -full["log_prob"])
-    row = {"n": len(scores["log_prob"]), "nll": nll, "perplexity": math.exp(nll), "rise": rise, "rise_error": error}
-    return row | _sparsity(scores)
+@dataclass(frozen=True)
+class RouterReport:
+    """Everything that `results.json` holds."""
+
+    command: str
+    settings: Mapping[str, Any]
+    program: Mapping[str, str]
+    retrieval: Sequence[RetrievalRow]
+    """By length, task (the last one `all`) and view."""
+    loss: Sequence[LossRow]
+    headline: Headline
+    prefill: Mapping[str, Mapping[View, float]]
+    """Median seconds by prompt tokens and view."""
 
 
-def _sparsity(scores: Scores) -> dict[str, float]:
-    return {name: float(scores[name].mean()) for name in SPARSITY}
+def retrieval_rows(records: Sequence[Record], lengths: Sequence[int]) -> list[RetrievalRow]:
+    """The rows of every probe task and of all together."""
+    rows = []
+    for length, task, view in _cells(lengths, (*PROBE_TASKS, ALL_PROBES)):
+        chosen = _chosen(records, length, PROBE_TASKS if task == ALL_PROBES else (task,), view)
+        correct = int(_values(chosen, "exact").sum())
+        rows.append(
+            RetrievalRow(
+                **_view_row(chosen, length, task, view),
+                correct=correct,
+                accuracy=correct / len(chosen),
+                interval=wilson_interval(correct, len(chosen)),
+                answer_log_prob=float(_values(chosen, "log_prob").mean()),
+            )
+        )
+    return rows
 
 
-def _headline(length: int, probes: dict[View, Scores], loss: dict[str, dict[View, Scores]]) -> dict[str, Any]:
-    full, elastic = probes["full"]["exact"], probes["elastic"]["exact"]
-    msr = {ALL_PROBES: float(probes["elastic"]["msr"].mean())}
-    share: dict[str, float | None] = {}
-    for task, views in loss.items():
-        msr[task] = float(views["elastic"]["msr"].mean())
-        rises = {view: paired_difference(-views[view]["log_prob"], -views["full"]["log_prob"])[0] for view in VIEWS}
-        share[task] = rises["elastic"] / rises["sparse"] if rises["sparse"] > 0 else None
-    return {
-        "length": length,
-        "retrieval_kept": float(elastic.sum() / full.sum()) if full.any() else None,
-        "retrieval_kept_interval": ratio_interval(elastic, full) if full.any() else None,
-        "msr": msr,
-        "share_of_sparse_rise": share,
-    }
+def loss_rows(records: Sequence[Record], lengths: Sequence[int]) -> list[LossRow]:
+    """The rows of prose and code."""
+    rows = []
+    for length, task, view in _cells(lengths, TEXTS):
+        chosen, full = (_chosen(records, length, (task,), name) for name in (view, "full"))
+        losses = -_values(chosen, "log_prob")
+        rise, error = paired_difference(losses, -_values(full, "log_prob"))
+        nll = float(losses.mean())
+        rows.append(
+            LossRow(
+                **_view_row(chosen, length, task, view),
+                nll=nll,
+                perplexity=math.exp(nll),
+                rise=rise,
+                rise_error=error,
+            )
+        )
+    return rows
+
+
+def headline(records: Sequence[Record], retrieval: Sequence[RetrievalRow], loss: Sequence[LossRow]) -> Headline:
+    """What routed attention keeps at the reference length."""
+    lengths = [row.length for row in retrieval]
+    length = REFERENCE_LENGTH if REFERENCE_LENGTH in lengths else max(lengths)
+    full, elastic = (_values(_chosen(records, length, PROBE_TASKS, view), "exact") for view in ("full", "elastic"))
+    rises = {(row.task, row.view): row.rise for row in loss if row.length == length}
+    return Headline(
+        length,
+        retrieval_kept=float(elastic.sum() / full.sum()) if full.any() else None,
+        retrieval_kept_interval=ratio_interval(elastic, full) if full.any() else None,
+        msr={
+            row.task: row.msr
+            for row in [*retrieval, *loss]
+            if (row.length, row.view) == (length, "elastic") and row.task not in PROBE_TASKS
+        },
+        share_of_sparse_rise={task: share_of_rise(rises[task, "elastic"], rises[task, "sparse"]) for task in TEXTS},
+    )
+
+
+def share_of_rise(elastic: float, sparse: float) -> float | None:
+    """The rise in loss of routed attention as a share of that of all-sparse attention, where there is one."""
+    return elastic / sparse if sparse > 0 else None
+
+
+def _cells(lengths: Sequence[int], tasks: Sequence[str]) -> list[tuple[int, str, View]]:
+    return [(length, task, view) for length in lengths for task in tasks for view in VIEWS]
+
+
+def _chosen(records: Sequence[Record], length: int, tasks: Sequence[str], view: str) -> list[Record]:
+    return [r for r in records if r["axes"]["length"] == length and r["task"] in tasks and r["arm"] == view]
+
+
+def _view_row(records: Sequence[Record], length: int, task: str, view: View) -> dict[str, Any]:
+    sparsity = {name: float(_values(records, name).mean()) for name in ("msr", "esr", "esr_last_layer")}
+    return {"task": task, "length": length, "view": view, "n": len(records)} | sparsity
+
+
+def _values(records: Sequence[Record], name: str) -> np.ndarray:
+    """One number of every record, from its scores or its measurements."""
+    return np.array([(record["numbers"] | record["scores"])[name] for record in records], float)

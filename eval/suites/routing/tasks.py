@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import random
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from eval.harness.encoding import Encoder
 from eval.samples import Message, Rendered, Reply, Sample, Segment, Showing, Tokens, Verdict
 from eval.suites.haystack import Haystack
-from eval.suites.probes import PROBE_TASKS, ProbeConfig, ProbeTask, make_probe
+from eval.suites.needles import probe_groups
+from eval.suites.perplexity import window_groups
+from eval.suites.probes import PROBE_TASKS, ProbeConfig, ProbeTask
 from eval.suites.records import read_records
-from eval.tasks import Group, Task, loaded_group
+from eval.tasks import Group, Task, likelihood_tokens, loaded_group
 
 
 def routing_groups(
@@ -20,25 +20,10 @@ def routing_groups(
 ) -> list[Group]:
     """`count` prompts at each length of each kind of probe and of each kind of running text."""
     config = ProbeConfig(seed=seed, sink_tokens=0, local_tokens=0)
-
-    def probe(kind: ProbeTask, length: int, index: int) -> Sequence[int]:
-        return make_probe(kind, length, index, haystacks["prose"], encoder.tokenizer, config).prompt_ids
-
-    def window(kind: str, length: int, index: int) -> Sequence[int]:
-        return haystacks[kind].window(random.Random(f"{seed}/{kind}/{length}/{index}"), length)
-
-    def group(kind: str, length: int, ids_of: Callable[[int], Sequence[int]]) -> Group:
-        uids = [f"{kind}/{length}/{index}" for index in range(count)]
-
-        def build(index: int) -> Sample:
-            return Sample(uids[index], {"prompt_ids": ids_of(index)}, axes={"length": length})
-
-        return Group(Task(kind, "route", _ids, _sparsity, "msr"), uids, build, length)
-
     groups = []
     for length in lengths:
-        groups += [group(kind, length, partial(probe, kind, length)) for kind in PROBE_TASKS]
-        groups += [group(kind, length, partial(window, kind, length)) for kind in haystacks]
+        groups += probe_groups(_routed, PROBE_TASKS, [length], count, haystacks["prose"], encoder.tokenizer, config)
+        groups += window_groups(_routed, [length], count, haystacks, seed=seed, prompt_tokens=lambda length: length)
     return groups
 
 
@@ -67,27 +52,23 @@ def record_groups(path: str | Path, count: int, *, tokens: int) -> list[Group]:
 
 
 def head_groups(
-    tasks: Sequence[ProbeTask], lengths: Sequence[int], count: int, haystack: Haystack, encoder: Encoder, *, seed: int
+    kinds: Sequence[ProbeTask], lengths: Sequence[int], count: int, haystack: Haystack, encoder: Encoder, *, seed: int
 ) -> list[Group]:
-    """`count` probes of each task at each length, to see which heads look at the needle."""
+    """`count` probes of each kind at each length, to see which heads look at the needle."""
     config = ProbeConfig(seed=seed, sink_tokens=0, local_tokens=0)
-
-    def group(task: ProbeTask, length: int) -> Group:
-        uids = [f"{task}/{length}/{index}" for index in range(count)]
-
-        def build(index: int) -> Sample:
-            probe = make_probe(task, length, index, haystack, encoder.tokenizer, config)
-            fields = {"prompt_ids": probe.prompt_ids, "continuation_ids": probe.answer_ids}
-            fields["needle"] = (probe.needle_start, probe.needle_end)
-            return Sample(uids[index], fields, (probe.answer,), {"length": length})
-
-        return Group(Task(task, "attend", _ids, _attention, "attention"), uids, build, length)
-
-    return [group(task, length) for length in lengths for task in tasks]
+    return probe_groups(_attended, kinds, lengths, count, haystack, encoder.tokenizer, config)
 
 
-def _ids(sample: Sample, _: Showing) -> Tokens:
-    return Tokens(sample.fields["prompt_ids"], sample.fields.get("continuation_ids", ()))
+def _routed(name: str) -> Task:
+    return Task(name, "route", _prompt_only, _sparsity, "msr")
+
+
+def _attended(name: str) -> Task:
+    return Task(name, "attend", likelihood_tokens, _attention, "attention")
+
+
+def _prompt_only(sample: Sample, _: Showing) -> Tokens:
+    return Tokens(sample.fields["prompt_ids"])
 
 
 def _text(sample: Sample, _: Showing) -> Rendered:

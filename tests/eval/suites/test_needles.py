@@ -3,7 +3,7 @@ from cheap_tokenizer import CheapTokenizer
 
 from eval.samples import Reply, Showing
 from eval.suites.haystack import Haystack, read_texts
-from eval.suites.needles import NEW_TOKENS, needle_groups
+from eval.suites.needles import NEW_TOKENS, probe_groups, scored_answer, written_answer
 from eval.suites.probes import PROBE_TASKS, ProbeConfig
 
 DEPTHS = (0, 50, 100)
@@ -13,7 +13,8 @@ def groups(generate: bool):
     tokenizer = CheapTokenizer()
     haystack = Haystack(read_texts(None), tokenizer)
     config = ProbeConfig(sink_tokens=0, local_tokens=0)
-    return needle_groups(PROBE_TASKS, (600,), DEPTHS, 2, haystack, tokenizer, config, generate=generate)
+    task, room = (written_answer, NEW_TOKENS) if generate else (scored_answer, 0)
+    return probe_groups(task, PROBE_TASKS, (600,), 2, haystack, tokenizer, config, depths=DEPTHS, new_tokens=room)
 
 
 @pytest.mark.parametrize("generate", [True, False])

@@ -1,0 +1,169 @@
+"""The router report as Markdown, ready for the documentation, and its picture."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import batched
+from pathlib import Path
+
+from elastic_jax.plots import save_figure
+from eval.report.figures import draw_by_length
+from eval.report.page import settings_section, table
+from eval.samples import VIEWS
+from eval.suites.router.report import ALL_PROBES, LossRow, RetrievalRow, RouterReport, ViewRow, share_of_rise
+
+_VIEWS = {"full": "full", "sparse": "all-sparse", "elastic": "elastic"}
+_TASKS = {"passkey": "pass key", "kv": "key-value", "fact": "fact", ALL_PROBES: "all three"}
+
+
+def render_markdown(report: RouterReport) -> str:
+    """The whole page: headline, picture, tables, how it was measured, settings."""
+    parts = [
+        "# Results: full, all-sparse and routed attention",
+        _headline(report),
+        "![Retrieval accuracy by length; sparsity by task](results.png)",
+        _retrieval(report.retrieval),
+        _loss(report.loss, report.settings["scored_tokens"]),
+        _sparsity([*report.retrieval, *report.loss]),
+        _prefill(report),
+        _method(report),
+        "## Settings",
+        settings_section(report.command, report.settings, report.program),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def draw_report(report: RouterReport, path: Path) -> None:
+    """Draws retrieval accuracy by length (with intervals) beside MSR by task, in the format of the path's ending."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 3.8), layout="constrained")
+    accuracy, sparsity = figure.subplots(1, 2)
+    pooled = [
+        {"arm": _VIEWS[row.view], "length": row.length, "score": row.accuracy, "interval": row.interval}
+        for row in report.retrieval
+        if row.task == ALL_PROBES
+    ]
+    draw_by_length(accuracy, pooled, list(_VIEWS.values()))
+    accuracy.set_ylim(-2, 102)
+    accuracy.set_title("Retrieval: answers right, word for word, %", fontsize=10)
+    accuracy.legend(fontsize=8)
+
+    rows = [row for row in [*report.retrieval, *report.loss] if row.view == "elastic" and row.task != ALL_PROBES]
+    tasks, lengths = (list(dict.fromkeys(values)) for values in zip(*((row.task, row.length) for row in rows)))
+    width = 0.8 / len(lengths)
+    for number, length in enumerate(lengths):
+        chosen = [row for row in rows if row.length == length]
+        places = [tasks.index(row.task) + (number - (len(lengths) - 1) / 2) * width for row in chosen]
+        shade = 0.4 + 0.6 * (number + 1) / len(lengths)
+        label = f"{length:,} tokens"
+        sparsity.bar(places, [row.msr for row in chosen], width, color="#2a9d54", alpha=shade, label=label)
+    sparsity.set_xticks(range(len(tasks)), tasks)
+    sparsity.set_ylim(0, 1.15)
+    sparsity.set_title("Share of heads that the routers run sparse (MSR)", fontsize=10)
+    sparsity.legend(fontsize=8, loc="upper center", ncols=len(lengths))
+    save_figure(figure, path)
+
+
+def _headline(report: RouterReport) -> str:
+    head = report.headline
+    lines = [f"At {head.length:,} tokens:", ""]
+    if head.retrieval_kept is None or head.retrieval_kept_interval is None:
+        lines.append("- full attention answers no retrieval prompt, so there is nothing to keep;")
+    else:
+        low, high = head.retrieval_kept_interval
+        lines.append(
+            f"- routed attention keeps {head.retrieval_kept:.1%} of full attention's retrieval accuracy "
+            f"(95 % interval {low:.1%} to {high:.1%}), with {head.msr[ALL_PROBES]:.3f} of the heads sparse (MSR);"
+        )
+    for task, share in head.share_of_sparse_rise.items():
+        rise = (
+            "all-sparse loss does not rise"
+            if share is None
+            else f"the rise in loss is {share:.2f} of the all-sparse rise"
+        )
+        gap = head.msr[task] - head.msr[ALL_PROBES]
+        lines.append(f"- on {task} the MSR is {head.msr[task]:.3f} ({gap:+.3f} against retrieval) and {rise};")
+    seconds = report.prefill[str(head.length)]
+    lines.append(f"- prefill takes {seconds['elastic'] / seconds['full']:.2f} of the time of full attention.")
+    return "\n".join(lines)
+
+
+def _retrieval(rows: Sequence[RetrievalRow]) -> str:
+    body = []
+    for views in batched(rows, len(VIEWS), strict=True):
+        shown = [
+            f"{row.accuracy:.0%} ({row.interval[0]:.0%}–{row.interval[1]:.0%}), {row.answer_log_prob:.2f}"
+            for row in views
+        ]
+        body.append([*_about(views[0]), str(views[0].n), *shown])
+    return (
+        "## Retrieval\n\nShare of answers that greedy decoding would give word for word (95 % Wilson interval), and "
+        "the mean log-probability of an answer token.\n\n" + table(["probe", "tokens", "n", *_VIEWS.values()], body)
+    )
+
+
+def _loss(rows: Sequence[LossRow], scored_tokens: int) -> str:
+    body = []
+    for full, sparse, elastic in batched(rows, len(VIEWS), strict=True):
+        perplexities = [f"{row.perplexity:.2f}" for row in (full, sparse, elastic)]
+        rises = [f"{row.rise:+.4f} ± {row.rise_error:.4f}" for row in (sparse, elastic)]
+        share = share_of_rise(elastic.rise, sparse.rise)
+        body.append(
+            [*_about(full), str(full.n), *perplexities, *rises, "–" if share is None else f"{share:.2f}"]
+        )
+    header = ["text", "tokens", "n", *(f"perplexity, {name}" for name in _VIEWS.values())]
+    header += ["rise, all-sparse", "rise, elastic", "share"]
+    return (
+        f"## Loss on running text\n\nLast {scored_tokens} tokens of each window. Rise: mean loss minus that of full "
+        "attention on the same windows, nats per token ± standard error; share: elastic rise over all-sparse rise.\n\n"
+        + table(header, body)
+    )
+
+
+def _sparsity(rows: Sequence[ViewRow]) -> str:
+    body = [
+        [*_about(row), *(f"{share:.3f}" for share in (row.msr, row.esr, row.esr_last_layer))]
+        for row in rows
+        if row.view == "elastic"
+    ]
+    return (
+        "## Sparsity chosen by the routers\n\nMSR: share of (layer, KV head) pairs that run sparse. ESR: share of "
+        "causal (query, key) pairs skipped.\n\n"
+        + table(["task", "tokens", "MSR", "ESR, mean of layers", "ESR, last layer"], body)
+    )
+
+
+def _prefill(report: RouterReport) -> str:
+    body = [
+        [f"{int(length):,}", *(f"{seconds[view]:.3f}" for view in VIEWS), f"{seconds['elastic'] / seconds['full']:.2f}"]
+        for length, seconds in report.prefill.items()
+    ]
+    header = ["tokens", *(f"{name}, s" for name in _VIEWS.values()), "elastic / full"]
+    return "## Prefill time\n\nMedian over retrieval prompts, one at a time.\n\n" + table(header, body)
+
+
+def _method(report: RouterReport) -> str:
+    settings = report.settings
+    sink, local, block = settings["blocks"]
+    probes = settings["probes"]
+    return (
+        "## How it was measured\n\n"
+        "Three ways to run the same weights: every head full; every head sparse; each head as the routers decide from "
+        f"the prompt. A sparse head sees {sink} block(s) of {block} tokens at the start and the last {local} blocks, "
+        "the token's own included.\n\n"
+        "A retrieval prompt is an excerpt of real text in which one sentence states a pass key, a secret word or a "
+        f"place of birth, and {probes['distractors']} other(s) state the same of something else; the question follows "
+        f"at the end. No such sentence starts in the first {probes['sink_tokens']} tokens or ends in the last "
+        f"{probes['local_tokens']} before the question, so no sparse head sees both. Prompt and answer run through the "
+        "model once; an answer counts when each of its tokens is the most likely one, which is when greedy decoding "
+        "writes it. Heads that are sparse for the prompt are sparse for the answer too, as in "
+        "`CacheConfig(sparse_decode=True)`. The routers see the prompt, never the answer or the scored text.\n\n"
+        "Texts, names, words and numbers are those that `elastic_jax.text.split` keeps out of router training; the "
+        "backbone may have met the texts in its own pretraining. Every sample runs under all three, so differences "
+        "are paired."
+    )
+
+
+def _about(row: ViewRow) -> list[str]:
+    return [_TASKS.get(row.task, row.task), f"{row.length:,}"]

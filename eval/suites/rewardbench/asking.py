@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 from elastic_jax.text.judge_prompts import JudgePrompt
 from eval.harness.encoding import Encoder
@@ -12,26 +12,24 @@ from eval.samples import Message, Rendered, Reply, Sample, Segment, Showing, Tok
 from eval.suites.rewardbench import agreement
 from eval.suites.rewardbench.agreement import rank_match
 from eval.suites.rewardbench.items import JudgeItem, Order, hashed_order, official_orders, ranks_from_scores
+from eval.suites.rewardbench.settings import Ask, Orders
 from eval.tasks import Group, LengthPolicy, Task, loaded_group
-
-Ask = Literal["verdict", "choice", "reward"]
-"""A written verdict; the likelier of the two verdict letters; the scalar reward of every answer."""
-Orders = Literal["official", "both", "best-first", "best-last"]
-"""The published evaluators' one order; one drawn from the record and its reverse; one that follows the truth."""
 
 OFFICIAL_WINDOW = 131_072
 OFFICIAL_KEPT = 131_067
 _OFFICIAL_HEAD = 65_536
 
 Parsers = Mapping[str, Callable[[str], agreement.Ranks | None]]
+"""Parsers by name, each of which reads the ranks of the answers shown out of a reply."""
+Prompting = Callable[[JudgeItem, Sequence[str]], JudgePrompt]
+"""Makes the instructions for an item whose answers are shown in the given order."""
 
 
 @dataclass(frozen=True)
 class JudgePlan:
     """How a benchmark is put to a judge."""
 
-    prompt: Callable[[JudgeItem, Sequence[str]], JudgePrompt]
-    """Instructions for an item whose answers are shown in the given order."""
+    prompt: Prompting
     parsers: Callable[[JudgeItem], Parsers]
     """All are recorded; the first one gives the score."""
     ask: Ask = "verdict"

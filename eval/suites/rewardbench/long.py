@@ -15,7 +15,6 @@ TASKS = ("LongQA", "Summ", "Safety", "ICL", "Cite", "Code", "Math")
 LENGTHS = ("4k", "8k", "16k", "32k", "64k", "128k")
 ROLES = ("system", "user", "assistant")
 PAIR, RANKING = "PairWise", "BestOfN"
-OFFICIAL_COUNTS = {"LongQA": 522, "Summ": 429, "Safety": 140, "ICL": 162, "Cite": 390, "Code": 197, "Math": 60}
 
 
 def read_folder(folder: Path) -> dict[str, list[JudgeItem]]:

@@ -28,22 +28,21 @@ class Setting:
     pattern: Literal["sequential", "mixed", "parallel"]
     criterion: Literal["process", "outcome", "constraint"]
     """What tells the two apart: how the memory was kept, what it led to, or which requirements are met."""
-    official_count: int
 
 
 SETTINGS = {
     setting.name: setting
     for setting in (
-        Setting("Sequential-Noise", REASONING, "sequential", "process", 255),
-        Setting("Sequential-Drop", REASONING, "sequential", "outcome", 134),
-        Setting("Mixed-Noise", REASONING, "mixed", "process", 184),
-        Setting("Mixed-Drop", REASONING, "mixed", "outcome", 227),
-        Setting("Mem0-Out", DIALOGUE, "sequential", "outcome", 167),
-        Setting("Mem0-Mem", DIALOGUE, "sequential", "process", 159),
-        Setting("A-Mem-Out", DIALOGUE, "sequential", "outcome", 229),
-        Setting("A-Mem-Mem", DIALOGUE, "sequential", "process", 245),
-        Setting("Sequential", GENERATION, "sequential", "constraint", 457),
-        Setting("Parallel", GENERATION, "parallel", "constraint", 343),
+        Setting("Sequential-Noise", REASONING, "sequential", "process"),
+        Setting("Sequential-Drop", REASONING, "sequential", "outcome"),
+        Setting("Mixed-Noise", REASONING, "mixed", "process"),
+        Setting("Mixed-Drop", REASONING, "mixed", "outcome"),
+        Setting("Mem0-Out", DIALOGUE, "sequential", "outcome"),
+        Setting("Mem0-Mem", DIALOGUE, "sequential", "process"),
+        Setting("A-Mem-Out", DIALOGUE, "sequential", "outcome"),
+        Setting("A-Mem-Mem", DIALOGUE, "sequential", "process"),
+        Setting("Sequential", GENERATION, "sequential", "constraint"),
+        Setting("Parallel", GENERATION, "parallel", "constraint"),
     )
 }
 

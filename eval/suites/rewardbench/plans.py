@@ -1,25 +1,22 @@
-"""How the two reward benchmarks are put to a judge in each mode.
+"""The prompts of the two reward benchmarks, and which parsers read the replies in each mode.
 
 `compat` does what the published evaluators do, slips included, for figures that can stand beside published ones.
 `strict` shows every item in two orders, takes the last verdict and whole rankings only, and shortens the long text of a
 prompt rather than skip it.
 
-What a judge of memory trajectories is told; for answers see `elastic_jax.text.judge_prompts`.
-
-The wording is this project's own; block labels and verdict forms are the published ones, because the parsers and the
-judges trained on them need those. A change of wording needs a new version in the template's name.
+The instructions for memory trajectories are here, those for answers in `elastic_jax.text.judge_prompts`. The wording is
+this project's own; block labels and verdict forms are the published ones, because the parsers and the judges trained on
+them need those. A change of wording needs a new version in the template's name.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Literal
 
-from elastic_jax.errors import ConfigError
 from elastic_jax.text.judge_prompts import JudgePrompt, answers_prompt
 from eval.suites.rewardbench import agreement
-from eval.suites.rewardbench.asking import Ask, JudgePlan, Orders, Parsers
+from eval.suites.rewardbench.asking import Parsers
 from eval.suites.rewardbench.items import JudgeItem
 from eval.suites.rewardbench.memory import GENERATION
 
@@ -60,72 +57,33 @@ def memory_prompt(question: str, trajectories: Sequence[str], *, generation: boo
     return JudgePrompt(template, system, question, "[User Question]\n", "\n\n" + "\n\n".join(blocks))
 
 
-Mode = Literal["compat", "strict"]
-
-
-def long_plan(
-    mode: Mode, *, ask: Ask = "verdict", orders: Orders | None = None, max_new_tokens: int = 2048, seed: int = 0
-) -> JudgePlan:
-    """Long-RewardBench; `orders` None means the mode's own.
-
-    Raises:
-        ConfigError: a choice between letters is asked for, which says nothing about rankings.
-    """
-    if ask == "choice":
-        raise ConfigError("Long-RewardBench asks for rankings too, which a choice between two letters cannot give.")
-    return JudgePlan(
-        prompt=_answers,
-        parsers=_official_answers if mode == "compat" else _strict_answers,
-        **_shared(mode, ask, orders, max_new_tokens, seed),
-    )
-
-
-def memory_plan(
-    mode: Mode, *, ask: Ask = "verdict", orders: Orders | None = None, max_new_tokens: int = 2048, seed: int = 0
-) -> JudgePlan:
-    """MemoryRewardBench; `orders` None means the mode's own."""
-    return JudgePlan(
-        prompt=_trajectories,
-        parsers=_official_trajectories if mode == "compat" else _strict_trajectories,
-        **_shared(mode, ask, orders, max_new_tokens, seed),
-    )
-
-
-def _shared(mode: Mode, ask: Ask, orders: Orders | None, max_new_tokens: int, seed: int) -> dict:
-    compat = mode == "compat"
-    return {
-        "ask": ask,
-        "orders": orders or ("official" if compat else "both"),
-        "policy": "skip" if compat else "context",
-        "official_cut": compat,
-        "max_new_tokens": max_new_tokens,
-        "seed": seed,
-    }
-
-
-def _answers(item: JudgeItem, shown: Sequence[str]) -> JudgePrompt:
+def answers(item: JudgeItem, shown: Sequence[str]) -> JudgePrompt:
+    """The prompt of Long-RewardBench: a verdict on two answers, or a ranking of all."""
     return answers_prompt(item.question, shown, ranking=item.ranking)
 
 
-def _trajectories(item: JudgeItem, shown: Sequence[str]) -> JudgePrompt:
+def trajectories(item: JudgeItem, shown: Sequence[str]) -> JudgePrompt:
+    """The prompt of MemoryRewardBench."""
     return memory_prompt(item.question, shown, generation=item.axes["group"] == GENERATION)
 
 
-def _official_answers(item: JudgeItem) -> Parsers:
-    return {"official": agreement.official_ranking if item.ranking else agreement.official_pair, **_last(item)}
-
-
-def _strict_answers(item: JudgeItem) -> Parsers:
-    return {**_last(item), "official": agreement.official_ranking if item.ranking else agreement.official_pair}
-
-
-def _last(item: JudgeItem) -> Parsers:
+def official_answers(item: JudgeItem) -> Parsers:
+    """Long-RewardBench, mode compat: the published rule gives the score."""
     if item.ranking:
-        return {"last": partial(agreement.last_ranking, size=len(item.answers))}
-    return {"last": agreement.last_tag}
+        return {
+            "official": agreement.official_ranking,
+            "last": partial(agreement.last_ranking, size=len(item.answers)),
+        }
+    return {"official": agreement.official_pair, "last": agreement.last_tag}
 
 
-def _official_trajectories(item: JudgeItem) -> Parsers:
+def strict_answers(item: JudgeItem) -> Parsers:
+    """Long-RewardBench, mode strict: the last verdict, or the last whole ranking, gives the score."""
+    return _score_by("last", official_answers(item))
+
+
+def official_trajectories(item: JudgeItem) -> Parsers:
+    """MemoryRewardBench, mode compat: the published rule gives the score."""
     return {
         "strict5": agreement.strict5,
         "last_tag": agreement.last_tag,
@@ -135,6 +93,11 @@ def _official_trajectories(item: JudgeItem) -> Parsers:
     }
 
 
-def _strict_trajectories(item: JudgeItem) -> Parsers:
-    official = _official_trajectories(item)
-    return {"last_tag": official["last_tag"], **official}
+def strict_trajectories(item: JudgeItem) -> Parsers:
+    """MemoryRewardBench, mode strict: the last verdict gives the score."""
+    return _score_by("last_tag", official_trajectories(item))
+
+
+def _score_by(first: str, parsers: Parsers) -> Parsers:
+    """The same parsers, `first` before the others: the first one gives the score."""
+    return {first: parsers[first], **parsers}

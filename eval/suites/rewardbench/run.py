@@ -1,101 +1,196 @@
-"""The reward benchmarks as benchmarks of the one runner: records in, official tables and figures out."""
+"""The two reward benchmarks as benchmarks of the one runner: records in, official tables and figures out."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from elastic_jax.errors import ConfigError
 from elastic_jax.files import write_json, write_text
 from eval.benchmark import Benchmark
 from eval.harness.encoding import Encoder
 from eval.harness.runner import Record
-from eval.suites.rewardbench.asking import JudgePlan, judge_groups
+from eval.suites.rewardbench import long, memory, plans
+from eval.suites.rewardbench.asking import Ask, JudgePlan, Orders, Parsers, Prompting, judge_groups
 from eval.suites.rewardbench.items import JudgeItem, official_orders
-from eval.suites.rewardbench.page import figures_markdown, judge_figures
-from eval.suites.rewardbench.results import Judged, join_rewards, read_verdicts
+from eval.suites.rewardbench.page import columns_csv, figures_markdown, judge_figures, rows_csv
+from eval.suites.rewardbench.results import Judged, join_rewards, official_results, read_verdicts
+from eval.suites.rewardbench.settings import TWIN, JudgeSettings, Mode
+from eval.suites.rewardbench.twins import long as long_twin
+from eval.suites.rewardbench.twins import memory as memory_twin
 from eval.tasks import Group
 
 Files = Mapping[str, Sequence[JudgeItem]]
 
 
 @dataclass(frozen=True)
-class JudgeReport:
-    """What a benchmark reports beyond the scores by task."""
+class JudgeSuite:
+    """One reward benchmark: its records, how they are put to a judge, and what it reports."""
 
+    verb: str
+    """Words of the command, such as `eval long-rewardbench`."""
+    title: str
+    read_folder: Callable[[Path], Files]
+    """The published records in a folder."""
+    make_twin: Callable[[int, Sequence[int], int, Callable[[str], int]], Files]
+    """Made-up records, from how many of each kind, lengths in tokens, seed, and a counter of tokens."""
+    prompt: Prompting
+    parsers: Mapping[Mode, Callable[[JudgeItem], Parsers]]
     axes: tuple[str, ...]
+    """Axes of the items by which results are broken down."""
     swap_axis: str
-    official_csv: Callable[[Sequence[Judged]], str]
+    """The axis by which the change of verdicts with the order is broken down."""
+    official_csv: Callable[[Sequence[tuple[Mapping[str, str], float]]], str]
+    """The table of the published evaluator, from the axes and the score of every item."""
+    method: str
+    """How it is measured, for the report: Markdown."""
+    rankings: bool = False
+    """Some records ask for a ranking of several answers."""
 
+    def plan(
+        self,
+        mode: Mode,
+        *,
+        ask: Ask = "verdict",
+        orders: Orders | None = None,
+        max_new_tokens: int = 2048,
+        seed: int = 0,
+    ) -> JudgePlan:
+        """How the benchmark is put to a judge; `orders` None means those of the mode.
 
-class JudgeRun:
-    """One benchmark with its records and its plan; the records are made when the tokenizer is known."""
+        Raises:
+            ConfigError: a choice between two letters is asked for where records ask for rankings.
+        """
+        if ask == "choice" and self.rankings:
+            raise ConfigError(f"{self.title} asks for rankings too, which a choice between two letters cannot give.")
+        compat = mode == "compat"
+        return JudgePlan(
+            self.prompt,
+            self.parsers[mode],
+            ask,
+            orders or ("official" if compat else "both"),
+            policy="skip" if compat else "context",
+            official_cut=compat,
+            max_new_tokens=max_new_tokens,
+            seed=seed,
+        )
 
-    def __init__(self, files: Callable[[Encoder], Files], plan: JudgePlan, report: JudgeReport, *, token_ids: bool):
-        """`token_ids`: the judge takes prompts as token ids, so that the official cut can be made."""
-        self._make_files, self._plan, self._report, self._token_ids = files, plan, report, token_ids
-        self._files: Files = {}
+    def benchmark(self, settings: JudgeSettings) -> Benchmark:
+        """The benchmark that the settings describe; with `ask="reward"`, for a `RewardBackend`.
 
-    def benchmark(self, verb: str, title: str, *, limit: int | None, method: str) -> Benchmark:
-        """`limit`: at most so many records of each task and length."""
-
-        def groups(encoder: Encoder) -> list[Group]:
-            self._files = self._make_files(encoder)
-            return judge_groups(self._files, self._plan, encoder if self._token_ids else None, limit)
-
-        plan = self._plan
+        Raises:
+            DataError: (when run) a folder without the benchmark's files, or a malformed record.
+        """
+        plan = self.plan(
+            settings.mode,
+            ask=settings.ask,
+            orders=settings.orders,
+            max_new_tokens=settings.max_new_tokens,
+            seed=settings.seed,
+        )
+        run = _JudgeRun(self, settings, plan)
         return Benchmark(
-            verb,
-            title,
-            groups,
+            self.verb,
+            f"{self.title}, {settings.mode}" + (", made-up records" if settings.data == TWIN else ""),
+            run.groups,
             identity={"ask": plan.ask, "orders": plan.orders, "policy": plan.policy, "new_tokens": plan.max_new_tokens},
-            method=method,
-            join=self.joined,
-            notes=self.notes,
+            method=self.method,
+            join=run.joined if plan.ask == "reward" else None,
+            notes=run.notes,
             refuse_too_long=False,
         )
 
+
+@dataclass
+class _JudgeRun:
+    """A run of a suite, with its records: they are read or made when the tokenizer is known."""
+
+    suite: JudgeSuite
+    settings: JudgeSettings
+    plan: JudgePlan
+    files: Files = field(default_factory=dict)
+
+    def groups(self, encoder: Encoder) -> list[Group]:
+        settings = self.settings
+        if settings.data != TWIN:
+            self.files = self.suite.read_folder(Path(settings.data))
+        else:
+            self.files = self.suite.make_twin(
+                settings.records, settings.lengths, settings.seed, lambda text: len(encoder.ids(text))
+            )
+        # An endpoint takes messages, not token ids, so that the official cut cannot be made for it.
+        return judge_groups(self.files, self.plan, encoder if settings.endpoint is None else None, settings.limit)
+
     def joined(self, records: Sequence[Record]) -> Sequence[Record]:
-        """Records of rewards, put together to rankings; others as they are."""
-        if self._plan.ask != "reward":
-            return records
+        """The rewards of single answers, put together to rankings."""
         orders = {
             items[index].uid: order
-            for items in self._files.values()
+            for items in self.files.values()
             for index, order in official_orders([len(item.answers) for item in items])
         }
         return join_rewards(records, orders)
 
     def notes(self, records: Sequence[Record], out: Path) -> str:
         """Sections of the report; writes `judge.json` with all figures, and for every arm the official table."""
-        by_arm = _by_arm(records)
-        figures = {arm: self._figures(part) for arm, part in by_arm.items()}
+        figures: dict[str, dict[str, Any]] = {}
+        for arm in dict.fromkeys(record["arm"] for record in records):
+            verdicts = self._verdicts([record for record in records if record["arm"] == arm])
+            figures[arm] = judge_figures(verdicts, self.suite.axes, self.suite.swap_axis)
+            table = self.suite.official_csv(official_results(next(iter(verdicts.values()))))
+            write_text(out / f"official-{re.sub('[^a-z0-9.+-]+', '-', arm.lower())}.csv", table)
         write_json(out / "judge.json", figures)
-        for arm, part in by_arm.items():
-            headline = next(iter(self._verdicts(part).values()))
-            name = re.sub("[^a-z0-9.+-]+", "-", arm.lower())
-            write_text(out / f"official-{name}.csv", self._report.official_csv(headline))
         return "\n\n".join(figures_markdown(part, arm) for arm, part in figures.items())
 
-    def _figures(self, records: Sequence[Record]) -> dict[str, Any]:
-        return judge_figures(self._verdicts(records), self._report.axes, self._report.swap_axis)
-
     def _verdicts(self, records: Sequence[Record]) -> dict[str, list[Judged]]:
-        items = self._items()
-        if self._plan.ask == "verdict":
-            parsers = list(self._plan.parsers(next(iter(items.values()))))
-        else:
-            parsers = [self._plan.ask]
+        """What each parser reads in the records; the first one gives the score."""
+        items = {item.uid: item for made in self.files.values() for item in made}
+        parsers = [self.plan.ask] if self.plan.ask != "verdict" else self.plan.parsers(next(iter(items.values())))
         return {parser: read_verdicts(items, records, parser) for parser in parsers}
 
-    def _items(self) -> dict[str, JudgeItem]:
-        return {item.uid: item for items in self._files.values() for item in items}
 
-
-def _by_arm(records: Sequence[Record]) -> dict[str, list[Record]]:
-    by_arm: dict[str, list[Record]] = {}
-    for record in records:
-        by_arm.setdefault(record["arm"], []).append(record)
-    return by_arm
+_OUR_WORDS = (
+    "the judge's instructions are in our own words and decoding is greedy, so figures are close to, not the same as, "
+    "published ones. `official-*.csv` "
+)
+LONG = JudgeSuite(
+    "eval long-rewardbench",
+    "Long-RewardBench",
+    long.read_folder,
+    long_twin.make_items,
+    plans.answers,
+    {"compat": plans.official_answers, "strict": plans.strict_answers},
+    axes=("task", "tasktype", "subtype", "length"),
+    swap_axis="task",
+    official_csv=lambda results: rows_csv(long.official_table(results)),
+    method=(
+        f"Records, orders, parsers and tables follow Long-RewardBench (arXiv 2510.06915); {_OUR_WORDS}"
+        "has the rows of the published evaluator. Mode compat: the official order, the first verdict found, "
+        "rankings of any length, prompts of 131,072 tokens and more cut in the middle, longer than the model's "
+        "window not shown. Mode strict: an order drawn from the record and its reverse, the last verdict, whole "
+        "rankings only, and the long text shortened in the middle until the prompt fits. Scalar rewards: answers "
+        "ranked by reward, of equal ones the first shown."
+    ),
+    rankings=True,
+)
+MEMORY = JudgeSuite(
+    "eval memory-rewardbench",
+    "MemoryRewardBench",
+    memory.read_folder,
+    memory_twin.make_items,
+    plans.trajectories,
+    {"compat": plans.official_trajectories, "strict": plans.strict_trajectories},
+    axes=("group", "setting", "criterion", "pattern", "source", "length"),
+    swap_axis="setting",
+    official_csv=lambda results: columns_csv(memory.official_table(results)),
+    method=(
+        f"Records, orders, parsers and tables follow MemoryRewardBench (arXiv 2601.11969); {_OUR_WORDS}"
+        "has the columns of the published evaluator, with settings under the names of the paper. Mode compat: the"
+        " official order and parser (a reply must begin with its verdict), prompts of 131,072 tokens and more cut"
+        " in the middle, longer than the model's window not shown. Mode strict: an order drawn from the record "
+        "and its reverse, the last verdict, and the long text shortened in the middle until the prompt fits. "
+        "Choice: the likelier of the letters A and B after `[[`, instead of a written reply."
+    ),
+)

@@ -50,7 +50,8 @@ def draw_report(report: RouterReport, path: Path) -> None:
     accuracy.legend(fontsize=8)
 
     rows = [row for row in [*report.retrieval, *report.loss] if row.view == "elastic" and row.task != ALL_PROBES]
-    tasks, lengths = (list(dict.fromkeys(values)) for values in zip(*((row.task, row.length) for row in rows)))
+    tasks = list(dict.fromkeys(row.task for row in rows))
+    lengths = list(dict.fromkeys(row.length for row in rows))
     width = 0.8 / len(lengths)
     for number, length in enumerate(lengths):
         chosen = [row for row in rows if row.length == length]
@@ -91,7 +92,7 @@ def _headline(report: RouterReport) -> str:
 
 def _retrieval(rows: Sequence[RetrievalRow]) -> str:
     body = []
-    for views in batched(rows, len(VIEWS), strict=True):
+    for views in batched(rows, len(VIEWS)):
         shown = [
             f"{row.accuracy:.0%} ({row.interval[0]:.0%}–{row.interval[1]:.0%}), {row.answer_log_prob:.2f}"
             for row in views
@@ -105,13 +106,11 @@ def _retrieval(rows: Sequence[RetrievalRow]) -> str:
 
 def _loss(rows: Sequence[LossRow], scored_tokens: int) -> str:
     body = []
-    for full, sparse, elastic in batched(rows, len(VIEWS), strict=True):
+    for full, sparse, elastic in batched(rows, len(VIEWS)):
         perplexities = [f"{row.perplexity:.2f}" for row in (full, sparse, elastic)]
         rises = [f"{row.rise:+.4f} ± {row.rise_error:.4f}" for row in (sparse, elastic)]
         share = share_of_rise(elastic.rise, sparse.rise)
-        body.append(
-            [*_about(full), str(full.n), *perplexities, *rises, "–" if share is None else f"{share:.2f}"]
-        )
+        body.append([*_about(full), str(full.n), *perplexities, *rises, "–" if share is None else f"{share:.2f}"])
     header = ["text", "tokens", "n", *(f"perplexity, {name}" for name in _VIEWS.values())]
     header += ["rise, all-sparse", "rise, elastic", "share"]
     return (

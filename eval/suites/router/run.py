@@ -26,7 +26,7 @@ from eval.tasks import Group
 
 
 def run_router_report(settings: RouterReportSettings, out: Path) -> RouterReport:
-    """Measures what `out/journal.jsonl` lacks, writes `results.json`, `.md` and `.png` into `out`, and returns the report.
+    """Measures what `out/journal.jsonl` lacks, and writes `results.json`, `.md` and `.png` into `out`.
 
     Raises:
         ConfigError: lengths beyond the positions of the model.
@@ -51,9 +51,7 @@ def run_router_report(settings: RouterReportSettings, out: Path) -> RouterReport
         "code": Haystack(code_texts(settings.code, "evaluation"), tokenizer),
     }
     count = settings.samples(settings.probes)
-    retrieval = probe_groups(
-        scored_answer, PROBE_TASKS, settings.lengths, count, texts["prose"], tokenizer, probes
-    )
+    retrieval = probe_groups(scored_answer, PROBE_TASKS, settings.lengths, count, texts["prose"], tokenizer, probes)
     loss = perplexity_groups(
         settings.lengths,
         settings.samples(settings.windows),

@@ -1,7 +1,6 @@
 """Made-up conversations and the memory stores that two systems keep of them (the four dialogue settings).
 
-The worse store comes from the same system with two or more turns in a row left out. `flaws` reads conversation and
-store from their text and counts the facts that are missing or out of date.
+The worse store comes from the same system with two or more turns in a row left out.
 """
 
 from __future__ import annotations
@@ -21,23 +20,24 @@ _PETS = ("parrot", "rabbit", "cat", "dog", "turtle", "hamster", "pony", "goldfis
 
 
 @dataclass(frozen=True)
-class _Attribute:
+class Attribute:
+    """Something that a person can have: how they say it, how a store notes it, and how one asks for it."""
+
     said: str
     noted: str
     asked: str
     values: tuple[str, ...]
 
 
-_ATTRIBUTES = (
-    _Attribute("live in", "lives in", "In which city does {} live now?", tuple(CITIES)),
-    _Attribute("work as", "works as", "What is the job of {} now?", _JOBS),
-    _Attribute("drive a car in", "drives a car in", "Which colour has the car of {} now?", tuple(COLOURS)),
-    _Attribute("play the", "plays the", "Which instrument does {} play now?", _INSTRUMENTS),
-    _Attribute("keep as a pet a", "keeps as a pet a", "Which pet does {} keep now?", _PETS),
+ATTRIBUTES = (
+    Attribute("live in", "lives in", "In which city does {} live now?", tuple(CITIES)),
+    Attribute("work as", "works as", "What is the job of {} now?", _JOBS),
+    Attribute("drive a car in", "drives a car in", "Which colour has the car of {} now?", tuple(COLOURS)),
+    Attribute("play the", "plays the", "Which instrument does {} play now?", _INSTRUMENTS),
+    Attribute("keep as a pet a", "keeps as a pet a", "Which pet does {} keep now?", _PETS),
 )
-_BY_NOTE = {attribute.noted: attribute for attribute in _ATTRIBUTES}
-_SAID = re.compile(rf"Speaker (\w+) says: I ({'|'.join(a.said for a in _ATTRIBUTES)}) (\w+) now\.")
-_NOTED = re.compile(rf"\b(\w+) ({'|'.join(_BY_NOTE)}) (\w+)\.")
+_BY_NOTE = {attribute.noted: attribute for attribute in ATTRIBUTES}
+_SAID = re.compile(rf"Speaker (\w+) says: I ({'|'.join(a.said for a in ATTRIBUTES)}) (\w+) now\.")
 
 type _Facts = dict[tuple[str, str], str]
 """Value by (person, how it is noted)."""
@@ -53,7 +53,7 @@ def make_pair(rng: random.Random, *, tags: bool, outcome: bool, size: int) -> di
     """
     while True:
         speakers: list[str] = rng.sample(FIRST_NAMES, 2)
-        asked = (rng.choice(speakers), rng.choice(_ATTRIBUTES).noted)
+        asked = (rng.choice(speakers), rng.choice(ATTRIBUTES).noted)
         turns = _draw_turns(rng, speakers, size)
         facts = _facts(turns)
         worse = [
@@ -74,20 +74,11 @@ def make_pair(rng: random.Random, *, tags: bool, outcome: bool, size: int) -> di
     }
 
 
-def flaws(question: str, store: str) -> int:
-    """Facts of the conversation that a store lacks or has out of date; the one asked for counts most."""
-    facts = _facts(question.split("\n"))
-    query = question.rpartition("Query: ")[2]
-    kept = {(who, noted): value for who, noted, value in _NOTED.findall(store)}
-    wrong = [key for key, value in facts.items() if kept.get(key) != value]
-    return len(wrong) + 100 * any(_BY_NOTE[noted].asked.format(who) == query for who, noted in wrong)
-
-
 def _draw_turns(rng: random.Random, speakers: list[str], size: int) -> list[str]:
     """Every speaker tells every fact once, and about half of them again with another value, in small talk."""
     told = []
     for who in speakers:
-        for attribute in _ATTRIBUTES:
+        for attribute in ATTRIBUTES:
             for value in rng.sample(attribute.values, rng.choice((1, 2))):
                 told.append((who, f"I {attribute.said} {value} now."))
     rng.shuffle(told)
@@ -104,7 +95,7 @@ def _draw_turns(rng: random.Random, speakers: list[str], size: int) -> list[str]
 
 def _facts(turns: Iterable[str]) -> _Facts:
     """What holds at the end of these turns."""
-    noted = {attribute.said: attribute.noted for attribute in _ATTRIBUTES}
+    noted = {attribute.said: attribute.noted for attribute in ATTRIBUTES}
     return {(who, noted[said]): value for who, said, value in _SAID.findall("\n".join(turns))}
 
 
@@ -125,7 +116,7 @@ def _noted(turns: list[str]) -> list[tuple[str, str, str, str]]:
     for turn in turns:
         for who, said, value in _SAID.findall(turn):
             times[who, said, value] = turn[1 : turn.index("]")]
-    said = {attribute.noted: attribute.said for attribute in _ATTRIBUTES}
+    said = {attribute.noted: attribute.said for attribute in ATTRIBUTES}
     return [(times[who, said[noted], value], who, noted, value) for (who, noted), value in _facts(turns).items()]
 
 

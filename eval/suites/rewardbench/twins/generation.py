@@ -1,7 +1,7 @@
 """Made-up long texts that follow an instruction or break it (the two generation settings).
 
 Three kinds: a tower with requirements for floors, a route through a network of towns, and an outline whose points the
-text must state. `flaws` reads the requirements from the instruction and counts those that a text misses.
+text must state.
 """
 
 from __future__ import annotations
@@ -15,9 +15,6 @@ from eval.suites.words import THINGS
 _FEATURES = ("library", "bakery", "gym", "garden", "cinema", "clinic", "workshop", "gallery", "pool", "school")
 _TRANSPORT = ("train", "bus", "boat", "plane")
 _SYLLABLES = [consonant + vowel for consonant in "bdfgklmnprstvz" for vowel in "aeiou"]
-_FLOOR = re.compile(r"^#\*# Floor (\d+):(.*)$", re.MULTILINE)
-_HOP = re.compile(r"From (\w+) one goes to (\w+) by (\w+)\.")
-_POINT = re.compile(r"^- (The .*\.)$", re.MULTILINE)
 
 
 def make_pair(rng: random.Random, *, parallel: bool, size: int) -> dict[str, str]:
@@ -27,23 +24,6 @@ def make_pair(rng: random.Random, *, parallel: bool, size: int) -> dict[str, str
     question, chosen, rejected = make(rng, parallel, size)
     pattern = "parallel" if parallel else "sequential"
     return {"question": question, "chosen": chosen, "rejected": rejected, "subtask": f"{source}_{pattern}"}
-
-
-def flaws(question: str, text: str) -> int:
-    """Requirements of the instruction that a text does not meet."""
-    if "tower" in question:
-        floors = {int(number): body for number, body in _FLOOR.findall(text)}
-        return sum(f"a {feature}." not in floors.get(n, "") for feature, n in _required(question))
-    if "network" in question:
-        edges = set(_HOP.findall(question))
-        found = re.search(r"from (\w+) to (\w+)\.", question)
-        hops = _HOP.findall(text)
-        if found is None or not hops:
-            return 100
-        ends = (hops[0][0], hops[-1][1]) != found.groups()
-        gaps = sum(before[1] != after[0] for before, after in zip(hops, hops[1:], strict=False))
-        return ends + gaps + sum(hop not in edges for hop in hops)
-    return sum(point not in text for point in _POINT.findall(question))
 
 
 def _tower(rng: random.Random, parallel: bool, size: int) -> tuple[str, str, str]:
@@ -59,8 +39,8 @@ def _tower(rng: random.Random, parallel: bool, size: int) -> tuple[str, str, str
         f"Plan a tower of {floors} floors, with a paragraph for each floor that begins with its number.\n"
         + "\n".join(rules)
     )
-    everything = set(_required(question))
-    losses = {rule: everything - set(_required(question.replace(rule, ""))) for rule in rules}
+    everything = set(required(question))
+    losses = {rule: everything - set(required(question.replace(rule, ""))) for rule in rules}
     missing = losses[rng.choice([rule for rule in rules if losses[rule]])]
     body = [filler(rng) for _ in range(floors)]
 
@@ -75,8 +55,8 @@ def _tower(rng: random.Random, parallel: bool, size: int) -> tuple[str, str, str
     return question, write(everything), write(everything - missing)
 
 
-def _required(question: str) -> list[tuple[str, int]]:
-    """(feature, floor) of every requirement of a tower."""
+def required(question: str) -> list[tuple[str, int]]:
+    """(feature, floor) of every requirement that the instruction of a tower states."""
     found = re.search(r"tower of (\d+) floors", question)
     floors = int(found[1]) if found else 0
     wanted = [(feature, int(n)) for n, feature in re.findall(r"^Floor (\d+) has a (\w+)\.", question, re.MULTILINE)]

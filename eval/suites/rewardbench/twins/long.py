@@ -7,7 +7,6 @@ every row of the tables has records. Scores do not compare with published figure
 from __future__ import annotations
 
 import random
-import re
 from collections.abc import Callable, Sequence
 
 from eval.suites.records import JsonRecord
@@ -19,7 +18,6 @@ from eval.suites.words import FIRST_NAMES, THINGS
 _FACTS = 10
 _RIGHT = (10, 7, 4, 1)
 _PAIRS_ONLY = ("Safety", "Math")
-_FACT = re.compile(r"\b([A-Z]\w+) keeps the (\w+)\.")
 
 
 def make_items(
@@ -50,13 +48,6 @@ def make_items(
             ],
         )
     return items
-
-
-def oracle(item: JudgeItem, shown: Sequence[str]) -> tuple[int, ...]:
-    """Rank of every answer by how many facts of the text it has right; it does not see the true ranking."""
-    facts = set(_FACT.findall(item.question))
-    right = [len(facts & set(_FACT.findall(answer))) for answer in shown]
-    return tuple(sum(other > mine for other in right) for mine in right)
 
 
 def _fields(tasktype: str, subtype: str, length: int, name: str, count_tokens: Callable[[str], int]) -> dict:

@@ -25,8 +25,6 @@ from eval.suites.rewardbench.plans import memory_prompt
 from eval.suites.rewardbench.twins import dialogue, generation, reasoning
 from eval.suites.rewardbench.twins.text import fit_size
 
-_FLAWS = {REASONING: reasoning.flaws, DIALOGUE: dialogue.flaws, GENERATION: generation.flaws}
-
 
 def make_items(
     pairs: int, lengths: Sequence[int], seed: int, count_tokens: Callable[[str], int]
@@ -60,13 +58,6 @@ def make_record(setting: Setting, length: int, name: str, count_tokens: Callable
 
     pair = fit_size(lambda size: _pair(setting, random.Random(name), size), measure, length)
     return pair | {"task": setting.name, "ctx_length": length_bucket(measure(pair), LENGTHS)}
-
-
-def oracle(item: JudgeItem, shown: Sequence[str]) -> int:
-    """Position of the answer with fewer flaws, found by checking the texts; it does not see which one was chosen."""
-    count = _FLAWS[item.axes["group"]]
-    flaws = [count(item.question, answer) for answer in shown]
-    return flaws.index(min(flaws))
 
 
 def _pair(setting: Setting, rng: random.Random, size: int) -> dict[str, str]:

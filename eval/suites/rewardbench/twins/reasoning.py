@@ -1,7 +1,7 @@
 """Made-up trajectories over a world of people who take, drop and give objects (the four reasoning settings).
 
 The agent is a program, so its memory is right by construction; the worse trajectory is then made from it by a known
-damage. `flaws` replays the world from the text alone and counts what is wrong.
+damage.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ _ROOMS = ("kitchen", "garden", "library", "cellar", "attic", "study")
 _COUNTS = ("none", "one", "two", "three", "four", "five", "six")
 _EVENTS = 16
 _MOVE = re.compile(r"\b([A-Z]\w+) (took|put down|gave) the (\w+)(?: to ([A-Z]\w+))?\.")
-_STEP = re.compile(r"^Step (\d+):.*?^<wrong_updated_memories>(.*?)</wrong_updated_memories>", re.DOTALL | re.MULTILINE)
 _BLOCKS = re.compile(r"^(?=Step \d+:|Part \d+:|Memories of)", re.MULTILINE)
 _NO_WRONG = "none"
 
@@ -55,20 +54,6 @@ def make_pair(rng: random.Random, *, mixed: bool, drop: bool, size: int) -> dict
             "rejected": rejected,
             "subtask": f"{source}-{pattern}-{'wrong_answer' if drop else 'self_correct'}",
         }
-
-
-def flaws(question: str, trajectory: str) -> int:
-    """Mistakes of a trajectory: a wrong answer counts most, then every wrong attempt and every step shown twice."""
-    context, _, asked = question.partition("\n\n[Question]\n")
-    listing = asked.startswith("What")
-    person = asked.split()[2] if listing else asked.split()[4]
-    right = _answer([context], person, listing)
-    answers = re.findall(r"\\boxed\{(.*?)\}", trajectory)
-    steps = _STEP.findall(trajectory)
-    wrong_attempts = sum(wrong != _NO_WRONG for _, wrong in steps)
-    blocks = _BLOCKS.split(trajectory)
-    repeated = len(blocks) - len({block.strip() for block in blocks})
-    return 100 * (answers[-1:] != [right]) + wrong_attempts + repeated
 
 
 def _draw_events(rng: random.Random, people: Sequence[str]) -> list[str]:

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from chat_tokenizers import chat_tokenizer
 from cheap_tokenizer import CheapTokenizer
-from judge_runs import in_shown_order, judge, shown_answers
-from tiny import tiny_model, write_checkpoint
+from judge_oracles import long_oracle, memory_oracle
+from judge_runs import in_shown_order, judge
+from tiny import tiny_model
 
 from elastic_jax.errors import CheckpointError, ConfigError, DataError
 from elastic_jax.reward import ElasticRewardModel
@@ -20,12 +21,9 @@ from eval.harness.backends.reward import ElasticRewardBackend, RewardBackend
 from eval.harness.backends.scripted import ScriptedBackend
 from eval.samples import Arm, Reply
 from eval.suites.rewardbench.memory import GROUPS, SETTINGS
+from eval.suites.rewardbench.run import LONG, MEMORY
 from eval.suites.rewardbench.settings import JudgeSettings
-from eval.suites.rewardbench.twins import long, memory
-from eval.verbs import long_rewardbench as cli_long_rewardbench
-from eval.verbs import memory_rewardbench as cli_memory_rewardbench
-from eval.verbs.long_rewardbench import long_rewardbench
-from eval.verbs.memory_rewardbench import MemoryRewardBenchSettings, memory_rewardbench
+from eval.verbs.rewardbench import long_rewardbench, memory_rewardbench
 
 RECORD = {
     "prompt_template": [{"role": "user", "content": "Who?"}],
@@ -44,20 +42,12 @@ def settings() -> JudgeSettings:
 
 
 @pytest.fixture
-def memory_settings() -> MemoryRewardBenchSettings:
-    return MemoryRewardBenchSettings(model="toy", views=("full",), lengths=(3072,), records=1)
+def memory_settings() -> JudgeSettings:
+    return JudgeSettings(model="toy", views=("full",), lengths=(3072,), records=1)
 
 
 def run_with(backend, benchmark, settings, out):
     return run_benchmark(benchmark, settings, out, backend=backend, tokenizer=CheapTokenizer())
-
-
-def long_oracle(prompt):
-    return long.oracle(prompt.sample.fields["item"], shown_answers(prompt))
-
-
-def memory_oracle(prompt):
-    return (0, 1) if memory.oracle(prompt.sample.fields["item"], shown_answers(prompt)) == 0 else (1, 0)
 
 
 def official(path):
@@ -66,7 +56,7 @@ def official(path):
 
 
 def test_long_rewardbench_writes_every_table(settings, tmp_path):
-    report = run_with(judge("oracle", long_oracle), long_rewardbench(settings), settings, tmp_path)
+    report = run_with(judge("oracle", long_oracle), LONG.benchmark(settings), settings, tmp_path)
     assert report["done"] == report["wanted"] == 2 * (7 * 2 + 5 * 3)
     assert {row["score"] for row in report["rows"]} == {1.0}
     rows = dict(official(tmp_path / "official-full.csv")[1:])
@@ -82,7 +72,7 @@ def test_a_dry_run_counts_every_showing(settings, tmp_path, capsys):
     said = []
     for orders in ("best-first", "both"):
         asked = dataclasses.replace(settings, orders=orders)
-        benchmark = long_rewardbench(asked)
+        benchmark = LONG.benchmark(asked)
         run_benchmark(benchmark, asked, tmp_path, dry_run=True, tokenizer=CheapTokenizer())
         said.append(
             int(re.search("about ([0-9,]+) tokens to read in all", capsys.readouterr().out)[1].replace(",", ""))
@@ -92,14 +82,14 @@ def test_a_dry_run_counts_every_showing(settings, tmp_path, capsys):
 
 def test_every_arm_has_an_official_table_of_its_own(settings, tmp_path):
     settings = dataclasses.replace(settings, views=("elastic",), router_bias=(-1.0, 1.0), limit=1)
-    run_with(judge("A", in_shown_order), long_rewardbench(settings), settings, tmp_path)
+    run_with(judge("A", in_shown_order), LONG.benchmark(settings), settings, tmp_path)
     names = {path.name for path in tmp_path.glob("official-*.csv")}
     assert names == {"official-elastic-bias--1.csv", "official-elastic-bias-+1.csv"}
 
 
 def test_memory_rewardbench_writes_every_table(memory_settings, tmp_path):
     settings = dataclasses.replace(memory_settings, mode="compat")
-    report = run_with(judge("o", memory_oracle), memory_rewardbench(settings), settings, tmp_path)
+    report = run_with(judge("o", memory_oracle), MEMORY.benchmark(settings), settings, tmp_path)
     assert report["done"] == report["wanted"] == len(SETTINGS)
     header, *rows = official(tmp_path / "official-full.csv")
     assert header == ["", *SETTINGS, *GROUPS, "Overall"]
@@ -112,45 +102,25 @@ def test_memory_rewardbench_writes_every_table(memory_settings, tmp_path):
     assert figures["swap"] is None
 
 
-def test_a_restarted_run_asks_for_what_is_missing_only_and_reports_the_same(settings, tmp_path):
-    asked = []
-
-    def answer(prompt):
-        asked.append(prompt.sample.uid)
-        return Reply(error="down") if len(asked) in (3, 5) else "[[A]] [[A>B]]"
-
-    backend = ScriptedBackend("flaky", answer)
-    settings = dataclasses.replace(settings, limit=1)
-    first = run_with(backend, long_rewardbench(settings), settings, tmp_path / "stopped")
-    assert first["wanted"] - first["done"] == len(first["errors"]) == 2
-    assert "Incomplete: 2 of 24" in (tmp_path / "stopped" / "results.md").read_text()
-    second = run_with(backend, long_rewardbench(settings), settings, tmp_path / "stopped")
-    whole = run_with(backend, long_rewardbench(settings), settings, tmp_path / "whole")
-    assert len(asked) == 24 + 2 + 24
-    assert second == whole
-    files = [(tmp_path / run / "judge.json").read_text() for run in ("stopped", "whole")]
-    assert files[0] == files[1]
-
-
 def test_another_mode_or_order_is_refused_in_the_same_folder(settings, tmp_path):
     backend = judge("A", in_shown_order)
     settings = dataclasses.replace(settings, limit=1)
-    run_with(backend, long_rewardbench(settings), settings, tmp_path)
+    run_with(backend, LONG.benchmark(settings), settings, tmp_path)
     for changed in ({"mode": "compat"}, {"orders": "best-first"}):
         other = dataclasses.replace(settings, **changed)
         with pytest.raises(DataError, match="was made with other settings"):
-            run_with(backend, long_rewardbench(other), other, tmp_path)
+            run_with(backend, LONG.benchmark(other), other, tmp_path)
 
 
 def test_over_long_prompts_are_shortened_or_counted(memory_settings, tmp_path):
     """With a window of 2,400 tokens the texts of some are cut, and trajectories longer than that are not shown."""
     small = ScriptedBackend("small", lambda prompt: "[[A]]", max_tokens=2400)
     settings = dataclasses.replace(memory_settings, max_new_tokens=8)
-    run_with(small, memory_rewardbench(settings), settings, tmp_path / "strict")
+    run_with(small, MEMORY.benchmark(settings), settings, tmp_path / "strict")
     figures = json.loads((tmp_path / "strict" / "judge.json").read_text())["full"]["all"]
     assert figures["shortened"] > 0 and figures["replies"] == 20
     compat = dataclasses.replace(settings, mode="compat")
-    run_with(small, memory_rewardbench(compat), compat, tmp_path / "compat")
+    run_with(small, MEMORY.benchmark(compat), compat, tmp_path / "compat")
     figures = json.loads((tmp_path / "compat" / "judge.json").read_text())["full"]["all"]
     assert figures["shortened"] == 0 and figures["failed"]["too_long"] > 5
 
@@ -163,8 +133,9 @@ class LengthReward:
 
 
 def test_scalar_rewards_are_reported_as_rankings(settings, tmp_path):
+    settings = dataclasses.replace(settings, ask="reward")
     backend = RewardBackend(LengthReward(), identity={"reward": "length"}, max_tokens=None)
-    report = run_with(backend, long_rewardbench(settings, ask="reward"), settings, tmp_path)
+    report = run_with(backend, LONG.benchmark(settings), settings, tmp_path)
     assert report["done"] == report["wanted"] == 7 * 2 * 2 + 5 * (2 + 3 + 4)
     assert sum(row["n"] for row in report["rows"]) == 7 * 2 + 5 * 3
     figures = json.loads((tmp_path / "judge.json").read_text())["full"]
@@ -187,14 +158,14 @@ def reward_model() -> ElasticRewardModel:
     return ElasticRewardModel(decoder, jnp.asarray(head), decoder.config)
 
 
-@pytest.mark.parametrize("verb", [cli_long_rewardbench, cli_memory_rewardbench])
+@pytest.mark.parametrize("verb", [long_rewardbench, memory_rewardbench])
 def test_reward_models_are_evaluated_from_the_command_line(verb, reward_checkpoint, tmp_path):
     """The ranking is the one of the model's own scores of the templated conversations."""
     pair = RECORD | {"question": "Who?", "task": "Sequential-Noise", "subtask": "qa1", "ctx_length": "8k"}
-    name = "Math" if verb is cli_long_rewardbench else "Long-context_Reasoning"
+    name = "Math" if verb is long_rewardbench else "Long-context_Reasoning"
     (tmp_path / f"{name}.jsonl").write_text(json.dumps(pair) + "\n")
     flags = ["--model", str(reward_checkpoint), "--dtype", "float32", "--data", str(tmp_path), "--ask", "reward"]
-    assert verb.main([*flags, "--views", "full,sparse", "--out", str(tmp_path / "out")]) == 0
+    assert verb([*flags, "--views", "full,sparse", "--out", str(tmp_path / "out")]) == 0
     report = json.loads((tmp_path / "out" / "results.json").read_text())
     assert report["done"] == report["wanted"] == 4
     tokenizer, model = chat_tokenizer(), ElasticRewardModel.from_pretrained(reward_checkpoint, dtype="float32")
@@ -234,14 +205,12 @@ def test_rewards_follow_the_views():
 )
 def test_settings_that_rewards_do_not_have_are_refused(flags, complaint, reward_checkpoint, tmp_path):
     with pytest.raises(ConfigError, match=complaint):
-        cli_long_rewardbench.main(
-            ["--model", str(reward_checkpoint), "--ask", "reward", "--out", str(tmp_path / "out"), *flags]
-        )
+        long_rewardbench(["--model", str(reward_checkpoint), "--ask", "reward", "--out", str(tmp_path / "out"), *flags])
 
 
-def test_a_language_model_is_no_reward_model(checkpoint, tmp_path):
+def test_a_language_model_is_no_reward_model(checkpoint, tokenizer):
     with pytest.raises(CheckpointError, match="score.weight"):
-        cli_long_rewardbench.main(["--model", str(checkpoint), "--ask", "reward", "--out", str(tmp_path / "out")])
+        JudgeSettings(model=str(checkpoint), ask="reward").open_backend(tokenizer)
 
 
 def test_real_records_come_from_a_folder(settings, tmp_path):
@@ -250,20 +219,10 @@ def test_real_records_come_from_a_folder(settings, tmp_path):
     (folder / "Math.jsonl").write_text(json.dumps(RECORD) + "\n" + json.dumps(RECORD | {"chosen": 3}) + "\n")
     real = dataclasses.replace(settings, data=str(folder))
     with pytest.raises(DataError, match="Math.jsonl:2: field 'chosen'"):
-        run_with(judge("A", in_shown_order), long_rewardbench(real), real, tmp_path / "out")
+        run_with(judge("A", in_shown_order), LONG.benchmark(real), real, tmp_path / "out")
     (folder / "Math.jsonl").write_text(json.dumps(RECORD) + "\n")
-    report = run_with(judge("A", in_shown_order), long_rewardbench(real), real, tmp_path / "out")
+    report = run_with(judge("A", in_shown_order), LONG.benchmark(real), real, tmp_path / "out")
     assert [(row["task"], row["score"]) for row in report["rows"]] == [("Math", 0.5)]
-
-
-@pytest.mark.parametrize("verb", [cli_long_rewardbench, cli_memory_rewardbench])
-def test_dry_run_shows_the_plan_and_writes_nothing(verb, checkpoint, tmp_path, capsys):
-    out = tmp_path / "out"
-    flags = ["--model", str(checkpoint), "--lengths", "6144", "--records", "1", "--limit", "1", "--seed", "3"]
-    assert verb.main([*flags, "--out", str(out), "--dry-run"]) == 0
-    text = capsys.readouterr().out
-    assert "limit: 1" in text and "seed: 3" in text and "tokens to read in all" in text
-    assert not out.exists()
 
 
 @pytest.mark.parametrize("changes", [{"lengths": ()}, {"lengths": (200_000,)}, {"records": 0}, {"max_new_tokens": 0}])
@@ -280,20 +239,7 @@ def test_a_choice_is_between_the_letters_after_the_brackets(memory_settings, tmp
         return Reply(numbers={"option_0": -1.0, "option_1": -2.0})
 
     settings = dataclasses.replace(memory_settings, ask="choice")
-    run_with(ScriptedBackend("c", choose), memory_rewardbench(settings, settings.ask), settings, tmp_path)
+    run_with(ScriptedBackend("c", choose), MEMORY.benchmark(settings), settings, tmp_path)
     assert all(len(prompt.option_ids) == 2 and prompt.answer_prefix == "[[" for prompt in shown)
     figures = json.loads((tmp_path / "judge.json").read_text())["full"]
     assert figures["swap"]["all"]["flip_first"] == len(SETTINGS) and figures["all"]["match"] == 0.5
-
-
-def test_a_model_of_this_library_judges(tokenizer, tmp_path):
-    """A tiny random model: no claim on quality, every record is accounted for."""
-    write_checkpoint(tmp_path / "model", tokenizer, max_position_embeddings=1024)
-    (tmp_path / "Math.jsonl").write_text(json.dumps(RECORD) + "\n")
-    settings = JudgeSettings(
-        model=str(tmp_path / "model"), dtype="float32", views=("full",), data=str(tmp_path), max_new_tokens=4
-    )
-    report = run_benchmark(long_rewardbench(settings), settings, tmp_path / "out")
-    assert report["done"] == report["wanted"] == 2
-    figures = json.loads((tmp_path / "out" / "judge.json").read_text())["full"]["all"]
-    assert set(figures["failed"]) <= {"stopped", "unparsed", "empty"} and sum(figures["failed"].values()) == 2

@@ -29,18 +29,14 @@ def settings_for(checkpoint: Path, **changes) -> RouterReportSettings:
 
 
 @pytest.fixture(scope="module")
-def finished(checkpoint, tmp_path_factory) -> tuple[dict, Path]:
+def finished(checkpoint, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("report")
-    return run_router_report(settings_for(checkpoint), out), out
-
-
-def without_times(folder: Path) -> dict:
-    return {name: part for name, part in json.loads((folder / "results.json").read_text()).items() if name != "prefill"}
+    run_router_report(settings_for(checkpoint), out)
+    return out
 
 
 def test_a_report_has_every_task_length_and_view_and_its_files(finished):
-    report, out = finished
-    assert without_times(json.loads((out / "results.json").read_text())) == without_times(report)
+    report = json.loads((finished / "results.json").read_text())
     retrieval = {(row["task"], row["length"], row["view"]): row for row in report["retrieval"]}
     assert len(retrieval) == 4 * 2 * 3
     assert retrieval["kv", 320, "full"]["n"] == 3 and retrieval["all", 320, "full"]["n"] == 9
@@ -51,7 +47,7 @@ def test_a_report_has_every_task_length_and_view_and_its_files(finished):
     assert set(report["prefill"]) == {"320", "448"}
     assert report["headline"]["length"] == 448
 
-    markdown = (out / "results.md").read_text()
+    markdown = (finished / "results.md").read_text()
     for words in (
         "| key-value | 320 | 3 |",
         "| code | 448 |",
@@ -60,26 +56,11 @@ def test_a_report_has_every_task_length_and_view_and_its_files(finished):
         "--lengths 320 448 --probes 3",
     ):
         assert words in markdown
-    assert (out / "results.png").read_bytes().startswith(b"\x89PNG")
-
-
-def test_a_second_run_scores_nothing_and_says_the_same(finished, checkpoint, monkeypatch):
-    report, out = finished
-    monkeypatch.setattr(Scorer, "score", lambda *_, **__: pytest.fail("scored again"))
-    assert without_times(run_router_report(settings_for(checkpoint), out)) == without_times(report)
-
-
-def test_a_run_killed_midway_ends_in_the_same_report(finished, checkpoint, tmp_path):
-    report, out = finished
-    journal = (out / "journal.jsonl").read_bytes()
-    (tmp_path / "journal.jsonl").write_bytes(journal[: len(journal) * 3 // 5])
-    resumed = run_router_report(settings_for(checkpoint), tmp_path)
-    assert without_times(resumed) == without_times(report)
+    assert (finished / "results.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_another_router_reuses_the_baselines_only(finished, checkpoint, tmp_path, monkeypatch):
-    _, out = finished
-    (tmp_path / "journal.jsonl").write_bytes((out / "journal.jsonl").read_bytes())
+    (tmp_path / "journal.jsonl").write_bytes((finished / "journal.jsonl").read_bytes())
     model = from_pretrained(checkpoint, dtype="float32")
     params = {path: -x if "router.head.fc3" in path else x for path, x in to_params(model).items()}
     save_pretrained(from_params(model.config, params), tmp_path / "router", format="router")
@@ -99,16 +80,19 @@ def test_other_settings_are_refused(finished, checkpoint):
         ({"lengths": (320,)}, "lengths: "),
     ):
         with pytest.raises(DataError, match=message):
-            run_router_report(settings_for(checkpoint, **changes), finished[1])
+            run_router_report(settings_for(checkpoint, **changes), finished)
 
 
-def test_asking_for_more_samples_goes_on_from_the_journal(finished, checkpoint, tmp_path):
-    report, out = finished
-    (tmp_path / "journal.jsonl").write_bytes((out / "journal.jsonl").read_bytes())
+def test_fewer_samples_come_from_the_same_journal(finished, checkpoint, tmp_path, monkeypatch):
+    (tmp_path / "journal.jsonl").write_bytes((finished / "journal.jsonl").read_bytes())
+    monkeypatch.setattr(Scorer, "score", lambda *_, **__: pytest.fail("scored again"))
     fewer = run_router_report(settings_for(checkpoint, limit=1), tmp_path)
-    assert {row["n"] for row in fewer["retrieval"]} == {1, 3}
-    assert (tmp_path / "journal.jsonl").read_bytes() == (out / "journal.jsonl").read_bytes()
-    assert fewer["settings"] == report["settings"]
+    assert {row.n for row in fewer.retrieval} == {1, 3}
+    assert (tmp_path / "journal.jsonl").read_bytes() == (finished / "journal.jsonl").read_bytes()
+    assert (
+        fewer.settings["first_samples"]
+        == json.loads((finished / "results.json").read_text())["settings"]["first_samples"]
+    )
 
 
 def test_digests_tell_routers_and_backbones_apart():

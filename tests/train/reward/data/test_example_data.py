@@ -7,8 +7,8 @@ from elastic_jax.errors import ConfigError, DataError
 from eval.benchmark import run_benchmark
 from eval.harness.backends.reward import RewardBackend
 from eval.suites.rewardbench.long import read_folder
+from eval.suites.rewardbench.run import LONG
 from eval.suites.rewardbench.settings import JudgeSettings
-from eval.verbs.long_rewardbench import long_rewardbench
 from train.reward.data.readers import read_judge_records, read_preferences
 from train.reward.examples.benchmark_file import write_long_rewardbench
 from train.reward.examples.generate import records
@@ -51,9 +51,8 @@ def test_a_judge_that_knows_the_right_answers_gets_every_pair(tmp_path):
     pairs = records(12, 1, "evaluation")
     write_long_rewardbench(tmp_path, pairs, pairs[:2], seed=0)
     backend = RewardBackend(Knowing([r.chosen.encode() for r in pairs]), identity={"oracle": 1}, max_tokens=None)
-    settings = JudgeSettings(model="toy", views=("full",), data=str(tmp_path))
-    benchmark = long_rewardbench(settings, ask="reward")
-    run_benchmark(benchmark, settings, tmp_path / "out", backend=backend, tokenizer=ByteTokenizer())
+    settings = JudgeSettings(model="toy", views=("full",), data=str(tmp_path), ask="reward")
+    run_benchmark(LONG.benchmark(settings), settings, tmp_path / "out", backend=backend, tokenizer=ByteTokenizer())
     figures = json.loads((tmp_path / "out" / "judge.json").read_text())["full"]
     by_kind = figures["by"]["subtype"]
     assert {kind for record in pairs for kind in record.kinds} <= set(by_kind)

@@ -2,13 +2,12 @@ from collections import Counter
 from functools import cache
 
 import pytest
+from judge_oracles import flaws
 
 from elastic_jax.errors import DataError
-from eval.suites.rewardbench.memory import DIALOGUE, GENERATION, GROUPS, REASONING, SETTINGS
+from eval.suites.rewardbench.memory import DIALOGUE, GROUPS, REASONING, SETTINGS
 from eval.suites.rewardbench.plans import memory_prompt
-from eval.suites.rewardbench.twins import dialogue, generation, memory, reasoning
-
-FLAWS = {REASONING: reasoning.flaws, DIALOGUE: dialogue.flaws, GENERATION: generation.flaws}
+from eval.suites.rewardbench.twins import memory
 
 
 def count_tokens(text: str) -> int:
@@ -33,7 +32,7 @@ def test_every_setting_is_there_and_uids_are_distinct():
 
 def test_the_chosen_answer_has_no_flaw_and_the_rejected_one_has():
     for item in items():
-        chosen, rejected = (FLAWS[item.axes["group"]](item.question, answer) for answer in item.answers)
+        chosen, rejected = (flaws(item, answer) for answer in item.answers)
         assert chosen == 0 < rejected, item.uid
 
 
@@ -41,7 +40,7 @@ def test_the_chosen_answer_has_no_flaw_and_the_rejected_one_has():
 def test_outcome_pairs_end_wrong_and_process_pairs_end_right(name):
     """A wrong end counts 100 flaws, everything else one each."""
     of_setting = [item for item in items() if item.axes["setting"] == name]
-    ends_wrong = {FLAWS[item.axes["group"]](item.question, item.answers[1]) >= 100 for item in of_setting}
+    ends_wrong = {flaws(item, item.answers[1]) >= 100 for item in of_setting}
     assert ends_wrong == {SETTINGS[name].criterion == "outcome"}
 
 
@@ -57,17 +56,17 @@ def test_patterns_show_in_the_texts():
 
 
 def test_damage_done_to_a_chosen_text_is_counted():
-    """The checks see each kind of flaw on their own, not just the ones that the generator made."""
+    """The checks of the tests see each kind of flaw on their own, not just the ones that the generator made."""
     for item in items():
         text = item.answers[0]
         if item.axes["group"] == REASONING:
-            assert reasoning.flaws(item.question, text.replace("\\boxed{", "\\boxed{no ")) >= 100
+            assert flaws(item, text.replace("\\boxed{", "\\boxed{no ")) >= 100
         elif item.axes["group"] == DIALOGUE:
-            assert dialogue.flaws(item.question, "") >= 100
+            assert flaws(item, "") >= 100
         elif "From " not in text:
-            assert generation.flaws(item.question, text.replace(" a ", " no ").replace("years", "days")) > 0
+            assert flaws(item, text.replace(" a ", " no ").replace("years", "days")) > 0
         else:
-            assert generation.flaws(item.question, text.rpartition("\n")[0]) > 0
+            assert flaws(item, text.rpartition("\n")[0]) > 0
 
 
 @pytest.mark.parametrize("length", [4096, 20_000])

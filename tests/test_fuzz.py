@@ -37,7 +37,8 @@ from eval.suites.rewardbench import long, memory
 from eval.suites.ruler.questions import read_questions
 from train.config import RouterTrainConfig
 from train.data.foreign import read_evidence
-from train.data.sources import read_records
+from train.data.sources import parse_records
+from train.data.tables import read_rows
 
 QUICK = 25
 MANY = int(os.environ.get("FUZZ_CASES", "2000"))
@@ -186,7 +187,7 @@ KINDS = {
     "GGUF vocabulary": Kind(_vocabulary, "model.gguf", lambda f: load_tokenizer(f / "model.gguf"), "bytes"),
     "settings": Kind(_settings, "run.yaml", lambda f: load_settings(RouterTrainConfig, f / "run.yaml"), "yaml"),
     "training records": Kind(
-        _lines("r.jsonl", RECORD, RECORD), "r.jsonl", lambda f: read_records(f / "r.jsonl"), "jsonl"
+        _lines("r.jsonl", RECORD, RECORD), "r.jsonl", lambda f: parse_records(read_rows(f / "r.jsonl"), f), "jsonl"
     ),
     "question files": Kind(_lines("e.jsonl", EVIDENCE), "e.jsonl", lambda f: read_evidence(f / "e.jsonl"), "jsonl"),
     "prompts": Kind(

@@ -25,6 +25,7 @@ def test_the_shipped_recipe_uses_the_blocks_of_the_shipped_router():
         ("tasks.single_qa.target=[0.9, 0.1]", "want 0 <= from <= to <= 1"),
         ("data.template=plain", "raw"),
         ("gates.draws=0", "draws is 0"),
+        ("optim.steps=0", "steps is 0"),
         ("router.block_size=100", "no multiple of router.block_size 100"),
     ],
 )

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from elastic_jax.errors import DataError
+from train.config import DataConfig
 from train.data import needles, text_tasks
 from train.data.corpus import Corpus
 from train.data.foreign import Evidence
@@ -25,27 +26,26 @@ class Builder:
         self,
         corpus: Corpus,
         tokenizer: Any,
+        data: DataConfig,
         *,
-        min_tokens: int,
-        max_tokens: int,
-        evidence_share: float = 0.0,
         seed: int = 0,
     ):
-        """`min_tokens` and `max_tokens` bound the length of a whole sample, about log-uniform between them;
-        `evidence_share` of a task's records comes from the corpus' question files, where it has any for the task.
+        """Samples have `data.min_tokens` to `data.max_tokens` tokens, about log-uniform between them;
+        `data.evidence_share` of a task's records comes from the corpus' question files, where it has any for the task.
 
         Raises:
             DataError: bounds that leave no room, or a corpus without prose or code.
         """
-        if not OVERHEAD + 64 <= min_tokens <= max_tokens:
-            raise DataError(f"min_tokens {min_tokens}, max_tokens {max_tokens}: want {OVERHEAD + 64} <= min <= max.")
+        low, high = data.min_tokens, data.max_tokens
+        if not OVERHEAD + 64 <= low <= high:
+            raise DataError(f"min_tokens {low}, max_tokens {high}: want {OVERHEAD + 64} <= min <= max.")
         self.windows = Windows(tokenizer)
         self.prose = corpus.prose or tuple(text for text, _ in corpus.documented) or corpus.code
         self.corpus = Corpus(self.prose, corpus.code or corpus.prose, corpus.documented, corpus.evidence)
         if not self.prose:
             raise DataError("The corpus holds question files only. Add .txt or .py files to hide facts in.")
-        self.bounds = np.log([min_tokens, max_tokens])
-        self.evidence_share = evidence_share
+        self.bounds = np.log([low, high])
+        self.evidence_share = data.evidence_share
         self.seed = seed
         self.stories = tuple(item for item in corpus.evidence if item.facts)
         self.evidence = {task: tuple(e for e in corpus.evidence if e.task == task) for task in range(len(TASKS))}

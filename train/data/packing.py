@@ -6,17 +6,15 @@ queries belongs to one sample and kernels need one mode per block.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from elastic_jax.errors import DataError
+from train.config import RouterTrainConfig
 from train.data.records import TASKS, Record
-from train.data.templates import Template, render
-
-LossOn = Literal["all", "answer"]
-Weighting = Literal["tokens", "samples"]
+from train.data.templates import render
 
 
 class Sample(NamedTuple):
@@ -31,66 +29,82 @@ class Sample(NamedTuple):
     task_ids: np.ndarray
 
 
-def tokenise(
-    records: Iterable[Record],
-    tokenizer: Any,
-    *,
-    template: Template,
-    row_length: int,
-    loss_on: Sequence[LossOn],
-    loss_weight: Sequence[float],
-    weighting: Weighting,
-) -> list[Sample]:
-    """Samples of all records, in order; see `make_sample` for the other arguments.
+def tokenise(records: Iterable[Record], tokenizer: Any, config: RouterTrainConfig) -> list[Sample]:
+    """Samples of all records, in order, in the template and with the loss weights of the settings.
 
     Raises:
         DataError: no record, or one that is longer than a row.
     """
-    samples = []
+    samples, row_length = [], config.data.row_length
     for index, record in enumerate(records):
-        prompt, answer = render(record, template, tokenizer, index=index)
+        prompt, answer = render(record, config.data.template, tokenizer, index=index)
         ids = np.array(prompt + answer, np.int32)
         if len(ids) > row_length:
             raise DataError(
                 f"record {index} ({TASKS[record.task]}) has {len(ids)} tokens; a row holds {row_length}. "
                 "Raise data.row_length, lower data.max_tokens, or shorten the record."
             )
-        samples.append(
-            make_sample(ids, len(prompt), record.task, loss_on=loss_on, loss_weight=loss_weight, weighting=weighting)
-        )
+        samples.append(task_sample(ids, len(prompt), record.task, config))
     if not samples:
         raise DataError("The data set is empty. Give records, or a folder of texts to build them from.")
     return samples
 
 
+def task_sample(
+    ids: np.ndarray, prompt_length: int, task: int, config: RouterTrainConfig, *, learnable: np.ndarray | None = None
+) -> Sample:
+    """`make_sample` with the loss settings of a task of router training."""
+    settings = config.tasks.by_id[task]
+    return make_sample(
+        ids,
+        prompt_length,
+        task,
+        loss_on=settings.loss_on,
+        loss_weight=settings.loss_weight,
+        weighting=config.data.weighting,
+        learnable=learnable,
+    )
+
+
 def make_sample(
     ids: np.ndarray,
     prompt_length: int,
-    task: int,
+    task: int = 0,
     *,
-    loss_on: Sequence[LossOn],
-    loss_weight: Sequence[float],
-    weighting: Weighting,
+    loss_on: Literal["all", "answer"] = "answer",
+    loss_weight: float = 1.0,
+    weighting: Literal["tokens", "samples"] = "tokens",
     learnable: np.ndarray | None = None,
 ) -> Sample:
     """The sample of a prompt and its answer, `ids` int32 `[n]`.
 
     Args:
-        loss_on: per task id, whether every token or only the answer is learnt from.
-        loss_weight: per task id, factor of the loss.
+        loss_on: learn every token, or only the answer, whose first token is predicted from the prompt's last.
+        loss_weight: factor of the loss.
         weighting: `tokens` counts every token alike, so that long samples dominate; `samples` divides by the number
             of a sample's learnt tokens.
         learnable: bool `[n]`, tokens that may be learnt at all; None for every one.
     """
-    first = 0 if loss_on[task] == "all" else max(prompt_length - 1, 0)
+    first = 0 if loss_on == "all" else max(prompt_length - 1, 0)
     weights = np.zeros(len(ids), np.float32)
-    weights[first : len(ids) - 1] = loss_weight[task]
+    weights[first : len(ids) - 1] = loss_weight
     if learnable is not None:
         weights[:-1] *= learnable[1:]
     if weighting == "samples":
         weights /= max(np.count_nonzero(weights), 1)
     labels = np.append(ids[1:], 0).astype(np.int32)
     return Sample(ids, labels, weights, np.array([prompt_length], np.int32), np.array([task], np.int32))
+
+
+class RowShape(NamedTuple):
+    """The static shape of packed rows."""
+
+    length: int
+    """Tokens of a row."""
+    block_size: int
+    """Tokens of a block; each sample starts on a multiple of it."""
+    max_segments: int
+    """Most samples in a row."""
 
 
 class Rows(NamedTuple):

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from train.data.packing import Rows, Sample
+from train.data.packing import Rows, RowShape, Sample
 
 
 class RowPlan:
@@ -68,10 +68,8 @@ FIRST_FIT_BINS = 8
 
 def make_pipeline(
     samples: Sequence[Sample],
+    shape: RowShape,
     *,
-    row_length: int,
-    block_size: int,
-    max_segments: int,
     rows: int,
     accumulate: int,
     seed: int,
@@ -90,13 +88,13 @@ def make_pipeline(
     import grain
 
     if packing == "first_fit":
-        stream = _first_fit(samples, row_length, block_size, max_segments, seed)
+        stream = _first_fit(samples, shape, seed)
     else:
-        plan = _plan(samples, row_length, block_size, max_segments, seed=seed)
+        plan = _plan(samples, shape, seed=seed)
 
         def row(index: int, number: int) -> Rows:
-            chosen = [samples[sample] for sample in plan.samples(number, epoch=index // len(plan))]
-            return _packed(chosen, row_length, block_size, max_segments)
+            chosen = plan.samples(number, epoch=index // len(plan))
+            return pack([samples[sample] for sample in chosen], shape)
 
         numbers = grain.MapDataset.range(len(plan)).seed(seed).shuffle().repeat()
         stream = numbers.map_with_index(row).to_iter_dataset(grain.ReadOptions(num_threads=0))
@@ -105,25 +103,31 @@ def make_pipeline(
     )
 
 
-def whole_epoch(samples: Sequence[Sample], *, row_length: int, block_size: int, max_segments: int) -> Rows:
-    """Every sample once, as rows `[R, ...]`."""
-    plan = _plan(samples, row_length, block_size, max_segments, seed=0)
-    rows = [
-        _packed([samples[i] for i in plan.samples(row, epoch=0)], row_length, block_size, max_segments)
-        for row in range(len(plan))
+def whole_epoch(samples: Sequence[Sample], shape: RowShape) -> list[Rows]:
+    """Every sample once, in rows without leading axes."""
+    plan = _plan(samples, shape, seed=0)
+    return [pack([samples[i] for i in plan.samples(row, epoch=0)], shape) for row in range(len(plan))]
+
+
+def in_batches(rows: Sequence[Rows], size: int, shape: RowShape) -> list[Rows]:
+    """Rows in batches `[size, ...]`, in their order; the last batch is filled up with empty rows."""
+    filled = [*rows, *[pack([], shape)] * (-len(rows) % size)]
+    return [
+        Rows(*(np.stack(field) for field in zip(*filled[start : start + size], strict=True)))
+        for start in range(0, len(filled), size)
     ]
-    return Rows(*(np.stack(field) for field in zip(*rows, strict=True)))
 
 
-def _plan(samples: Sequence[Sample], row_length: int, block_size: int, max_segments: int, *, seed: int) -> RowPlan:
-    sizes = [-(-len(sample.input_ids) // block_size) for sample in samples]
-    return RowPlan(sizes, capacity=row_length // block_size, max_segments=max_segments, seed=seed)
+def _plan(samples: Sequence[Sample], shape: RowShape, *, seed: int) -> RowPlan:
+    sizes = [-(-len(sample.input_ids) // shape.block_size) for sample in samples]
+    return RowPlan(sizes, capacity=shape.length // shape.block_size, max_segments=shape.max_segments, seed=seed)
 
 
-def _packed(samples: Sequence[Sample], row_length: int, block_size: int, max_segments: int) -> Rows:
-    ids, segments, labels = (np.zeros(row_length, np.int32) for _ in range(3))
-    weights = np.zeros(row_length, np.float32)
-    prompts, tasks = np.zeros(max_segments, np.int32), np.full(max_segments, -1, np.int32)
+def pack(samples: Sequence[Sample], shape: RowShape) -> Rows:
+    """One row that holds these samples, without leading axes."""
+    ids, segments, labels = (np.zeros(shape.length, np.int32) for _ in range(3))
+    weights = np.zeros(shape.length, np.float32)
+    prompts, tasks = np.zeros(shape.max_segments, np.int32), np.full(shape.max_segments, -1, np.int32)
     start = 0
     for index, sample in enumerate(samples):
         size = len(sample.input_ids)
@@ -131,14 +135,15 @@ def _packed(samples: Sequence[Sample], row_length: int, block_size: int, max_seg
         ids[place], labels[place], weights[place] = sample.input_ids, sample.labels, sample.weights
         segments[place] = index + 1
         prompts[index], tasks[index] = sample.prompt_lengths[0], sample.task_ids[0]
-        start += -(-size // block_size) * block_size
+        start += -(-size // shape.block_size) * shape.block_size
     return Rows(ids, segments, labels, weights, prompts, tasks)
 
 
-def _first_fit(samples: Sequence[Sample], row_length: int, block_size: int, max_segments: int, seed: int) -> Any:
+def _first_fit(samples: Sequence[Sample], shape: RowShape, seed: int) -> Any:
     import grain
     from grain.experimental import FirstFitPackIterDataset
 
+    length, block_size, max_segments = shape
     stream = (
         grain.MapDataset.source([sample._asdict() for sample in samples])
         .seed(seed)
@@ -148,7 +153,7 @@ def _first_fit(samples: Sequence[Sample], row_length: int, block_size: int, max_
     )
     packed = FirstFitPackIterDataset(
         stream,
-        length_struct=_by_field(row_length, row_length, row_length, max_segments, max_segments),
+        length_struct=_by_field(length, length, length, max_segments, max_segments),
         num_packing_bins=FIRST_FIT_BINS,
         seed=seed,
         pack_alignment_struct=_by_field(block_size, block_size, block_size, 1, 1),

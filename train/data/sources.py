@@ -1,4 +1,4 @@
-"""Training data of others, by what its rows hold: records of text, or rows of tokens packed by the released code.
+"""Training data from files: records of text, or rows of tokens that the released code packed.
 
 The released code's packed rows (Elastic Attention, its `packed_maxseq` files) have `input_ids` and `labels` `[T]`
 (a label is the token at its own place, -100 where it is not learnt), `seq_lengths` `[B + 1]` (cumulative, from 0),
@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import ast
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from elastic_jax.errors import DataError, shown
-from train.data.packing import LossOn, Sample, Weighting, make_sample
+from train.config import RouterTrainConfig
+from train.data.packing import Sample, task_sample, tokenise
 from train.data.records import TASKS, Record, parse_record
 from train.data.tables import read_rows
 
@@ -24,59 +26,59 @@ PACKED_FIELDS = ("input_ids", "labels", "seq_lengths", "task_ids", "range_ids")
 IGNORED_LABEL = -100
 
 
-def read_records(path: Path) -> list[Record]:
-    """Every record of a JSON-lines, Parquet or Arrow file or folder.
+def read_samples(path: Path, tokenizer: Any, config: RouterTrainConfig) -> list[Sample]:
+    """The samples of a JSON-lines, Parquet or Arrow file or folder, whose first row decides which form all rows have.
+
+    Raises:
+        ConfigError: Parquet or Arrow, and pyarrow is not installed.
+        DataError: no row, a malformed one (named with file and row), or a sample longer than a row.
+    """
+    rows = read_rows(path)
+    first = list(islice(rows, 1))
+    rows = chain(first, rows)
+    if first and is_packed(first[0][1]):
+        return packed_samples(rows, config)
+    return tokenise(parse_records(rows, path), tokenizer, config)
+
+
+def is_packed(row: Any) -> bool:
+    """Whether a row is one of packed tokens."""
+    return isinstance(row, dict) and "input_ids" in row and "seq_lengths" in row
+
+
+def parse_records(rows: Iterable[tuple[str, Any]], path: Path) -> list[Record]:
+    """The records of rows of text, each a pair of place and value.
 
     `metadata` may be an object or the text of one (JSON or a Python literal), as released data have it.
 
     Raises:
-        ConfigError: Parquet or Arrow, and pyarrow is not installed.
-        DataError: no record, or a bad one (named with file and row).
+        DataError: no record, or a bad one (its place is named).
     """
-    records = [parse_record(_with_metadata(raw, where), where) for where, raw in read_rows(path)]
+    records = [parse_record(_with_metadata(raw, where), where) for where, raw in rows]
     if not records:
         raise DataError(f"{path}: holds no records. Want one object (context, question, answer, metadata) a row.")
     return records
 
 
-def holds_packed_rows(path: Path) -> bool:
-    """Whether the first row of the file or folder is one of packed tokens.
+def packed_samples(rows: Iterable[tuple[str, Any]], config: RouterTrainConfig) -> list[Sample]:
+    """The samples of packed rows, taken apart again, so that each can start on a block boundary.
+
+    Tokens that the rows exclude from the loss are excluded whatever the settings say.
 
     Raises:
-        ConfigError, DataError: as `read_records`.
+        DataError: a malformed row, or a sample longer than a row of this run.
     """
-    first = next(iter(read_rows(path)), (None, None))[1]
-    return isinstance(first, dict) and "input_ids" in first and "seq_lengths" in first
-
-
-def read_packed(
-    path: Path,
-    *,
-    row_length: int,
-    loss_on: Sequence[LossOn],
-    loss_weight: Sequence[float],
-    weighting: Weighting,
-) -> list[Sample]:
-    """The samples in packed rows, taken apart again, so that each can start on a block boundary.
-
-    See `train.data.packing.make_sample` for the arguments; what the rows say is not learnt is not learnt either way.
-
-    Raises:
-        ConfigError: Parquet or Arrow, and pyarrow is not installed.
-        DataError: no rows, a malformed one, or a sample longer than a row.
-    """
-    options: Any = dict(loss_on=loss_on, loss_weight=loss_weight, weighting=weighting)
     samples = []
-    for where, raw in read_rows(path):
+    for where, raw in rows:
         ids, labels, ends, tasks, prompts = _arrays(raw, where)
         for index, (begin, end) in enumerate(zip(ends[:-1], ends[1:], strict=True)):
-            if end - begin > row_length:
-                raise DataError(f"{where}: sample {index} has {end - begin} tokens; a row holds {row_length}.")
+            if end - begin > config.data.row_length:
+                raise DataError(
+                    f"{where}: sample {index} has {end - begin} tokens; a row holds {config.data.row_length}. "
+                    "Raise data.row_length."
+                )
             learnable = labels[begin:end] != IGNORED_LABEL
-            sample = make_sample(ids[begin:end], int(prompts[index]), tasks[index], learnable=learnable, **options)
-            samples.append(sample)
-    if not samples:
-        raise DataError(f"{path}: holds no packed rows.")
+            samples.append(task_sample(ids[begin:end], int(prompts[index]), tasks[index], config, learnable=learnable))
     return samples
 
 

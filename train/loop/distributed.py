@@ -12,6 +12,8 @@ from jax.sharding import Mesh
 
 from elastic_jax.errors import ConfigError
 from elastic_jax.sharding import MeshConfig, make_mesh
+from elastic_jax.sharding.rules import batch_sharding
+from train.data.packing import Rows
 from train.run_config import DistributedConfig, RunConfig
 
 MEETING_TIMEOUT_MS = 30 * 60 * 1000
@@ -60,6 +62,12 @@ def check_rows(rows: int, mesh: Mesh) -> None:
             f"optim.rows is {rows}; the mesh divides rows over {divided} devices (data x fsdp). "
             f"Set optim.rows to a multiple of {divided} and optim.accumulate accordingly."
         )
+
+
+def rows_shardings(mesh: Mesh, *, leading: int) -> Rows:
+    """Where packed rows with so many leading axes go: rows over data and fsdp, tokens over context."""
+    tokens, few = (batch_sharding(mesh, leading=leading, tokens=tokens) for tokens in (True, False))
+    return Rows(tokens, tokens, tokens, tokens, few, few)
 
 
 def is_main() -> bool:

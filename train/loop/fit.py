@@ -83,74 +83,116 @@ def fit(job: Job, directory: Path) -> Any:
 
 
 def _fit(job: Job, directory: Path) -> Any:
-    config, run, state = job.config, job.config.run, job.state
     checkpoints = _checkpoints(job, directory)
-    done, skipped, steps = checkpoints.latest_step or 0, 0, config.optim.steps
-    if done:
-        refuse_changes(directory, checkpoints.settings(), config)
-        for leaf in jax.tree.leaves(state):
-            if not leaf.is_deleted():
-                leaf.delete()  # its shape and place are enough to restore; two states may not fit in memory
-        state, position = checkpoints.restore(state)
-        if position["digest"] != job.fingerprint:
-            raise DataError(f"{directory}: the training data changed since this run began. Restore it or start anew.")
-        job.batches.set_state(position["iterator"])
-        skipped = position[SKIPPED]
-
-    def due(done: int) -> bool:
-        return run.eval_every > 0 and (done % run.eval_every == 0 or done == steps)
-
-    def save() -> None:
-        position = {"iterator": job.batches.get_state(), "digest": job.fingerprint, SKIPPED: skipped}
-        checkpoints.save(done, state, data=position, settings=settings_dict(config))
-
-    def evaluate() -> None:
-        checkpoints.evaluations[done] = job.evaluate(state, job.frozen)  # pyrefly: ignore[not-callable]
-        log.write_evaluation(done, checkpoints.evaluations[done])
-
-    step = _compiled(job)
+    run = _Run(job, directory, checkpoints)
+    step, steps = _compiled(job), run.steps
     wait_for_all("first step")
+    evaluated = run.done in checkpoints.evaluations
     with (
         closing(checkpoints),
-        closing(MetricLog(directory, done, evaluated=done in checkpoints.evaluations, labels=job.labels)) as log,
-        closing(ProfileWindow(run.profile, directory / "profile")) as profile,
+        closing(MetricLog(directory, run.done, evaluated=evaluated, labels=job.labels)) as log,
+        closing(ProfileWindow(job.config.run.profile, directory / "profile")) as profile,
         nullcontext() if job.mesh is None else jax.set_mesh(job.mesh),
         StopRequest() as stop,
-        TrainingProgress(steps, done, job.describe) as progress,
+        TrainingProgress(steps, run.done) as progress,
     ):
-        if done and due(done) and done not in checkpoints.evaluations:
-            evaluate()  # the run was stopped in this step
-        while done < steps:
-            profile.before(done)
-            begin = time.perf_counter()
-            batch = next(job.batches)
-            on_devices = batch if job.mesh is None else placed(batch, job.batch_shardings)
-            state, metrics = step(state, job.frozen, on_devices)
-            values = to_plain(metrics)
-            seconds = time.perf_counter() - begin
-            flops = None if job.flops is None else job.flops(batch, values)
-            values |= speed(float(metrics["tokens"]), seconds, flops)
-            profile.after(done)
-            log.write(done, values)
-            if bad := not_finite(values, job.watched):
-                skipped += 1
-                file = dump_batch(directory, done, batch, bad, values)
-                if run.nan_policy == "stop" or skipped > run.nan_limit:
-                    raise TrainingDiverged(_advice(done, bad, skipped, file))
-            done += 1
-            progress.update(done, values)
-            asked = stop.agreed(done)
-            if due(done) and (asked is None or done == steps):
-                evaluate()
-            if asked is not None or done in checkpoints.evaluations or done % run.save_every == 0 or done == steps:
-                save()
-            if asked is not None and done < steps:
+        if run.done and run.evaluation_due() and not evaluated:
+            run.evaluate(log)  # the run was stopped after this step, before its evaluation
+        while run.done < steps:
+            profile.before(run.done)
+            values = run.take_step(step, log)
+            profile.after(run.done - 1)
+            progress.update(run.done, job.describe(values))
+            asked = stop.agreed(run.done)
+            last = run.done == steps
+            # A run that is asked to stop saves at once and leaves the evaluation to its next start; so a kill that
+            # follows soon does not lose the steps.
+            if run.evaluation_due() and (asked is None or last):
+                run.evaluate(log)
+            if last or asked is not None or run.save_due():
+                run.save()
+            if asked is not None and not last:
                 raise Interrupted(
-                    f"stopped by {asked.name} after step {done} of {steps}; saved in "
+                    f"stopped by {asked.name} after step {run.done} of {steps}; saved in "
                     f"{directory}. Run the same command again to go on.",
                     128 + asked,
                 )
-    return state
+    return run.state
+
+
+class _Run:
+    """A run between two steps: its state, and how many steps are done."""
+
+    def __init__(self, job: Job, directory: Path, checkpoints: Checkpoints):
+        """Goes on from the newest checkpoint, if there is one."""
+        self.job = job
+        self.directory = directory
+        self.checkpoints = checkpoints
+        self.steps: int = job.config.optim.steps
+        self.state = job.state
+        self.done = checkpoints.latest_step or 0
+        self.not_finite = 0
+        """Steps whose figures were not finite."""
+        if self.done:
+            self._restore()
+
+    def _restore(self) -> None:
+        job = self.job
+        refuse_changes(self.directory, self.checkpoints.settings(), job.config)
+        for leaf in jax.tree.leaves(job.state):
+            if not leaf.is_deleted():
+                leaf.delete()  # its shape and place are enough to restore; two states may not fit in memory
+        self.state, position = self.checkpoints.restore(job.state)
+        if position["digest"] != job.fingerprint:
+            raise DataError(
+                f"{self.directory}: the training data changed since this run began. Restore it or start anew."
+            )
+        job.batches.set_state(position["iterator"])
+        self.not_finite = position[SKIPPED]
+
+    def take_step(self, step: Step, log: MetricLog) -> Values:
+        """Trains on the next batch and writes the figures.
+
+        Raises:
+            TrainingDiverged: figures are not finite, and `run.nan_policy` does not allow one more such step.
+        """
+        job, settings = self.job, self.job.config.run
+        begin = time.perf_counter()
+        batch = next(job.batches)
+        on_devices = batch if job.mesh is None else placed(batch, job.batch_shardings)
+        self.state, metrics = step(self.state, job.frozen, on_devices)
+        values = to_plain(metrics)  # waits for the step to end
+        seconds = time.perf_counter() - begin
+        flops = None if job.flops is None else job.flops(batch, values)
+        values |= speed(float(metrics["tokens"]), seconds, flops)
+        log.write(self.done, values)
+        if bad := not_finite(values, job.watched):
+            self.not_finite += 1
+            file = dump_batch(self.directory, self.done, batch, bad, values)
+            if settings.nan_policy == "stop" or self.not_finite > settings.nan_limit:
+                raise TrainingDiverged(_advice(self.done, bad, self.not_finite, file))
+        self.done += 1
+        return values
+
+    def evaluation_due(self) -> bool:
+        every = self.job.config.run.eval_every
+        return every > 0 and (self.done % every == 0 or self.done == self.steps)
+
+    def evaluate(self, log: MetricLog) -> None:
+        figures = self.job.evaluate(self.state, self.job.frozen)  # pyrefly: ignore[not-callable]
+        self.checkpoints.evaluations[self.done] = figures
+        log.write_evaluation(self.done, figures)
+
+    def save_due(self) -> bool:
+        return self.done in self.checkpoints.evaluations or self.done % self.job.config.run.save_every == 0
+
+    def save(self) -> None:
+        position = {
+            "iterator": self.job.batches.get_state(),
+            "digest": self.job.fingerprint,
+            SKIPPED: self.not_finite,
+        }
+        self.checkpoints.save(self.done, self.state, data=position, settings=settings_dict(self.job.config))
 
 
 def best_state(job: Job, directory: Path) -> Any:

@@ -1,16 +1,16 @@
 """Where metrics go: a JSON-lines file, TensorBoard events and the progress line.
 
-What a watcher of a run sees: a bar with the step's figures and remaining time, or plain lines without a terminal.
+The progress line is a bar with the step's figures and the remaining time, or plain lines without a terminal.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TextIO
+from typing import Self, TextIO
 
 import jax
 import numpy as np
@@ -102,17 +102,20 @@ def _finite(value: float | list[float]) -> float | list[float | None] | None:
 
 
 PLAIN_EVERY = 10
+"""Without a terminal: steps of training for each line, or lines for all of another work."""
 
 
-class TrainingProgress:
-    """Use as a context manager and call `update` after each step; of several processes, only the first shows it."""
+class CountProgress:
+    """A bar for work of `total` equal parts, or plain lines where there is no terminal.
 
-    def __init__(self, steps: int, done: int, describe: Callable[[Values], str]):
-        self._describe = describe
-        self._console = Console(quiet=jax.process_index() > 0)
-        self._steps = steps
+    Use as a context manager and call `update` with the number of parts done.
+    """
+
+    def __init__(self, label: str, total: int, *, done: int = 0, quiet: bool = False):
+        self._console = Console(quiet=quiet)
+        self._label, self._total = label, total
         self._bar = Progress(
-            TextColumn("step"),
+            TextColumn(label),
             MofNCompleteColumn(),
             BarColumn(bar_width=20),
             TextColumn("{task.description}"),
@@ -122,9 +125,9 @@ class TrainingProgress:
             console=self._console,
             disable=not self._console.is_terminal,
         )
-        self._task = self._bar.add_task("", total=steps, completed=done)
+        self._task = self._bar.add_task("", total=total, completed=done)
 
-    def __enter__(self) -> TrainingProgress:
+    def __enter__(self) -> Self:
         self._bar.start()
         return self
 
@@ -133,46 +136,24 @@ class TrainingProgress:
     ) -> None:
         self._bar.stop()
 
-    def update(self, done: int, values: Values) -> None:
-        """Shows the figures of the step that brought the count to `done`."""
-        if self._console.quiet:
-            return
-        text = self._describe(values)
+    def update(self, done: int, text: str = "") -> None:
+        """Shows that `done` parts are done, with a text about the last of them."""
         self._bar.update(self._task, completed=done, description=text)
-        if not self._console.is_terminal and (done % PLAIN_EVERY == 0 or done in (1, self._steps)):
-            print(f"step {done}/{self._steps}  {text}", flush=True)
+        if not self._console.is_terminal and not self._console.quiet and self._has_line(done):
+            print(f"{self._label} {done}/{self._total}  {text}".rstrip(), flush=True)
+
+    def _has_line(self, done: int) -> bool:
+        return done % max(self._total // PLAIN_EVERY, 1) == 0 or done == self._total
 
 
-class CountProgress:
-    """A bar for work that has a number of equal parts; use as a context manager and call `update` with the count."""
+class TrainingProgress(CountProgress):
+    """The steps of a training run; of several processes, only the first shows them."""
 
-    def __init__(self, label: str, total: int):
-        self._console = Console()
-        self._label, self._total = label, total
-        self._bar = Progress(
-            TextColumn(label),
-            MofNCompleteColumn(),
-            BarColumn(bar_width=20),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            console=self._console,
-            disable=not self._console.is_terminal,
-        )
-        self._task = self._bar.add_task("", total=total)
+    def __init__(self, steps: int, done: int):
+        super().__init__("step", steps, done=done, quiet=jax.process_index() > 0)
 
-    def __enter__(self) -> CountProgress:
-        self._bar.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._bar.stop()
-
-    def update(self, done: int) -> None:
-        self._bar.update(self._task, completed=done)
-        if not self._console.is_terminal and (done % max(self._total // PLAIN_EVERY, 1) == 0 or done == self._total):
-            print(f"{self._label} {done}/{self._total}", flush=True)
+    def _has_line(self, done: int) -> bool:
+        return done % PLAIN_EVERY == 0 or done in (1, self._total)
 
 
 def describe(values: Values) -> str:

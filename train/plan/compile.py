@@ -22,9 +22,9 @@ from elastic_jax.sharding.rules import param_shardings, replicated
 from elastic_jax.weights.names import ROUTER_PREFIX
 from train.config import RouterTrainConfig
 from train.data.packing import Rows
+from train.loop.distributed import rows_shardings
 from train.plan.chips import Topology
 from train.plan.shapes import stored_shapes
-from train.router.run import rows_shardings
 from train.router.step import first_state, make_step
 
 COLLECTIVES = r"\b(all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter)(?:-start)?\("

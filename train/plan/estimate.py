@@ -20,22 +20,37 @@ from train.plan.chips import HOST_LINK, MATMUL_SHARE, Topology
 from train.plan.shapes import stored_shapes
 from train.token_losses import CHUNK
 
-LIVE_MLP = 4.5
-"""Arrays as wide as the MLP, while it is differentiated: gate, up, their product, and gradients."""
-LIVE_WIDTH = 3.0
-"""Arrays as wide as the model beside them."""
-SAVED_HEADS = 3.0
-"""Arrays as wide as all query heads that attention keeps meanwhile: queries, output, difference of the branches."""
-SAVED_KV = 3.0
-"""Arrays of the keys of whole rows that it keeps: keys and values, for early and for late queries."""
-LIVE_KV = 11.0
-"""The same while attention is differentiated: as gathered, in the order of the kernel, and the gradients, which are
-summed in float32."""
-LIVE_HEADS = 4.0
-"""Arrays as wide as all query heads then."""
-KEPT_WIDTH = 7.0
-"""Without recomputation, arrays as wide as the model that every layer keeps, three of them in float32; and besides, the
-arrays of the MLP and of attention above."""
+
+class LiveArrays(NamedTuple):
+    """How many arrays of a size the program of a step has in memory at once, by what it is doing.
+
+    The unit is one array of that size in the model's dtype, on one device; an array in float32 counts as two. The
+    numbers cannot be derived, since the compiler decides what it keeps and what shares memory. They were chosen to
+    match what the TPU compiler reserved for the 16 programs of docs/scaling.md (jax 0.11.2, libtpu 0.0.48.1): the
+    relative error is 4.3 % (root mean square), where the best numbers in steps of a half have 3.7 %.
+    `python benchmarks/fit_plan_memory.py` has these programs and fits the numbers again.
+    """
+
+    mlp_inner: float = 4.5
+    """`[tokens, intermediate]`, while an MLP is differentiated: gate, up, their product, and gradients."""
+    mlp_outer: float = 3.0
+    """`[tokens, hidden]` at the same time: input and output of the MLP, and the gradient."""
+    kept_queries: float = 3.0
+    """`[tokens, heads, head_dim]` that attention keeps for its gradient: queries, output, and the
+    difference of the two branches."""
+    kept_keys: float = 3.0
+    """`[row, KV heads, head_dim]` of whole rows that it keeps: keys and values, for early and for late queries."""
+    keys: float = 11.0
+    """The same while attention is differentiated: as gathered, in the order of the kernel, and the gradients, which are
+    summed in float32."""
+    queries: float = 4.0
+    """`[tokens, heads, head_dim]` while attention is differentiated."""
+    layer: float = 7.0
+    """`[tokens, hidden]` that each layer keeps if nothing is recomputed, three of them in float32; the arrays of the
+    MLP and those that attention keeps come on top."""
+
+
+LIVE_ARRAYS = LiveArrays()
 
 
 class Memory(NamedTuple):
@@ -49,11 +64,12 @@ class Memory(NamedTuple):
     layer_inputs: int
     """What is kept of every layer until the backward pass: its input, or all that it needs."""
     gathered: int
-    """Weights of one layer, whole but for `tensor`; of int8 ones, the largest in the model's dtype besides."""
+    """Weights of one layer, gathered over all mesh axes but `tensor`; with int8 weights also the largest of them in the
+    model's dtype."""
     keys_and_values: int
     """Of whole rows with their gradients, while the attention of a layer is differentiated."""
     attention: int
-    """All else that attention needs then."""
+    """What else the attention of a layer needs while it is differentiated."""
     mlp: int
     """While the MLP of a layer is differentiated, before attention is: its arrays, and what attention has kept."""
     head: int
@@ -71,7 +87,9 @@ class Memory(NamedTuple):
         return self.arguments + self.layer_inputs + max(layer, self.head)
 
 
-def step_memory(model: ModelConfig, config: RouterTrainConfig, mesh: AbstractMesh) -> Memory:
+def step_memory(
+    model: ModelConfig, config: RouterTrainConfig, mesh: AbstractMesh, live: LiveArrays = LIVE_ARRAYS
+) -> Memory:
     """Memory of one optimizer step.
 
     Raises:
@@ -96,8 +114,8 @@ def step_memory(model: ModelConfig, config: RouterTrainConfig, mesh: AbstractMes
     queries = tokens * model.num_heads * model.head_dim * item / tensor
     keys = rows * T * max(model.num_kv_heads / tensor, 1) * model.head_dim * item
     width, mlp = tokens * D * item, tokens * F * item / tensor
-    kept = SAVED_HEADS * queries + SAVED_KV * keys
-    inputs = model.num_layers * (width if config.remat else KEPT_WIDTH * width + LIVE_MLP * mlp + kept)
+    kept = live.kept_queries * queries + live.kept_keys * keys
+    inputs = model.num_layers * (width if config.remat else live.layer * width + live.mlp_inner * mlp + kept)
     offload = config.remat == "offload"
     return Memory(
         weights=sum(each.values()) - routers,
@@ -106,9 +124,9 @@ def step_memory(model: ModelConfig, config: RouterTrainConfig, mesh: AbstractMes
         batch=round(config.optim.accumulate * config.gates.draws * tokens * 4 * 4),
         layer_inputs=round(2 * width if offload else inputs),
         gathered=sum(layer) + converted,
-        keys_and_values=round(LIVE_KV * keys),
-        attention=round(LIVE_HEADS * max(width, queries)),
-        mlp=round(LIVE_MLP * mlp + LIVE_WIDTH * width + kept),
+        keys_and_values=round(live.keys * keys),
+        attention=round(live.queries * max(width, queries)),
+        mlp=round(live.mlp_inner * mlp + live.mlp_outer * width + kept),
         head=round(D * model.vocab_size * item / tensor + 10 * CHUNK * model.vocab_size / tensor + 4 * width),
         host=round(inputs) if offload else 0,
     )
@@ -139,7 +157,7 @@ class Work(NamedTuple):
 def step_work(
     model: ModelConfig, config: RouterTrainConfig, mesh: AbstractMesh, topology: Topology, sparse_share: float
 ) -> Work:
-    """Work of one step on rows that hold one sample each, the dearest case.
+    """Work of one step on rows that hold one sample each, which have the most pairs of query and key.
 
     Frozen weights cost two products (forward, gradient of the input), three where layers are computed again. Routed
     attention runs the chosen branch forward and backward (2.5 times forward); computing again runs both branches, so

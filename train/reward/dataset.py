@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from elastic_jax.text.split import Split
 from train.data.dataset import digest
-from train.data.packing import Rows, Sample
-from train.data.pipeline import make_pipeline
-from train.reward.config import AdamConfig, BradleyTerryTrainConfig, SftConfig, SimpoTrainConfig
+from train.data.packing import RowShape
+from train.data.pipeline import in_batches, make_pipeline, pack
+from train.reward.config import BradleyTerryTrainConfig, ModelSettings, RecordsConfig, SftConfig, SimpoTrainConfig
 from train.reward.data.pairs import PairBatch, PairSample, pair_batches, pair_pipeline
 from train.reward.data.readers import read_judge_records, read_preferences
 from train.reward.data.samples import judge_samples, pair_samples
@@ -20,7 +22,7 @@ from train.reward.examples.generate import judge_preferences, judge_records, rec
 
 
 class Data(NamedTuple):
-    """Samples of one kind; what became of the records is told in `report`."""
+    """Samples of one kind; `report` says what became of the records."""
 
     train: list[Any]
     held_out: list[Any]
@@ -47,37 +49,43 @@ def load_pairs(config: SimpoTrainConfig | BradleyTerryTrainConfig, tokenizer: An
     """
     data = config.data
     generate = judge_preferences if isinstance(config, SimpoTrainConfig) else records
-
-    def side(path: str | None, count: int, split: Any) -> tuple[list[PairSample], str]:
-        if path is None:
-            found = generate(count, config.run.seed, split, rejects=data.rejects, buildings=data.generated_buildings)
-            told = f"{count} generated"
-        else:
-            found, tally = read_preferences(Path(path))
-            told = f"{path}: {tally}"
-        samples, tally = pair_samples(
+    return _load(
+        config,
+        read_preferences,
+        partial(generate, rejects=data.rejects),
+        lambda found: pair_samples(
             found, tokenizer, prompt_length=data.prompt_tokens, response_length=data.response_tokens
-        )
-        return samples, f"{told}\n  used: {tally}"
-
-    return _both(side, config)
+        ),
+    )
 
 
 def load_judgements(config: SftConfig, tokenizer: Any) -> Data:
     """Tokenised judgements, read or generated as the settings say; raises as `load_pairs`."""
-    data = config.data
+    return _load(
+        config,
+        read_judge_records,
+        judge_records,
+        lambda found: judge_samples(found, tokenizer, row_length=config.data.row_length),
+    )
 
-    def side(path: str | None, count: int, split: Any) -> tuple[list[Sample], str]:
+
+def _load(config: ModelSettings, read: Any, generate: Any, tokenise: Any) -> Data:
+    """Samples to train on and held-out ones, each from a file or generated."""
+    data: RecordsConfig = config.data  # pyrefly: ignore[missing-attribute]
+
+    def side(path: str | None, count: int, split: Split) -> tuple[list[Any], str]:
         if path is None:
-            found = judge_records(count, config.run.seed, split, buildings=data.generated_buildings)
-            told = f"{count} generated"
+            found = generate(count, config.run.seed, split, buildings=data.generated_buildings)
+            origin = f"{count} generated"
         else:
-            found, tally = read_judge_records(Path(path))
-            told = f"{path}: {tally}"
-        samples, tally = judge_samples(found, tokenizer, row_length=data.row_length)
-        return samples, f"{told}\n  used: {tally}"
+            found, tally = read(Path(path))
+            origin = f"{path}: {tally}"
+        samples, tally = tokenise(found)
+        return samples, f"{origin}\n  used: {tally}"
 
-    return _both(side, config)
+    train, of_train = side(data.records, data.generated, "train")
+    held_out, of_held_out = side(data.held_out, data.generated_held_out, "evaluation")
+    return Data(train, held_out, f"train: {of_train}\nheld out: {of_held_out}")
 
 
 def pair_stream(data: Data, config: SimpoTrainConfig | BradleyTerryTrainConfig) -> Batches:
@@ -96,52 +104,20 @@ def pair_stream(data: Data, config: SimpoTrainConfig | BradleyTerryTrainConfig) 
 
 def judge_stream(data: Data, config: SftConfig, *, block_size: int) -> Batches:
     """Judgements as packed rows; the held-out ones stand alone in theirs."""
-    optim, length = config.optim, config.data.row_length
-    stream = make_pipeline(
-        data.train,
-        row_length=length,
-        block_size=block_size,
-        max_segments=config.data.max_segments,
-        rows=optim.rows,
-        accumulate=optim.accumulate,
-        seed=config.run.seed,
-    )
-    blocks = sum(-(-len(sample.input_ids) // block_size) for sample in data.train)
-    per_epoch = max(round(blocks * block_size / (length * optim.rows * optim.accumulate)), 1)
-    held_out = _alone(data.held_out, optim, max_segments=config.data.max_segments, block_size=block_size)
+    optim, shape = config.optim, RowShape(config.data.row_length, block_size, config.data.max_segments)
+    stream = make_pipeline(data.train, shape, rows=optim.rows, accumulate=optim.accumulate, seed=config.run.seed)
+    blocks = [-(-len(sample.input_ids) // block_size) for sample in data.train]
+    per_epoch = max(round(sum(blocks) * block_size / (shape.length * optim.rows * optim.accumulate)), 1)
+    longest = max(len(sample.input_ids) for sample in data.held_out)
+    alone = shape._replace(length=-(-longest // block_size) * block_size)
+    held_out = in_batches([pack([sample], alone) for sample in data.held_out], optim.rows, alone)
     return Batches(iter(stream), held_out, per_epoch, digest(data.train))
-
-
-def _both(side: Any, config: Any) -> Data:
-    data = config.data
-    train, told = side(data.records, data.generated, "train")
-    held_out, told_too = side(data.held_out, data.generated_held_out, "evaluation")
-    return Data(train, held_out, f"train: {told}\nheld out: {told_too}")
 
 
 def _first(batch: PairBatch, real: int) -> PairBatch:
     """The batch with no responses, so no weight, beyond its first `real` rows."""
     there = np.arange(len(batch.prompt_lengths)) < real
     return batch._replace(response_lengths=batch.response_lengths * there[:, None])
-
-
-def _alone(samples: Sequence[Sample], optim: AdamConfig, *, max_segments: int, block_size: int) -> list[Rows]:
-    """One sample to a row, all rows of one length, `optim.rows` to a batch; the last is filled up with empty rows."""
-    longest = max(len(sample.input_ids) for sample in samples)
-    length = -(-longest // block_size) * block_size
-    count = -(-len(samples) // optim.rows) * optim.rows
-    tokens, at = np.zeros((3, count, length), np.int32), np.arange(max_segments)
-    weights = np.zeros((count, length), np.float32)
-    prompts = np.zeros(count, np.int32)
-    for row, sample in enumerate(samples):
-        size = len(sample.input_ids)
-        tokens[:, row, :size] = sample.input_ids, np.ones(size), sample.labels
-        weights[row, :size] = sample.weights
-        prompts[row] = sample.prompt_lengths[0]
-    task_ids = np.where((at == 0) & (prompts[:, None] > 0), 0, -1).astype(np.int32)
-    whole = Rows(tokens[0], tokens[1], tokens[2], weights, prompts[:, None] * (at == 0).astype(np.int32), task_ids)
-    starts = range(0, count, optim.rows)
-    return [Rows(*(field[start : start + optim.rows] for field in whole)) for start in starts]
 
 
 def _pair_digest(samples: Sequence[PairSample]) -> str:

@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from elastic_jax.errors import ConfigError
 from elastic_jax.sharding.rules import batch_sharding, param_shardings, replicated
 from train.data.packing import Rows
-from train.loop.distributed import check_rows, placed
+from train.loop.distributed import check_rows, placed, rows_shardings
 from train.reward.config import AdamConfig, ModelSettings, PairSettings
 from train.reward.data.pairs import PairBatch
 from train.reward.step import RewardState, first_state, make_optimizer
@@ -53,10 +53,9 @@ def state_shardings(params: Mapping[str, Any], config: AdamConfig, mesh: Mesh) -
 def batch_shardings(batch: Any, mesh: Mesh, *, leading: int) -> Any:
     """Where batches like this one go: rows, after so many leading axes, over data and fsdp; tokens of packed rows over
     context."""
-    tokens, few = (batch_sharding(mesh, leading=leading, tokens=tokens) for tokens in (True, False))
     if isinstance(batch, Rows):
-        return Rows(tokens, tokens, tokens, tokens, few, few)
-    return PairBatch(*(few,) * len(PairBatch._fields))
+        return rows_shardings(mesh, leading=leading)
+    return PairBatch(*(batch_sharding(mesh, leading=leading, tokens=False),) * len(PairBatch._fields))
 
 
 def gathered(arrays: Mapping[str, jax.Array], mesh: Mesh | None) -> dict[str, Any]:

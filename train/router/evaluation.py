@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -13,12 +13,12 @@ from elastic_jax.config import ModelConfig
 from elastic_jax.errors import DataError
 from elastic_jax.model import from_params
 from train.config import RouterTrainConfig
+from train.data.dataset import row_shape
 from train.data.packing import Rows, Sample
-from train.data.pipeline import whole_epoch
+from train.data.pipeline import in_batches, whole_epoch
 from train.data.records import TASKS
-from train.router.losses import sparse_share, target_violation
+from train.router.losses import packed_nll, sparse_share, target_violation
 from train.router.step import RouterState
-from train.token_losses import token_nll
 
 OBJECTIVE = "objective"
 """Figure that marks the best routers: loss + penalty/2 * mean squared violation of the targets, over the tasks."""
@@ -56,13 +56,7 @@ def make_evaluation(
     @jax.jit
     def measure(router: dict[str, jax.Array], frozen: dict[str, jax.Array], rows: Rows) -> tuple[jax.Array, jax.Array]:
         model = from_params(model_config, frozen | router)
-        out = model.hidden(
-            rows.input_ids,
-            segment_ids=rows.segment_ids,
-            prompt_lengths=rows.prompt_lengths,
-            num_segments=config.data.max_segments,
-        )
-        nll_BT = token_nll(out.hidden_BTD, model.head_kernel(), rows.labels, rows.weights > 0)
+        out, nll_BT = packed_nll(model, rows, max_segments=config.data.max_segments)
         member_BMk = rows.task_ids[..., None] == jnp.arange(len(TASKS))
         return (rows.weights * nll_BT).sum(), jnp.einsum(
             "bm,bmk->k", sparse_share(out.z), member_BMk.astype(jnp.float32)
@@ -73,9 +67,12 @@ def make_evaluation(
     learnt = sum(int((sample.weights > 0).sum()) for sample in samples)
     scale = len(samples) if config.data.weighting == "samples" else learnt
 
+    shape = row_shape(config)
+    batches = in_batches(whole_epoch(samples, shape), config.optim.rows, shape)
+
     def evaluate(state: RouterState, frozen: Any) -> dict[str, float]:
         total, shares = 0.0, np.zeros(len(TASKS))
-        for rows in _batches(config, samples):
+        for rows in batches:
             loss, share = measure(state.trainable.router, frozen, place(rows))
             total, shares = total + float(loss), shares + np.asarray(share)
         found = present > 0
@@ -87,24 +84,3 @@ def make_evaluation(
         return {"loss": loss, OBJECTIVE: loss + config.sparsity.penalty / 2 * squares, **by_task}
 
     return evaluate
-
-
-def _batches(config: RouterTrainConfig, samples: Sequence[Sample]) -> Iterator[Rows]:
-    """All samples, packed, in batches of `optim.rows` rows, the last one filled up with empty rows."""
-    rows = whole_epoch(
-        samples,
-        row_length=config.data.row_length,
-        block_size=config.router.block_size,
-        max_segments=config.data.max_segments,
-    )
-    size = config.optim.rows
-    for start in range(0, len(rows.input_ids), size):
-        part = Rows(*(field[start : start + size] for field in rows))
-        missing = size - len(part.input_ids)
-        fill = Rows(0, 0, 0, 0, 0, -1)
-        yield Rows(
-            *(
-                np.pad(field, ((0, missing), (0, 0)), constant_values=value)
-                for field, value in zip(part, fill, strict=True)
-            )
-        )

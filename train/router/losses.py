@@ -1,12 +1,38 @@
-"""Losses of router training: the constraint on sparsity and the penalty on router logits."""
+"""Losses of router training: cross-entropy of packed rows, the constraint on sparsity, the penalty on router logits."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from elastic_jax.model import ElasticForCausalLM, Hidden
+from train.data.packing import Rows
+from train.token_losses import token_nll
+
 Multipliers = dict[str, jax.Array]
 """Lagrange multipliers by name, each float32 `[tasks]`."""
+
+
+def packed_nll(
+    model: ElasticForCausalLM, rows: Rows, *, max_segments: int, gates: Any = None, remat: Any = False
+) -> tuple[Hidden, jax.Array]:
+    """The model's hidden states and routing on packed rows, and the NLL of each learnt token, float32 `[B, T]`.
+
+    Args:
+        gates: see `ElasticForCausalLM.hidden`; None for the routers' own decisions.
+        remat: likewise.
+    """
+    out = model.hidden(
+        rows.input_ids,
+        segment_ids=rows.segment_ids,
+        prompt_lengths=rows.prompt_lengths,
+        num_segments=max_segments,
+        gates=gates,
+        remat=remat,
+    )
+    return out, token_nll(out.hidden_BTD, model.head_kernel(), rows.labels, rows.weights > 0)
 
 
 def sparse_share(z_LBMK: jax.Array) -> jax.Array:

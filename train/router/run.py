@@ -22,14 +22,14 @@ from elastic_jax.errors import ConfigError
 from elastic_jax.int8_linear import int8_maps, quantize_layers
 from elastic_jax.model import ElasticForCausalLM, Extras, from_params, to_params
 from elastic_jax.routing import streaming_skip_ratio
-from elastic_jax.sharding.rules import batch_sharding, param_shardings, replicated
+from elastic_jax.sharding.rules import param_shardings, replicated
 from train.config import RouterTrainConfig
-from train.data.dataset import digest
+from train.data.dataset import digest, row_shape
 from train.data.packing import Rows, Sample
 from train.data.pipeline import make_pipeline
 from train.data.records import TASKS
 from train.loop.directory import claim
-from train.loop.distributed import check_rows, is_main, placed, run_mesh, wait_for_all
+from train.loop.distributed import check_rows, is_main, placed, rows_shardings, run_mesh, wait_for_all
 from train.loop.fit import Job, best_state, fit, has_checkpoint
 from train.loop.reporting import Values
 from train.router.evaluation import OBJECTIVE, make_evaluation, split_samples
@@ -132,12 +132,6 @@ def _train_and_export(
     wait_for_all("export")
 
 
-def rows_shardings(mesh: Mesh, *, leading: int) -> Rows:
-    """Where packed rows with so many leading axes go: rows over data and fsdp, tokens over context."""
-    tokens, few = (batch_sharding(mesh, leading=leading, tokens=tokens) for tokens in (True, False))
-    return Rows(tokens, tokens, tokens, tokens, few, few)
-
-
 def _check_mesh(config: RouterTrainConfig, mesh: Mesh | None) -> None:
     if mesh is None:
         return
@@ -192,9 +186,7 @@ def describe(values: Values) -> str:
 def _pipeline(config: RouterTrainConfig, samples: list[Sample]) -> Any:
     return make_pipeline(
         samples,
-        row_length=config.data.row_length,
-        block_size=config.router.block_size,
-        max_segments=config.data.max_segments,
+        row_shape(config),
         rows=config.optim.rows,
         accumulate=config.optim.accumulate,
         seed=config.run.seed,

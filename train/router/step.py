@@ -21,11 +21,11 @@ from train.router.losses import (
     interval_sparsity_loss,
     logit_penalty,
     official_sparsity_loss,
+    packed_nll,
     sparse_share,
     task_means,
 )
 from train.router.optim import RouterParams, Trainable, first_multipliers, make_optimizer, temperature
-from train.token_losses import token_nll
 
 Metrics = dict[str, jax.Array]
 
@@ -97,23 +97,14 @@ def make_step(
         trainable: Trainable, frozen: dict[str, jax.Array], rows: Rows, gates: SampledGates, scale: jax.Array
     ) -> tuple[jax.Array, Micro]:
         model = from_params(model_config, frozen | trainable.router)
-        out = model.hidden(
-            rows.input_ids,
-            segment_ids=rows.segment_ids,
-            prompt_lengths=rows.prompt_lengths,
-            num_segments=config.data.max_segments,
-            gates=gates,
-            remat=config.remat,
-        )
-        learnt_BT = rows.weights > 0
-        nll_BT = token_nll(out.hidden_BTD, model.head_kernel(), rows.labels, learnt_BT)
+        out, nll_BT = packed_nll(model, rows, max_segments=config.data.max_segments, gates=gates, remat=config.remat)
         lm = scale * (rows.weights * nll_BT).sum()
         msr_BM = sparse_share(out.z)
         sparsity = sparsity_loss(msr_BM, rows.task_ids, trainable.multipliers)
         loss = lm + sparsity
         if config.gates.logit_penalty:
             loss += config.gates.logit_penalty * logit_penalty(out.logits, rows.task_ids)
-        return loss, _micro_metrics(rows, lm, sparsity, out.logits, msr_BM, nll_BT, learnt_BT)
+        return loss, _micro_metrics(rows, lm, sparsity, out.logits, msr_BM, nll_BT)
 
     def step(state: RouterState, frozen: dict[str, jax.Array], rows: Rows) -> tuple[RouterState, Metrics]:
         rows = jax.tree.map(lambda field: jnp.repeat(field, config.gates.draws, axis=0), rows)
@@ -158,7 +149,6 @@ def _micro_metrics(
     logits_LBMKc: jax.Array,
     msr_BM: jax.Array,
     nll_BT: jax.Array,
-    learnt_BT: jax.Array,
 ) -> Micro:
     tasks = len(TASKS)
     log_share = jax.nn.log_softmax(logits_LBMKc)
@@ -167,7 +157,7 @@ def _micro_metrics(
     means = [task_means(values, rows.task_ids, tasks) for values in (msr_BM, argmax_BM)]
     samples = means[0][1]
     task_BT = jnp.take_along_axis(rows.task_ids, jnp.maximum(rows.segment_ids - 1, 0), axis=1)
-    member = learnt_BT[..., None] & (task_BT[..., None] == jnp.arange(tasks))
+    member = (rows.weights > 0)[..., None] & (task_BT[..., None] == jnp.arange(tasks))
     entropy = jnp.where(rows.task_ids >= 0, entropy_BM, 0.0).sum()
     return Micro(
         lm,

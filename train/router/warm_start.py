@@ -27,9 +27,8 @@ from elastic_jax.weights.names import ROUTER_PREFIX
 from train.config import RouterTrainConfig
 from train.data.packing import Rows
 from train.data.records import TASKS
-from train.router.losses import logit_penalty, target_violation
+from train.router.losses import logit_penalty, packed_nll, target_violation
 from train.router.optim import RouterParams
-from train.token_losses import token_nll
 
 
 class Measured(NamedTuple):
@@ -60,14 +59,7 @@ def make_probes(config: ModelConfig, *, levels: tuple[float, ...], max_segments:
 
     def loss(z_LBMK: jax.Array, params: dict[str, jax.Array], rows: Rows) -> tuple[jax.Array, jax.Array]:
         model = from_params(config, params)
-        out = model.hidden(
-            rows.input_ids,
-            segment_ids=rows.segment_ids,
-            prompt_lengths=rows.prompt_lengths,
-            num_segments=max_segments,
-            gates=Gates(z_LBMK, mixed=True),
-        )
-        nll_BT = token_nll(out.hidden_BTD, model.head_kernel(), rows.labels, rows.weights > 0)
+        out, nll_BT = packed_nll(model, rows, max_segments=max_segments, gates=Gates(z_LBMK, mixed=True))
         return (rows.weights * nll_BT).sum(), out.pooled
 
     def gates(end_tLK: jax.Array, rows: Rows, level: jax.Array | float) -> jax.Array:

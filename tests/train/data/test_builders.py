@@ -6,18 +6,21 @@ from tiny_text import tiny_tokenizer
 
 from elastic_jax.errors import DataError
 from elastic_jax.text.split import split_of
+from train.config import DataConfig
 from train.data.builders import Builder, build_records
 from train.data.corpus import Corpus, from_folder, from_standard_library
 from train.data.needles import CITIES, NAMES, WORDS
 from train.data.records import CODE, ICL, MULTIHOP_QA, SINGLE_QA, SUMMARIZATION
 from train.data.windows import Windows
 
+LENGTHS = DataConfig(min_tokens=400, max_tokens=900, evidence_share=0.0)
+FROM_QUESTIONS = DataConfig(min_tokens=400, max_tokens=600, evidence_share=1.0)
 COUNTS = {SINGLE_QA: 3, MULTIHOP_QA: 3, SUMMARIZATION: 3, CODE: 3, ICL: 3}
 
 
 @pytest.fixture(scope="module")
 def builder():
-    return Builder(from_standard_library(), tiny_tokenizer(), min_tokens=400, max_tokens=900, seed=1)
+    return Builder(from_standard_library(), tiny_tokenizer(), LENGTHS, seed=1)
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +34,7 @@ def test_every_task_is_built_in_the_numbers_asked_for(records):
 
 def test_the_same_seed_gives_the_same_records_and_another_seed_others(builder, records):
     assert build_records(builder, COUNTS) == records
-    other = Builder(builder.corpus, tiny_tokenizer(), min_tokens=400, max_tokens=900, seed=2)
+    other = Builder(builder.corpus, tiny_tokenizer(), LENGTHS, seed=2)
     assert build_records(other, COUNTS) != records
 
 
@@ -92,7 +95,7 @@ def test_a_folder_of_texts_and_questions_is_understood(tmp_path):
     expected = {"a": SINGLE_QA, "b": MULTIHOP_QA, "c": SINGLE_QA}
     kept = [task for name, task in expected.items() if split_of(name) == "train"]
     assert [item.task for item in corpus.evidence] == kept
-    builder = Builder(corpus, tiny_tokenizer(), min_tokens=400, max_tokens=600, evidence_share=1.0)
+    builder = Builder(corpus, tiny_tokenizer(), FROM_QUESTIONS)
     for index in range(6):
         record = builder.record(SINGLE_QA, index)
         assert record.answer.rstrip(".") in record.context
@@ -102,7 +105,7 @@ def test_a_story_longer_than_the_sample_gives_way_to_other_records(tmp_path):
     write_folder(tmp_path)
     row = {"input": "Where?", "facts": ["It fell down again."] * 400, "answers": ["Oslo"], "support": [1, 2]}
     (tmp_path / "qa.jsonl").write_text("\n".join(json.dumps({"id": f"s{i}", **row}) for i in range(8)))
-    builder = Builder(from_folder(tmp_path), tiny_tokenizer(), min_tokens=400, max_tokens=600, evidence_share=1.0)
+    builder = Builder(from_folder(tmp_path), tiny_tokenizer(), FROM_QUESTIONS)
     for index in range(4):
         assert builder.windows.count(builder.record(MULTIHOP_QA, index).context) <= 600
 
@@ -141,7 +144,7 @@ def test_nothing_asked_for_is_refused(builder):
     with pytest.raises(DataError, match="empty"):
         build_records(builder, {SINGLE_QA: 0})
     with pytest.raises(DataError, match="min_tokens"):
-        Builder(Corpus(("x",), (), ()), tiny_tokenizer(), min_tokens=10, max_tokens=20)
+        Builder(Corpus(("x",), (), ()), tiny_tokenizer(), DataConfig(min_tokens=10, max_tokens=20))
 
 
 def test_windows_cut_to_the_token_and_keep_the_place():

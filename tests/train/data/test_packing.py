@@ -3,19 +3,25 @@ import pytest
 from grain.experimental import LimitIterDataset, assert_equal_output_after_checkpoint
 from tiny_text import tiny_tokenizer
 
+from elastic_jax.config import RouterConfig
 from elastic_jax.errors import DataError
-from train.config import DataConfig
-from train.data.packing import Sample, tokenise
+from train.config import DataConfig, RouterTrainConfig, TaskConfig, TasksConfig
+from train.data.packing import RowShape, Sample, tokenise
 from train.data.pipeline import RowPlan, make_pipeline
 from train.data.records import CODE, SINGLE_QA, Record
 
-OPTIONS = dict(template="raw", row_length=512, loss_on=["answer"] * 3 + ["all"] * 2, loss_weight=[2.0] + [1.0] * 4)
+TASK_SETTINGS = TasksConfig(single_qa=TaskConfig(loss_weight=2.0))
 QA = Record("Ada lives in Rome. " * 4, "Where does Ada live?", "In Rome.", SINGLE_QA, is_prefix=False)
 PROGRAM = Record("def f(x):\n    return x\n", "", "\ndef g(x):\n    return f(x)\n", CODE)
 
 
+def config(**changes) -> RouterTrainConfig:
+    data = {"template": "raw", "row_length": 512, "weighting": "tokens"} | changes
+    return RouterTrainConfig(router=RouterConfig(block_size=16), tasks=TASK_SETTINGS, data=DataConfig(**data))
+
+
 def one_sample(record, **changes):
-    return tokenise([record], tiny_tokenizer(), **(OPTIONS | {"weighting": "tokens"} | changes))[0]
+    return tokenise([record], tiny_tokenizer(), config(**changes))[0]
 
 
 def test_labels_are_the_next_tokens_and_the_last_has_none():
@@ -49,7 +55,7 @@ def test_chat_prompt_is_the_one_of_inference():
         "{% for m in messages %}<{{ m.role }}>{{ m.content }}</>{% endfor %}"
         "{% if add_generation_prompt %}<assistant>{% endif %}"
     )
-    sample = tokenise([QA], tokenizer, **(OPTIONS | {"template": "chat", "weighting": "tokens"}))[0]
+    sample = tokenise([QA], tokenizer, config(template="chat"))[0]
     prompt = tokenizer.decode(sample.input_ids[: sample.prompt_lengths[0]])
     assert prompt.startswith("<user>Ada") and prompt.endswith("live?</><assistant>")
     assert tokenizer.decode(sample.input_ids[sample.prompt_lengths[0] :]) == "In Rome.</>"
@@ -59,7 +65,7 @@ def test_bad_input_is_refused():
     with pytest.raises(DataError, match="record 0 .Single QA. has .* tokens; a row holds 16"):
         one_sample(QA, row_length=16)
     with pytest.raises(DataError, match="empty"):
-        tokenise([], tiny_tokenizer(), weighting="tokens", **OPTIONS)
+        tokenise([], tiny_tokenizer(), config())
     with pytest.raises(DataError, match="no chat template"):
         one_sample(QA, template="chat")
 
@@ -75,8 +81,7 @@ def random_samples(count, seed=0):
 
 
 def pipeline(samples, **changes):
-    options = dict(row_length=64, block_size=16, max_segments=3, rows=1, accumulate=2, seed=3)
-    return make_pipeline(samples, **(options | changes))
+    return make_pipeline(samples, RowShape(64, 16, 3), **({"rows": 1, "accumulate": 2, "seed": 3} | changes))
 
 
 def segments_of(batch):

@@ -1,14 +1,33 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
+from tiny_text import tiny_tokenizer
 
+from elastic_jax.config import RouterConfig
 from elastic_jax.errors import DataError
+from train.config import DataConfig, RouterTrainConfig, TaskConfig, TasksConfig
 from train.data.records import CODE, TASKS, Record
-from train.data.sources import holds_packed_rows, read_packed, read_records
+from train.data.sources import parse_records, read_samples
+from train.data.tables import read_rows
 
 RECORDS = [Record(f"context {i}", "why?", f"so {i}", i % 5, is_prefix=bool(i % 2)) for i in range(7)]
-OPTIONS = dict(row_length=64, loss_on=["all"] * 5, loss_weight=[1.0] * 5, weighting="tokens")
+
+
+def config(row_length: int = 64, loss_on: str = "all") -> RouterTrainConfig:
+    tasks = TasksConfig(*[TaskConfig(loss_on=loss_on)] * 5)
+    data = DataConfig(row_length=row_length, weighting="tokens")
+    return RouterTrainConfig(router=RouterConfig(block_size=4), tasks=tasks, data=data)
+
+
+def read_packed(file, **settings):
+    """No tokenizer is needed, as the rows hold tokens."""
+    return read_samples(file, None, config(**settings))
+
+
+def read_records(file):
+    return parse_records(read_rows(file), file)
 
 
 def raw(record: Record, metadata=lambda value: value) -> dict:
@@ -43,7 +62,6 @@ def test_tables_hold_the_same_records(tmp_path, kind):
         with pyarrow.OSFile(str(file), "wb") as sink, pyarrow.ipc.new_stream(sink, table.schema) as writer:
             writer.write_table(table)
     assert read_records(file) == RECORDS
-    assert not holds_packed_rows(file)
 
 
 def packed_row(**changes) -> dict:
@@ -67,8 +85,7 @@ def write(path, *rows):
 
 def test_packed_rows_are_taken_apart(tmp_path):
     file = write(tmp_path / "p.jsonl", packed_row())
-    assert holds_packed_rows(file)
-    first, second = read_packed(file, **OPTIONS)
+    first, second = read_packed(file)
     np.testing.assert_array_equal(first.input_ids, [10, 11, 12, 13, 14])
     np.testing.assert_array_equal(first.labels, [11, 12, 13, 14, 0])
     np.testing.assert_array_equal(first.weights, [1, 1, 1, 1, 0])
@@ -80,10 +97,10 @@ def test_packed_rows_are_taken_apart(tmp_path):
 def test_answers_alone_can_be_learnt_and_what_a_row_ignores_is_not(tmp_path):
     labels = [-100] * 4 + [14] + [-100] * 5
     file = write(tmp_path / "p.jsonl", packed_row(labels=labels))
-    first, second = read_packed(file, **OPTIONS)
+    first, second = read_packed(file)
     np.testing.assert_array_equal(first.weights, [0, 0, 0, 1, 0])
     assert not second.weights.any()
-    answers = read_packed(write(tmp_path / "q.jsonl", packed_row()), **(OPTIONS | {"loss_on": ["answer"] * 5}))
+    answers = read_packed(write(tmp_path / "q.jsonl", packed_row()), loss_on="answer")
     np.testing.assert_array_equal(answers[0].weights, [0, 0, 1, 1, 0])
 
 
@@ -102,14 +119,20 @@ def test_answers_alone_can_be_learnt_and_what_a_row_ignores_is_not(tmp_path):
 def test_malformed_packed_rows_are_named(tmp_path, changes, message):
     file = write(tmp_path / "p.jsonl", packed_row(), packed_row(**changes))
     with pytest.raises(DataError, match=message):
-        read_packed(file, **OPTIONS)
+        read_packed(file)
 
 
 def test_a_packed_sample_longer_than_a_row_is_refused(tmp_path):
     with pytest.raises(DataError, match="sample 0 has 5 tokens; a row holds 4"):
-        read_packed(write(tmp_path / "p.jsonl", packed_row()), **(OPTIONS | {"row_length": 4}))
+        read_packed(write(tmp_path / "p.jsonl", packed_row()), row_length=4)
 
 
 def test_files_without_rows_are_refused(tmp_path):
     with pytest.raises(DataError, match="holds no records"):
-        read_records(write(tmp_path / "r.jsonl"))
+        read_packed(write(tmp_path / "r.jsonl"))
+
+
+def test_rows_of_text_become_samples(tmp_path):
+    file = write(tmp_path / "r.jsonl", *map(raw, RECORDS))
+    settings = replace(config(), data=replace(config().data, template="raw"))
+    assert len(read_samples(file, tiny_tokenizer(), settings)) == len(RECORDS)

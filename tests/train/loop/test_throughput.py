@@ -6,8 +6,8 @@ from tiny import CONFIG
 from train_run import tiny_config, tiny_samples
 
 from train.config import GateConfig
-from train.data.packing import Rows
-from train.data.pipeline import whole_epoch
+from train.data.packing import Rows, RowShape
+from train.data.pipeline import in_batches, whole_epoch
 from train.loop.throughput import peak_flops, speed
 from train.router.run import router_step_flops
 
@@ -32,13 +32,19 @@ def test_figures_that_cannot_be_known_are_left_out():
     assert speed(100, 2.0, 8e9) == {"seconds": 2.0, "tokens_per_second": 50.0, "flops_per_second": 4e9}
 
 
+def packed_samples() -> Rows:
+    shape = RowShape(128, CONFIG.router.block_size, 3)
+    rows = whole_epoch(tiny_samples(), shape)
+    return in_batches(rows, len(rows), shape)[0]
+
+
 def step_flops(rows: Rows, sparse: float, **changes) -> float:
     config = replace(tiny_config(), **changes)
     return router_step_flops(CONFIG, config, rows, {"msr": [sparse] * 5})
 
 
 def test_flops_count_the_pairs_that_the_routing_asks_for():
-    rows = whole_epoch(tiny_samples(), row_length=128, block_size=CONFIG.router.block_size, max_segments=3)
+    rows = packed_samples()
     block, kept = CONFIG.router.block_size, CONFIG.router.local_blocks
     skipped = 0
     for sample in tiny_samples():
@@ -52,7 +58,7 @@ def test_flops_count_the_pairs_that_the_routing_asks_for():
 
 
 def test_flops_grow_with_draws_and_not_with_padding():
-    rows = whole_epoch(tiny_samples(), row_length=128, block_size=CONFIG.router.block_size, max_segments=3)
+    rows = packed_samples()
     empty = Rows(*(np.full_like(field, value) for field, value in zip(rows, (0, 0, 0, 0, 0, -1), strict=True)))
     assert step_flops(empty, 0.0) == 0
     both = Rows(*(np.concatenate(pair) for pair in zip(rows, empty, strict=True)))

@@ -13,6 +13,7 @@ from tiny import CONFIG, tiny_model
 
 from elastic_jax.errors import ConfigError
 from elastic_jax.reward import ElasticRewardModel
+from train.data.packing import Sample, make_sample
 from train.reward.config import (
     AdamConfig,
     BradleyTerryTrainConfig,
@@ -24,7 +25,6 @@ from train.reward.config import (
     SimpoTrainConfig,
 )
 from train.reward.data.pairs import PairSample
-from train.reward.data.samples import answer_sample
 from train.reward.dataset import Data
 from train.reward.run import HELD_OUT_FILE, train
 
@@ -52,10 +52,14 @@ def pairs(count: int, seed: int) -> list[PairSample]:
     return [PairSample(tokens(0, 64, 32), (tokens(0, 24, 8), tokens(40, 64, 8)), 0.0) for _ in range(count)]
 
 
+def judgement(pair: PairSample) -> Sample:
+    return make_sample(np.concatenate([pair.prompt_ids, pair.response_ids[0]]), len(pair.prompt_ids))
+
+
 def data_of(kind: str) -> Data:
     train_pairs, held_out = pairs(12, 0), pairs(5, 1)
     if kind == "sft":
-        sides = [[answer_sample(p.prompt_ids, p.response_ids[0]) for p in side] for side in (train_pairs, held_out)]
+        sides = [[judgement(pair) for pair in side] for side in (train_pairs, held_out)]
         return Data(*sides, "")
     return Data(train_pairs, held_out, "")
 

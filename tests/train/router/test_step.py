@@ -8,6 +8,7 @@ from tiny import tiny_model
 from train_run import tiny_config, tiny_samples
 
 from train.config import GateConfig, OptimConfig, SparsityConfig
+from train.data.dataset import row_shape
 from train.data.packing import Rows
 from train.data.pipeline import make_pipeline
 from train.router.step import first_state, fresh_routers, make_step, split_params
@@ -24,9 +25,7 @@ def batch_of(config, index=0):
     stream = iter(
         make_pipeline(
             tiny_samples(),
-            row_length=config.data.row_length,
-            block_size=config.router.block_size,
-            max_segments=config.data.max_segments,
+            row_shape(config),
             rows=config.optim.rows,
             accumulate=config.optim.accumulate,
             seed=0,

@@ -10,6 +10,7 @@ from train_run import tiny_config, tiny_samples
 
 from elastic_jax.errors import ConfigError
 from train.config import WarmStartConfig
+from train.data.packing import RowShape
 from train.data.pipeline import make_pipeline
 from train.loop.trouble import Interrupted
 from train.router.step import fresh_routers, split_params
@@ -19,7 +20,7 @@ CONFIGURED = replace(tiny_config(), warm_start=WarmStartConfig(rows=(3, 6), key_
 
 
 def batches(*, kill_after: int | None = None):
-    stream = make_pipeline(tiny_samples(), row_length=128, block_size=16, max_segments=3, rows=1, accumulate=2, seed=0)
+    stream = make_pipeline(tiny_samples(), RowShape(128, 16, 3), rows=1, accumulate=2, seed=0)
     for index, batch in enumerate(stream):
         if index == kill_after:
             os.kill(os.getpid(), signal.SIGTERM)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from elastic_jax.errors import DataError
-from train.data.packing import Sample
+from train.data.packing import Sample, make_sample
 from train.loop.reporting import CountProgress
 from train.reward.data.pairs import PairSample
 from train.reward.data.records import JudgeRecord, PreferenceRecord, Tally
@@ -80,17 +80,8 @@ def judge_samples(records: Sequence[JudgeRecord], tokenizer: Any, *, row_length:
             tally.skip(LONG_PROMPT, where)
             continue
         _count_cut(tally, len(encoded.prompt_ids) - len(prompt_ids))
-        samples.append(answer_sample(prompt_ids, answer_ids))
+        samples.append(make_sample(np.concatenate([prompt_ids, answer_ids]).astype(np.int32), len(prompt_ids)))
     return _whole(samples, tally)
-
-
-def answer_sample(prompt_ids: np.ndarray, answer_ids: np.ndarray) -> Sample:
-    """A row's sample that learns each token of the answer, the first one from the last token of the prompt."""
-    ids = np.concatenate([prompt_ids, answer_ids]).astype(np.int32)
-    weights = np.zeros(len(ids), np.float32)
-    weights[max(len(prompt_ids) - 1, 0) : len(ids) - 1] = 1.0
-    labels = np.append(ids[1:], 0).astype(np.int32)
-    return Sample(ids, labels, weights, np.array([len(prompt_ids)], np.int32), np.array([0], np.int32))
 
 
 def _told[R](records: Sequence[R]) -> Iterator[tuple[int, R]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,47 +15,35 @@ from elastic_jax.journal import LineFile
 from train.data.windows import Windows
 from train.reward.data.records import JudgeRecord, PreferenceRecord, Tally
 from train.reward.synthesis.lengthen import lengthen, short_prompt
+from train.reward.synthesis.settings import SynthesisSettings
 from train.reward.synthesis.short_samples import JudgedSample
-from train.reward.synthesis.voting import INVALID, VotingConfig, parse_score, vote
+from train.reward.synthesis.voting import INVALID, parse_score, vote
 
 UNSCORED = "the judgement does not end with a score"
 TOO_LONG = "longer than the target without any filler"
 
 
-def prompt_line(item: JudgedSample) -> dict[str, Any]:
-    """The line that asks a strong judge about a sample: `id` and `prompt`."""
-    return {"id": item.uid, "prompt": [message.to_json() for message in short_prompt(item.sample)]}
+def prompt_line(item: JudgedSample) -> tuple[dict[str, Any], None]:
+    """The line that asks a strong judge about a sample, `id` and `prompt`; it is never left out."""
+    return {"id": item.uid, "prompt": [message.to_json() for message in short_prompt(item.sample)]}, None
 
 
+@dataclass(frozen=True)
 class Lengthener:
-    """Makes the training line of a sample; everything about it follows from its id and the seed."""
+    """Makes the training line of a sample; everything about it follows from its id and the seed.
 
-    def __init__(
-        self,
-        tokenizer: Any,
-        texts: Sequence[str],
-        *,
-        target_tokens: Sequence[int],
-        reserve: int,
-        chunk_tokens: int,
-        voting: VotingConfig,
-        seed: int,
-    ):
-        """
-        Args:
-            texts: prose that filler is cut from.
-            target_tokens: lengths of prompt and judgement; each sample draws one.
-            reserve: tokens of it kept for the judgement.
-            chunk_tokens: most tokens of a piece of filler.
+    Raises:
+        DataError: no text to cut filler from.
+    """
 
-        Raises:
-            DataError: no text.
-        """
-        if not texts:
+    tokenizer: Any
+    texts: tuple[str, ...]
+    """Prose that filler is cut from."""
+    settings: SynthesisSettings
+
+    def __post_init__(self) -> None:
+        if not self.texts:
             raise DataError("no prose to cut filler from. Give a folder with .txt files.")
-        self._tokenizer, self._texts, self._windows = tokenizer, tuple(texts), Windows(tokenizer)
-        self._targets, self._reserve, self._chunk_tokens = tuple(target_tokens), reserve, chunk_tokens
-        self._voting, self._seed = voting, seed
 
     def line(self, item: JudgedSample) -> tuple[dict[str, Any] | None, str | None]:
         """A judge's record (one judgement) or a preference (several), with its provenance; or why there is none.
@@ -65,10 +54,10 @@ class Lengthener:
         voted = None
         if item.judgements is not None:
             try:
-                voted = vote(item.judgements, self._voting)
+                voted = vote(item.judgements, self.settings.voting)
             except DataError as error:
                 raise DataError(f"{item.where}: {error}") from error
-            objection = voted.objection(self._voting)
+            objection = voted.objection(self.settings.voting)
             if objection is not None:
                 return None, objection
         elif item.judgement is not None and parse_score(item.judgement) == INVALID:
@@ -77,15 +66,16 @@ class Lengthener:
             raise DataError(
                 f"{item.where}: no `judgement` and no `judgements`. Make prompts for them: --stage prompts."
             )
-        digest = hashlib.sha256(f"{self._seed}/{item.uid}".encode()).digest()
+        digest = hashlib.sha256(f"{self.settings.seed}/{item.uid}".encode()).digest()
         rng = np.random.default_rng(int.from_bytes(digest[:16], "little"))
-        target = int(rng.choice(self._targets))
+        target = int(rng.choice(self.settings.target_tokens))
+        windows = Windows(self.tokenizer)
         made = lengthen(
             item.sample,
-            lambda tokens: self._windows.random(self._texts, min(tokens, self._chunk_tokens), rng).strip(),
+            lambda tokens: windows.random(self.texts, min(tokens, self.settings.chunk_tokens), rng).strip(),
             target_tokens=target,
-            reserve=self._reserve,
-            tokenizer=self._tokenizer,
+            reserve=self.settings.reserve,
+            tokenizer=self.tokenizer,
             rng=rng,
         )
         if made is None:
@@ -123,7 +113,7 @@ def write_lines_of(
     """Writes a line for each item that has one, and goes on where an earlier call with the same settings stopped.
 
     Args:
-        advance: told the number of items done, after each.
+        advance: called after each item with the number of items done.
 
     Raises:
         DataError: see `LineFile`; or all items are left out.

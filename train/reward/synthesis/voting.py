@@ -11,39 +11,13 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from elastic_jax.errors import ConfigError, DataError
+from elastic_jax.errors import DataError
+from train.reward.synthesis.settings import VotingConfig
 
 INVALID = -1
 """Score of a judgement that does not end with one."""
 
-RELEASED_PRIORITY = ("nemotron-70b", "qwen-plus", "mdcure-70b", "qwen2.5-72b", "llama-3.3-70b")
-"""The models of the released data, least trusted first."""
-
 _SCORE = re.compile(r"Score:\s*(\d+)[\]*\s]*$")
-
-
-@dataclass(frozen=True)
-class VotingConfig:
-    """Which votes become preferences. The released data was made with min_consensus 1 and invalid_is_cluster."""
-
-    priority: tuple[str, ...] = ()
-    """Models from the least to the most trusted one; decides between judgements with equally many votes."""
-    min_consensus: int = 2
-    """Fewest models that must give the chosen score."""
-    drop_unanimous: bool = False
-    """Leave out records that all models score alike: their preferences are between styles only."""
-    invalid_is_cluster: bool = False
-    """Let judgements without a score vote for each other, so that one of them can be chosen."""
-    max_rejects: int | None = None
-    """Most rejected judgements that are kept."""
-
-    def __post_init__(self) -> None:
-        if self.min_consensus < 1 or (self.max_rejects is not None and self.max_rejects < 1):
-            raise ConfigError(
-                f"min_consensus is {self.min_consensus}, max_rejects {self.max_rejects}; want at least 1 of each."
-            )
-        if len(set(self.priority)) < len(self.priority):
-            raise ConfigError(f"priority names a model twice: {', '.join(self.priority)}.")
 
 
 @dataclass(frozen=True)

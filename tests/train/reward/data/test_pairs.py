@@ -3,10 +3,10 @@ import pytest
 from chat_tokenizers import chat_tokenizer
 
 from elastic_jax.errors import DataError
-from train.data.packing import Rows
+from train.data.packing import Rows, RowShape, make_sample
 from train.data.pipeline import make_pipeline
 from train.reward.data.pairs import PairSample, pair_batches, pair_pipeline
-from train.reward.data.samples import answer_sample, pair_samples
+from train.reward.data.samples import pair_samples
 from train.reward.examples.generate import records
 
 SHAPES = dict(prompt_length=40, response_length=12, rejects=2)
@@ -98,8 +98,8 @@ def test_bad_input_is_refused():
 @pytest.mark.parametrize(("sizes", "cap"), [((3, 9, 4, 7, 2, 5), 10), ((5,), 10), ((9, 3), 10)])
 def test_packed_judgements_are_neither_lost_nor_split(sizes, cap):
     """The sizes with which the released packer loses its last bucket, or makes an empty one."""
-    samples = [answer_sample(np.arange(1, size), np.array([100 + size])) for size in sizes]
-    stream = iter(make_pipeline(samples, row_length=cap, block_size=1, max_segments=4, rows=1, accumulate=1, seed=42))
+    samples = [make_sample(np.arange(1, size + 1, dtype=np.int32), size - 1) for size in sizes]
+    stream = iter(make_pipeline(samples, RowShape(cap, 1, 4), rows=1, accumulate=1, seed=42))
     seen: list[int] = []
     while len(seen) < 30 * len(sizes):
         row = Rows(*(field[0, 0] for field in next(stream)))

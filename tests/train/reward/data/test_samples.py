@@ -7,8 +7,9 @@ from elastic_jax.errors import DataError
 from eval import samples as eval_samples
 from eval.harness.encoding import Encoder
 from eval.samples import Rendered
+from train.data.packing import make_sample
 from train.reward.data.records import JudgeRecord, PreferenceRecord, conversation
-from train.reward.data.samples import answer_sample, judge_samples, pair_samples
+from train.reward.data.samples import judge_samples, pair_samples
 from train.reward.data.tokens import encode
 from train.reward.examples.generate import records
 
@@ -139,7 +140,7 @@ def test_judge_samples_learn_the_answer_only():
 def test_reference_loss_of_two_packed_samples():
     """V = 5, T = 8: the released trainer's token losses and their mean over the learnt tokens."""
     ids = np.array([1, 3, 0, 2, 4, 1, 2, 0])
-    first, second = answer_sample(ids[:2], ids[2:5]), answer_sample(ids[5:6], ids[6:])
+    first, second = make_sample(ids[:5], 2), make_sample(ids[5:], 1)
     labels = np.concatenate([first.labels, second.labels])
     weights = np.concatenate([first.weights, second.weights])
     t, v = np.meshgrid(np.arange(8), np.arange(5), indexing="ij")

@@ -1,8 +1,10 @@
 import pytest
 
 from elastic_jax.errors import ConfigError, DataError
-from train.reward.synthesis.voting import INVALID, RELEASED_PRIORITY, VotingConfig, parse_score, vote
+from train.reward.synthesis.settings import VotingConfig
+from train.reward.synthesis.voting import INVALID, parse_score, vote
 
+RELEASED_PRIORITY = ("nemotron-70b", "qwen-plus", "mdcure-70b", "qwen2.5-72b", "llama-3.3-70b")
 NEMOTRON, QWEN_PLUS, MDCURE, QWEN, LLAMA = RELEASED_PRIORITY
 SHOWN = (NEMOTRON, LLAMA, MDCURE, QWEN_PLUS, QWEN)
 AS_RELEASED = VotingConfig(RELEASED_PRIORITY, min_consensus=1, invalid_is_cluster=True)

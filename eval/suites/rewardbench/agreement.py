@@ -1,16 +1,13 @@
-"""Agreement of a judge's ranking with the true one, and of its two verdicts when the answers change places.
+"""Parsers that read a judge's verdict out of its reply, and scores of a verdict against the true ranking.
 
-Reads the verdict out of a judge's reply: the rank (0 = best) it gives to the answer at each position.
-
-Every parser returns None when it finds no verdict. The `official_*` ones reproduce the published evaluators, slips
-included; the others are what a careful reader would do.
+A verdict is the rank (0 = best) that the judge gives to the answer at each position. Every parser returns None when it
+finds none. The `official_*` parsers reproduce the published evaluators, slips included; the others are what a careful
+reader would do.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import combinations
 
 from eval.suites.rewardbench.items import Order
@@ -134,64 +131,3 @@ def kendall_tau(order: Order, ranks: Ranks) -> float:
 def _place_of_best(order: Order, ranks: Ranks | None) -> int | None:
     shown_at = order.index(0)
     return ranks[shown_at] if ranks is not None and shown_at < len(ranks) else None
-
-
-@dataclass(frozen=True)
-class SwapReport:
-    """How a judge of pairs behaves when the two answers change places; counts of records."""
-
-    n: int
-    both_right: int
-    both_wrong: int
-    flip_first: int
-    """Picked whichever answer was shown first."""
-    flip_second: int
-    """Picked whichever answer was shown second."""
-    unparsed: int
-    """At least one of the two replies held no verdict."""
-
-    @property
-    def consistency(self) -> float:
-        """Share of records where both verdicts choose the same answer, right or wrong."""
-        return (self.both_right + self.both_wrong) / self.n
-
-
-def swap_report(verdicts: Sequence[tuple[Ranks | None, Ranks | None]]) -> SwapReport:
-    """Compares the verdicts of each record: first with the better answer shown first, then shown second."""
-    counts = dict.fromkeys(("both_right", "both_wrong", "flip_first", "flip_second", "unparsed"), 0)
-    outcomes = {(0, 1): "both_right", (1, 0): "both_wrong", (0, 0): "flip_first", (1, 1): "flip_second"}
-    for better_first, better_second in verdicts:
-        if better_first is None or better_second is None:
-            counts["unparsed"] += 1
-        else:  # ranks.index(0) is the position of the answer that the judge chose
-            counts[outcomes[better_first.index(0), better_second.index(0)]] += 1
-    return SwapReport(len(verdicts), **counts)
-
-
-@dataclass(frozen=True)
-class BiasReport:
-    """Leanings of a judge of pairs, over the replies that hold a verdict; None where no reply says anything."""
-
-    first_position: float | None
-    """P(picks the answer shown first) - 0.5."""
-    longer_answer: float | None
-    """P(picks the longer answer) - 0.5, over pairs of unequal length."""
-    accuracy_better_first: float | None
-    accuracy_better_second: float | None
-
-
-def bias_report(views: Sequence[tuple[Order, Ranks | None, tuple[int, ...]]]) -> BiasReport:
-    """Over `(order, verdict, length of the answer at each position)` of every reply."""
-    said = [(order, ranks.index(0), lengths) for order, ranks, lengths in views if ranks is not None]
-    first = [picked == 0 for _, picked, _ in said]
-    longer = [lengths[picked] == max(lengths) for _, picked, lengths in said if len(set(lengths)) > 1]
-    right = {better: [picked == better for order, picked, _ in said if order.index(0) == better] for better in (0, 1)}
-    return BiasReport(_lean(first), _lean(longer), _share(right[0]), _share(right[1]))
-
-
-def _share(hits: list[bool]) -> float | None:
-    return sum(hits) / len(hits) if hits else None
-
-
-def _lean(hits: list[bool]) -> float | None:
-    return sum(hits) / len(hits) - 0.5 if hits else None

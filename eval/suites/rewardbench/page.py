@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from typing import Any
 
 from eval.report.page import table
@@ -33,12 +32,12 @@ def judge_figures(judged_by_parser: Mapping[str, Sequence[Judged]], axes: Sequen
         "all": summary(judged),
         "by": {axis: {value: summary(part) for value, part in _parts(judged, axis).items()} for axis in axes},
         "parsers": {parser: summary(verdicts) for parser, verdicts in judged_by_parser.items()},
-        "bias": asdict(biases_of(judged)) if any(not one.item.ranking for one in judged) else None,
+        "bias": biases_of(judged) if any(not one.item.ranking for one in judged) else None,
         "swap": None
         if swap is None
-        else {"all": asdict(swap) | {"consistency": swap.consistency}}
+        else {"all": swap}
         | {
-            value: asdict(part_swap) | {"consistency": part_swap.consistency}
+            value: part_swap
             for value, part in _parts(judged, swap_axis).items()
             if (part_swap := swap_of(part)) is not None
         },

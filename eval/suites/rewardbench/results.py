@@ -9,15 +9,11 @@ from typing import Any
 
 from eval.report.tables import mean_interval
 from eval.suites.rewardbench.agreement import (
-    BiasReport,
     Ranks,
-    SwapReport,
-    bias_report,
     exact_match,
     kendall_tau,
     rank_match,
     reciprocal_rank,
-    swap_report,
     top1,
 )
 from eval.suites.rewardbench.asking import OFFICIAL_KEPT
@@ -117,25 +113,53 @@ def official_results(judged: Sequence[Judged]) -> list[tuple[Mapping[str, str], 
     return [(group[0].item.axes, sum(one.match for one in group) / len(group)) for group in by_uid.values()]
 
 
-def swap_of(judged: Sequence[Judged]) -> SwapReport | None:
-    """How verdicts on pairs change with the order; None if no pair was shown in both orders."""
+def swap_of(judged: Sequence[Judged]) -> dict[str, float] | None:
+    """How verdicts on pairs change when the two answers change places; None if no pair was shown in both orders.
+
+    Counts of pairs: `both_right`, `both_wrong`, `flip_first` and `flip_second` (whichever answer was shown first, or
+    second, was chosen), `unparsed` (at least one of the two replies held no verdict), and `n` of all. `consistency` is
+    the share of pairs where both verdicts choose the same answer, right or wrong.
+    """
     both: dict[str, dict[int, Ranks | None]] = defaultdict(dict)
     for one in judged:
         if not one.item.ranking:
             both[one.item.uid][one.order.index(0)] = one.ranks
-    complete = [(shown[0], shown[1]) for shown in both.values() if len(shown) == 2]
-    return swap_report(complete) if complete else None
+    names = {(0, 1): "both_right", (1, 0): "both_wrong", (0, 0): "flip_first", (1, 1): "flip_second"}
+    counts = dict.fromkeys((*names.values(), "unparsed"), 0)
+    for ranks in both.values():
+        if len(ranks) == 2:
+            better_first, better_second = ranks[0], ranks[1]
+            if better_first is None or better_second is None:
+                counts["unparsed"] += 1
+            else:  # index(0) is the position of the answer that the judge chose
+                counts[names[better_first.index(0), better_second.index(0)]] += 1
+    n = sum(counts.values())
+    return {"n": n, **counts, "consistency": (counts["both_right"] + counts["both_wrong"]) / n} if n else None
 
 
-def biases_of(judged: Sequence[Judged]) -> BiasReport:
-    """Leanings towards the first and the longer answer of a pair."""
-    return bias_report(
-        [
-            (one.order, one.ranks, tuple(len(one.item.answers[rank]) for rank in one.order))
-            for one in judged
-            if not one.item.ranking
-        ]
-    )
+def biases_of(judged: Sequence[Judged]) -> dict[str, float | None]:
+    """Leanings of a judge over the replies on pairs that hold a verdict; None where no reply says anything.
+
+    `first_position` and `longer_answer` (over pairs of unequal length) are the share of replies that choose this answer
+    less one half; the accuracies are those over replies where the better answer was shown first, and second.
+    """
+    first, longer = [], []
+    right: tuple[list[bool], list[bool]] = ([], [])
+    for one in judged:
+        if one.item.ranking or one.ranks is None:
+            continue
+        chosen, lengths = one.ranks.index(0), [len(one.item.answers[rank]) for rank in one.order]
+        first.append(chosen == 0)
+        if len(set(lengths)) > 1:
+            longer.append(lengths[chosen] == max(lengths))
+        better = one.order.index(0)
+        right[better].append(chosen == better)
+    return {
+        "first_position": _mean([hit - 0.5 for hit in first]),
+        "longer_answer": _mean([hit - 0.5 for hit in longer]),
+        "accuracy_better_first": _mean(right[0]),
+        "accuracy_better_second": _mean(right[1]),
+    }
 
 
 def _by_item(judged: Sequence[Judged], value: Callable[[Judged], float]) -> list[float]:

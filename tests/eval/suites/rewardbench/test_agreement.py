@@ -4,7 +4,6 @@ from itertools import permutations
 import numpy as np
 import pytest
 
-from eval.suites.rewardbench import agreement
 from eval.suites.rewardbench.agreement import (
     A_BETTER,
     B_BETTER,
@@ -64,27 +63,3 @@ def test_no_verdict_scores_nothing():
 def test_a_ranking_that_leaves_out_the_best_answer_did_not_find_it():
     assert (top1((1, 2, 0), (0, 1)), reciprocal_rank((1, 2, 0), (0, 1)), exact_match((1, 2, 0), (0, 1))) == (0, 0, 0)
     assert (top1((0, 1, 2), (0, 1)), reciprocal_rank((1, 0, 2), (0, 1))) == (1, 0.5)
-
-
-def test_swap_report_names_every_behaviour():
-    report = agreement.swap_report(
-        [
-            (A_BETTER, B_BETTER),
-            (A_BETTER, B_BETTER),
-            (B_BETTER, A_BETTER),
-            (A_BETTER, A_BETTER),
-            (B_BETTER, B_BETTER),
-            (B_BETTER, B_BETTER),
-            (None, B_BETTER),
-            (A_BETTER, None),
-        ]
-    )
-    assert report == agreement.SwapReport(8, 2, 1, 1, 2, 2)
-    assert report.consistency == 3 / 8
-
-
-def test_bias_report_of_a_judge_that_always_picks_the_first():
-    views = [((0, 1), A_BETTER, (5, 9)), ((1, 0), A_BETTER, (9, 5)), ((1, 0), A_BETTER, (9, 9)), ((1, 0), None, (9, 5))]
-    report = agreement.bias_report(views)
-    assert report == agreement.BiasReport(0.5, 0.0, 1.0, 0.0)
-    assert agreement.bias_report([]) == agreement.BiasReport(None, None, None, None)

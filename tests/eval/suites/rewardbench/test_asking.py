@@ -51,7 +51,7 @@ def test_an_oracle_is_right_everywhere(mode, tmp_path):
     of_memory = judged(memory_files(), MEMORY.plan(mode), judge("oracle", memory_oracle), tmp_path / "m", "last_tag")
     assert {column["AVG"] for column in memory_table(official_results(of_memory)).values()} == {1.0}
     swap = swap_of(of_memory)
-    assert swap is None if mode == "compat" else (swap.both_right, swap.consistency) == (30, 1.0)
+    assert swap is None if mode == "compat" else (swap["both_right"], swap["consistency"]) == (30, 1.0)
     for verdicts in (of_long, of_memory):
         figures = summary(verdicts)
         assert (figures["match"], figures["top1"], figures["exact"], figures["kendall_tau_if_parsed"]) == (1, 1, 1, 1)
@@ -80,8 +80,8 @@ def test_a_judge_that_always_says_a_scores_the_share_of_best_first(tmp_path):
     both = judged(files, MEMORY.plan("strict"), judge("A", in_shown_order), tmp_path / "both", "last_tag")
     swap = swap_of(both)
     assert summary(both)["match"] == 0.5 and summary(both)["items"] == 30 and summary(both)["replies"] == 60
-    assert swap is not None and (swap.n, swap.flip_first, swap.consistency) == (30, 30, 0.0)
-    assert biases_of(both).first_position == 0.5 and biases_of(both).accuracy_better_second == 0.0
+    assert swap is not None and (swap["n"], swap["flip_first"], swap["consistency"]) == (30, 30, 0.0)
+    assert biases_of(both)["first_position"] == 0.5 and biases_of(both)["accuracy_better_second"] == 0.0
 
 
 @pytest.mark.parametrize(("orders", "match"), [("best-first", 1.0), ("best-last", 0.0)])

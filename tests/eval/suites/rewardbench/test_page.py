@@ -6,7 +6,7 @@ import pytest
 
 from eval.suites.rewardbench import page
 from eval.suites.rewardbench.items import JudgeItem
-from eval.suites.rewardbench.results import Judged
+from eval.suites.rewardbench.results import Judged, biases_of, swap_of
 
 
 def item(uid, size=2, ranking=False, **axes):
@@ -50,6 +50,26 @@ def test_figures_of_pairs_in_both_orders():
     assert figures["bias"]["first_position"] == pytest.approx(3 / 5 - 0.5)
     assert figures["bias"]["longer_answer"] == pytest.approx(4 / 5 - 0.5)
     assert json.loads(json.dumps(figures)) == figures
+
+
+A, B = (0, 1), (1, 0)
+
+
+def test_every_behaviour_under_swapped_answers_has_a_name():
+    """Verdicts with the better answer shown first, then shown second."""
+    verdicts = [(A, B), (A, B), (B, A), (A, A), (B, B), (B, B), (None, B), (A, None)]
+    judged = [
+        pair(str(n), order, ranks) for n, both in enumerate(verdicts) for order, ranks in zip((A, B), both, strict=True)
+    ]
+    swap = swap_of([*judged, pair("shown once", A, A)])
+    assert swap is not None and list(swap.values()) == [8, 2, 1, 1, 2, 2, 3 / 8]
+    assert swap_of(judged[::2]) is None
+
+
+def test_leanings_of_a_judge_that_always_picks_the_first():
+    judged = [pair("1", A, A), pair("1", B, A), pair("2", B, A), pair("3", B, None)]
+    assert list(biases_of(judged).values()) == [0.5, pytest.approx(1 / 3 - 0.5), 1.0, 0.0]
+    assert set(biases_of([]).values()) == {None}
 
 
 def test_markdown_holds_every_figure():

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -45,14 +46,20 @@ def next_token(logits_BV: jax.Array, key: jax.Array, sampling: Sampling) -> jax.
 
 
 class RowSampling(NamedTuple):
-    """Settings of `Sampling` for every row `[B]`, so that one program serves rows that differ in them."""
+    """How the next tokens of a row are drawn; with arrays `[B]`, of all rows, so that one program serves them."""
 
-    temperature: jax.Array
-    top_k: jax.Array
-    top_p: jax.Array
-    seed: jax.Array
-    index: jax.Array
+    temperature: Any = 0.0
+    top_k: Any = 0
+    top_p: Any = 1.0
+    seed: Any = 0
+    index: Any = 0
     """How many tokens of the row were drawn before."""
+
+    @classmethod
+    def stack(cls, rows: Sequence[RowSampling]) -> RowSampling:
+        """The settings of single rows as arrays."""
+        columns = zip(cls(), zip(*rows, strict=True), strict=True)
+        return cls(*(jnp.asarray(column, type(default)) for default, column in columns))
 
 
 def next_tokens(logits_BTV: jax.Array, rows: RowSampling) -> jax.Array:

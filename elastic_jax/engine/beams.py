@@ -9,7 +9,8 @@ import numpy as np
 
 from elastic_jax.engine import programs
 from elastic_jax.engine.requests import Request
-from elastic_jax.engine.slots import Drawing, Slots
+from elastic_jax.engine.slots import Slots
+from elastic_jax.sampling import RowSampling
 
 
 class BeamLane:
@@ -36,7 +37,7 @@ class BeamLane:
             return {self.rows[0]: self._unread[:width]}
         return {row: tokens[-1:] for row, tokens in zip(self.rows, self._tokens, strict=True)}
 
-    def drawings(self) -> dict[int, Drawing]:
+    def drawings(self) -> dict[int, RowSampling]:
         return {}
 
     def advance(self, logits_BTV: jax.Array, drawn_BT: np.ndarray) -> list[int]:

@@ -10,8 +10,9 @@ import numpy as np
 
 from elastic_jax.engine import programs
 from elastic_jax.engine.requests import Request
-from elastic_jax.engine.slots import Drawing, Slots, row_sampling
+from elastic_jax.engine.slots import Slots
 from elastic_jax.errors import ShapeError
+from elastic_jax.sampling import RowSampling
 
 
 class Lane(Protocol):
@@ -28,7 +29,7 @@ class Lane(Protocol):
         """Tokens for each row to read now. Every row has room for one."""
         ...
 
-    def drawings(self) -> dict[int, Drawing]:
+    def drawings(self) -> dict[int, RowSampling]:
         """How the rows draw."""
         ...
 
@@ -51,7 +52,7 @@ class SampledLane:
         self._piece: list[int] = []
 
     def start(self, logits_1V: jax.Array) -> list[int]:
-        drawn = programs.first_tokens(logits_1V, row_sampling([self._drawing(0)]))
+        drawn = programs.first_tokens(logits_1V, RowSampling.stack([self._drawing(0)]))
         self._known = [int(np.asarray(drawn)[0, 0])]
         return self._known[:]
 
@@ -79,13 +80,13 @@ class SampledLane:
             raise ShapeError(f"a draft holds {drafts}; want ids in [0, {vocab}).")
         return drafts[:limit]
 
-    def drawings(self) -> dict[int, Drawing]:
+    def drawings(self) -> dict[int, RowSampling]:
         read_before_drawing = min(len(self._known), len(self._piece)) - 1
         return {self.rows[0]: self._drawing(len(self.request.tokens) - read_before_drawing)}
 
-    def _drawing(self, index: int) -> Drawing:
+    def _drawing(self, index: int) -> RowSampling:
         sampling = self.request.sampling
-        return Drawing(sampling.temperature, sampling.top_k, sampling.top_p, self.request.seed, index)
+        return RowSampling(sampling.temperature, sampling.top_k, sampling.top_p, self.request.seed, index)
 
     def advance(self, logits_BTV: jax.Array, drawn_BT: np.ndarray) -> list[int]:
         row, piece = self.rows[0], self._piece

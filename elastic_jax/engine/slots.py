@@ -49,17 +49,6 @@ class Demand:
     prefix: int = 0
 
 
-@dataclass(frozen=True)
-class Drawing:
-    """How the next tokens of a row are drawn; `index` were drawn before."""
-
-    temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
-    seed: int = 0
-    index: int = 0
-
-
 class Slots(ABC):
     """A fixed number of rows that share one cache. Every method leaves the other rows as they are."""
 
@@ -88,7 +77,7 @@ class Slots(ABC):
         return Prompt(kv, len(prompt), logits_1V, np.asarray(routed.mode)[:, 0])
 
     def read(
-        self, chunks: Mapping[int, Sequence[int]], drawings: Mapping[int, Drawing], *, width: int
+        self, chunks: Mapping[int, Sequence[int]], drawings: Mapping[int, RowSampling], *, width: int
     ) -> tuple[jax.Array, jax.Array]:
         """Reads a few tokens of some rows without counting them; `count` does.
 
@@ -96,7 +85,7 @@ class Slots(ABC):
         """
         rows = range(self.engine.slots)
         tokens_BT, counts_B = pad_rows([chunks.get(row, ()) for row in rows], width)
-        sampling = row_sampling([drawings.get(row, Drawing()) for row in rows])
+        sampling = RowSampling.stack([drawings.get(row, RowSampling()) for row in rows])
         self.state, logits_BTV, drawn_BT = programs.read(
             self._graph, self._params, self._counted(), tokens_BT, counts_B, sampling
         )
@@ -164,14 +153,3 @@ class Slots(ABC):
     @abstractmethod
     def end(self, reservation: Reservation) -> None:
         """Returns the pages that a request reserved and did not take."""
-
-
-def row_sampling(drawings: Sequence[Drawing]) -> RowSampling:
-    """The settings of all rows as arrays."""
-    return RowSampling(
-        jnp.asarray(np.array([x.temperature for x in drawings], np.float32)),
-        jnp.asarray(np.array([x.top_k for x in drawings], np.int32)),
-        jnp.asarray(np.array([x.top_p for x in drawings], np.float32)),
-        jnp.asarray(np.array([x.seed for x in drawings], np.int32)),
-        jnp.asarray(np.array([x.index for x in drawings], np.int32)),
-    )

@@ -37,8 +37,8 @@ class DenseCache:
     ) -> DenseCache:
         """Rows without tokens, of `capacity` positions; `shape` is layers, rows, KV heads, head dimension."""
         L, B, K, H = shape
-        tokens = jnp.zeros((L, B, K, capacity, H), dtype)
-        return cls(tokens, jnp.copy(tokens), jnp.zeros((L, B, K), jnp.int8), jnp.zeros((B,), jnp.int32), spec)
+        kv = (jnp.zeros((L, B, 0, K, H), dtype),) * 2
+        return cls.from_prefill(kv, jnp.zeros(B), jnp.zeros((L, B, K), jnp.int8), capacity, spec)
 
     @classmethod
     def from_prefill(

@@ -102,22 +102,9 @@ class QuantizedCache:
             pages: size of the pool that all rows share.
         """
         L, B, K, H = shape
-        outliers = Outliers.empty((L, B, K), config.outliers, config.outlier_store, H, dtype)
-        exact = jnp.zeros((L, B, K, outliers.pos.shape[-1] + ring, H), dtype)
-        return cls(
-            empty_pages(pages, H, config),
-            jnp.zeros((L, B, K, groups), jnp.int32),
-            exact,
-            jnp.copy(exact),
-            outliers.pos,
-            outliers.score,
-            outliers.frozen,
-            jnp.zeros((L, B, K), jnp.int8),
-            jnp.zeros((B,), jnp.int32),
-            jnp.zeros((B,), jnp.int32),
-            config,
-            spec,
-        )
+        kv = (jnp.zeros((L, B, 1, K, H), dtype),) * 2
+        table, mode, lengths = jnp.zeros((L, B, K, groups), jnp.int32), jnp.zeros((L, B, K), jnp.int8), jnp.zeros(B)
+        return fill_rows(empty_pages(pages, H, config), kv, lengths, mode, table, ring, config, spec)
 
     @classmethod
     def from_prefill(

@@ -11,11 +11,10 @@ import pytest
 from tiny import tiny_model
 
 from elastic_jax.engine import Engine, EngineConfig, programs
-from elastic_jax.engine.slots import Drawing, row_sampling
 from elastic_jax.errors import ConfigError, ShapeError
 from elastic_jax.generation import generate
 from elastic_jax.kv_cache import CacheConfig
-from elastic_jax.sampling import Sampling
+from elastic_jax.sampling import RowSampling, Sampling
 
 SIZE = EngineConfig(slots=3, max_length=160, step_tokens=4, flush_rows=1)
 PLAIN = CacheConfig()
@@ -136,7 +135,7 @@ def test_the_cache_is_given_to_every_step_and_not_copied(cache):
 
 def step_memory(cache, max_length):
     slots = engine(cache, max_length=max_length).slots
-    draw = row_sampling([Drawing()] * SIZE.slots)
+    draw = RowSampling.stack([RowSampling()] * SIZE.slots)
     tokens, counts = np.zeros((SIZE.slots, 1), np.int32), np.zeros(SIZE.slots, np.int32)
     compiled = programs.read.lower(slots._graph, slots._params, slots._counted(), tokens, counts, draw).compile()
     return slots.nbytes, compiled.memory_analysis()

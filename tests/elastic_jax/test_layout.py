@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from elastic_jax.errors import ShapeError
-from elastic_jax.layout import make_layout
+from elastic_jax.layout import make_layout, pad_rows
 
 
 def test_packed_positions_restart_in_every_sequence():
@@ -19,6 +19,12 @@ def test_padded_rows_are_one_sequence_each():
     np.testing.assert_array_equal(layout.sequence_BT, [[0, 0, 0, 0, 0], [0, 0, 1, 1, 1]])
     np.testing.assert_array_equal(layout.lengths_BM, [[5], [2]])
     assert not layout.packed
+
+
+def test_rows_without_tokens_of_their_own_hold_one():
+    ids, lengths = pad_rows([[5, 6], (), np.array([7])], 3, 4)
+    np.testing.assert_array_equal(ids, [[5, 6, 0], [0, 0, 0], [7, 0, 0], [0, 0, 0]])
+    np.testing.assert_array_equal(lengths, [2, 0, 1, 1])
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from elastic_jax.errors import ConfigError, ShapeError
 from elastic_jax.kv_cache import CacheConfig
 from elastic_jax.kv_cache.dense import DenseCache
-from elastic_jax.kv_cache.pages import plan_pages, quantized_tokens, round_up
+from elastic_jax.kv_cache.pages import plan_pages, quantized_tokens, round_up, tree_bytes
 from elastic_jax.kv_cache.quantized import QuantizedCache, hadamard, ring_positions
 from elastic_jax.kv_cache.size import quantized_bytes
 from pallas_kernels.schedule import AttentionSpec
@@ -201,10 +201,6 @@ def test_sparse_heads_need_no_more_than_their_ring():
         np.testing.assert_array_equal(slim.attend(layer, q), wide.attend(layer, q))
 
 
-def bytes_of(cache):
-    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(cache))
-
-
 @pytest.mark.parametrize(("tokens", "sparse_heads", "ratio"), [(16_384, 0, 6.4), (131_072, 13, 17)])
 def test_bytes_against_bfloat16(tokens, sparse_heads, ratio):
     """Head dim 128; every head full, or 13 of 20 sparse."""
@@ -216,7 +212,7 @@ def test_bytes_against_bfloat16(tokens, sparse_heads, ratio):
     cache = jax.eval_shape(
         lambda kv: QuantizedCache.from_prefill(kv, jnp.array([tokens]), jnp.asarray(mode), plan, config, spec), kv
     )
-    assert bytes_of(kv) / bytes_of(cache) >= ratio
+    assert tree_bytes(kv) / tree_bytes(cache) >= ratio
 
 
 @settings(max_examples=15)
@@ -239,7 +235,7 @@ def test_bytes_are_those_counted_beforehand(bits, group, head_dim, dtype, transf
         lambda kv: QuantizedCache.from_prefill(kv, jnp.asarray(lengths), jnp.asarray(mode), plan, config, spec), kv
     )
     counted = quantized_bytes(mode, lengths, head_dim, jnp.dtype(dtype).itemsize, config, spec)
-    assert counted == bytes_of(cache)
+    assert counted == tree_bytes(cache)
 
 
 def documented_bytes(n, head_dim, itemsize, config):
@@ -282,13 +278,6 @@ def test_plans_waste_little_and_have_few_sizes():
         assert used <= plan.pages <= used * 33 / 32
     for parts in (8, 32):
         assert all(len({round_up(n, parts=parts) for n in range(s, 2 * s)}) <= parts + 1 for s in range(1, 500, 7))
-
-
-def test_nbytes_counts_every_array():
-    cache = prefill(random_kv(), [40, 50, 60])
-    assert cache.nbytes == bytes_of(cache)
-    eight = prefill(random_kv(), [40, 50, 60], dataclasses.replace(CONFIG, bits=8))
-    assert eight.pages.k_codes.nbytes == 4 * cache.pages.k_codes.nbytes
 
 
 @pytest.mark.parametrize("width", [8, 12, 7])

@@ -16,7 +16,6 @@ import numpy as np
 from elastic_jax.engine import programs
 from elastic_jax.engine.config import EngineConfig
 from elastic_jax.engine.page_pool import ABSENT, PagePool, Reservation, pages_needed, stored_groups
-from elastic_jax.engine.rows import Row
 from elastic_jax.engine.slots import Demand, Prompt, Slots
 from elastic_jax.errors import ConfigError
 from elastic_jax.generation import Cache, decodes_sparse
@@ -32,7 +31,7 @@ from elastic_jax.routing import HeadMode
 class KeptRow:
     """A row at the end of its prompt: its exact tokens and outliers are copied, its packed groups are held."""
 
-    own: Row
+    own: programs.Row
     table_LKJ: np.ndarray
     mode_LK: np.ndarray
     quantized: int

@@ -11,7 +11,6 @@ from elastic_jax.config import ModelConfig
 from elastic_jax.engine.admission import check_request, longest_prefix
 from elastic_jax.engine.beams import BeamLane
 from elastic_jax.engine.config import EngineConfig
-from elastic_jax.engine.dense_slots import DenseSlots
 from elastic_jax.engine.lanes import Lane, SampledLane
 from elastic_jax.engine.page_pool import Reservation
 from elastic_jax.engine.paged_slots import PagedSlots
@@ -46,8 +45,8 @@ class Engine:
                 f"engine max_length is {self.config.max_length}; the model has {have} positions. Lower it, or give the "
                 "checkpoint a rope scaling for longer contexts."
             )
-        make = DenseSlots if self.cache.bits == 16 else PagedSlots
-        self.slots: Slots = make(model, self.config, self.cache)
+        make = Slots if self.cache.bits == 16 else PagedSlots
+        self.slots = make(model, self.config, self.cache)
         self._model = model
         self._queue: deque[Request | Prefix] = deque()
         self._lanes: dict[Request, Lane] = {}

@@ -6,7 +6,6 @@ wrote lies after the row's last token, is never read, and is overwritten by the 
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -21,6 +20,7 @@ from elastic_jax.engine.config import EngineConfig
 from elastic_jax.engine.page_pool import Reservation
 from elastic_jax.generation import Cache, bucket, decodes_sparse, prefill
 from elastic_jax.kv_cache import CacheConfig
+from elastic_jax.kv_cache.dense import DenseCache
 from elastic_jax.kv_cache.pages import tree_bytes
 from elastic_jax.layout import pad_rows
 from elastic_jax.model import ElasticForCausalLM
@@ -49,12 +49,15 @@ class Demand:
     prefix: int = 0
 
 
-class Slots(ABC):
-    """A fixed number of rows that share one cache. Every method leaves the other rows as they are."""
+class Slots:
+    """A fixed number of rows over one plain cache. Every method leaves the other rows as they are.
 
-    def __init__(self, model: ElasticForCausalLM, engine: EngineConfig, cache: CacheConfig, state: Cache):
+    Each row has room for the longest request, so nothing is reserved, shared or packed: `PagedSlots` does that.
+    """
+
+    def __init__(self, model: ElasticForCausalLM, engine: EngineConfig, cache: CacheConfig, state: Cache | None = None):
         self.engine, self.cache, self.config = engine, cache, model.config
-        self.state = state
+        self.state = _blank_rows(model, engine) if state is None else state
         self.lengths = np.zeros(engine.slots, np.int32)
         self._model = model
         self._graph, self._params = nnx.split(model)
@@ -114,42 +117,48 @@ class Slots(ABC):
     def _counted(self) -> Cache:
         return replace(self.state, lengths=jnp.asarray(self.lengths.copy()))  # a copy: it is read after this returns
 
-    @abstractmethod
     def room(self, row: int) -> int:
         """Tokens that the row can read at once; 0 where it must be flushed first."""
+        return self.engine.max_length - int(self.lengths[row])
 
-    @abstractmethod
     def flush(self, rows: Sequence[int]) -> None:
         """Packs the oldest group of each of these rows, which have no room; `rows_per_flush` rows at most."""
+        raise AssertionError(f"rows {rows} of a plain cache have nothing to pack.")
 
-    @abstractmethod
     def refusal(self, demand: Demand, mode_LK: np.ndarray | None) -> str | None:
         """Why the request could not be served even alone, or None. Without `mode_LK` every head counts as full."""
+        return None
 
-    @abstractmethod
     def reserve(self, demand: Demand, mode_LK: np.ndarray | None) -> Reservation | None:
         """Reserves the pages that the request needs until its end; None where it has to wait for others."""
+        return Reservation(0)
 
-    @abstractmethod
     def insert(self, row: int, prompt: Prompt, demand: Demand, reservation: Reservation) -> None:
         """Puts a prompt into a free row, and corrects the reservation to its real routing."""
+        length, mode_LK = np.int32(prompt.length), self.cache_mode(prompt)
+        self.state = programs.put_prompt_dense(self._counted(), prompt.kv, length, np.int32(row), mode_LK)
+        self.lengths[row] = prompt.length
 
-    @abstractmethod
     def keep(self, row: int, prompt: Prompt) -> Any:
         """What `restore` needs to put the prompt just inserted into other rows."""
+        return prompt
 
-    @abstractmethod
     def restore(self, row: int, kept: Any, reservation: Reservation) -> None:
         """Puts a kept prompt into a free row."""
+        self.insert(row, kept, Demand(kept.length, kept.length), reservation)
 
-    @abstractmethod
     def forget(self, kept: Any) -> None:
         """Releases a kept prompt; rows that continue it stay as they are."""
 
-    @abstractmethod
     def release(self, row: int) -> None:
         """Frees a row. The caller ends its reservation."""
+        self.lengths[row] = 0
 
-    @abstractmethod
     def end(self, reservation: Reservation) -> None:
         """Returns the pages that a request reserved and did not take."""
+
+
+def _blank_rows(model: ElasticForCausalLM, engine: EngineConfig) -> DenseCache:
+    config, dtype = model.config, model.embed.embedding[...].dtype
+    shape = (config.num_layers, engine.slots, config.num_kv_heads, config.head_dim)
+    return DenseCache.blank(shape, capacity=bucket(engine.max_length), dtype=dtype, spec=config.attention_spec)

@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 from tiny import CONFIG, random_ids, tiny_model
 
 from elastic_jax.config import RopeConfig
@@ -85,7 +84,7 @@ def test_gradients_equal_separate_rows() -> None:
 
 def test_what_cannot_be_shared_is_refused() -> None:
     def run(prompts=PROMPTS, **changes) -> None:
-        model = nnx.eval_shape(lambda: tiny_model(**changes))
+        model = tiny_model(**changes)
         shared_prefix_hidden(model, *map(jnp.asarray, (prompts, PROMPT_LENGTHS, RESPONSES, RESPONSE_LENGTHS)))
 
     with pytest.raises(ConfigError, match="multiple of 16"):

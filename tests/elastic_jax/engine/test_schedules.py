@@ -8,9 +8,8 @@ import pytest
 from tiny import random_ids, tiny_model
 
 from elastic_jax.engine.config import EngineConfig
-from elastic_jax.engine.dense_slots import DenseSlots
 from elastic_jax.engine.paged_slots import PagedSlots
-from elastic_jax.engine.slots import Demand
+from elastic_jax.engine.slots import Demand, Slots
 from elastic_jax.kv_cache import CacheConfig
 
 ENGINE = EngineConfig(slots=3, max_length=160, step_tokens=4, flush_rows=1)
@@ -184,13 +183,13 @@ def kinds():
     model, rng = tiny_model(), np.random.default_rng(0)
 
     def make(kind, cache, pages):
-        if kind is DenseSlots:
-            return DenseSlots(model, ENGINE, cache)
+        if kind is Slots:
+            return Slots(model, ENGINE, cache)
         page = PagedSlots(model, ENGINE, cache).page_bytes
         return PagedSlots(model, dataclasses.replace(ENGINE, pool_mib=(pages + 0.5) * page / 2**20), cache)
 
     made = {}
-    for kind, cache in ((PagedSlots, PACKED), (DenseSlots, CacheConfig())):
+    for kind, cache in ((PagedSlots, PACKED), (Slots, CacheConfig())):
         slots = make(kind, cache, POOL)
         prompts = [
             slots.prefill(np.asarray(random_ids((n,), seed=n)).tolist(), rng.integers(0, 2, (2, 1, 2)))
@@ -222,15 +221,15 @@ def play_many(kinds, kind, seeds):
     return totals
 
 
-@pytest.mark.parametrize(("kind", "schedules"), [(PagedSlots, 24), (DenseSlots, 6)])
+@pytest.mark.parametrize(("kind", "schedules"), [(PagedSlots, 24), (Slots, 6)])
 def test_rows_compute_what_they_compute_alone_and_nothing_leaks(kinds, kind, schedules):
     counts = play_many(kinds, kind, range(schedules))
     happened = {name for name, count in counts.items() if count}
-    assert happened == set(counts) - ({"flush", "wait"} if kind is DenseSlots else set()), counts
+    assert happened == set(counts) - ({"flush", "wait"} if kind is Slots else set()), counts
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("kind", "schedules"), [(PagedSlots, 800), (DenseSlots, 200)])
+@pytest.mark.parametrize(("kind", "schedules"), [(PagedSlots, 800), (Slots, 200)])
 def test_a_thousand_schedules(kinds, kind, schedules):
     counts = play_many(kinds, kind, range(1000, 1000 + schedules))
     assert min(counts[name] for name in ("read", "refuse", "copy")) > 0

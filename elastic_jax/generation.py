@@ -160,8 +160,7 @@ def make_cache(
     new_tokens: int,
 ) -> Cache:
     """The cache of prompts whose keys and values are `kv`, with room for `new_tokens` more in every row."""
-    if not decodes_sparse(cache, config):
-        mode_LBK = jnp.full_like(mode_LBK, HeadMode.FULL)
+    mode_LBK = decode_modes(mode_LBK, cache, config)
     spec, lengths = config.attention_spec, jnp.asarray(lengths_B)
     if cache.bits == 16:
         capacity = bucket(int(lengths_B.max()) + new_tokens)
@@ -170,12 +169,13 @@ def make_cache(
     return QuantizedCache.from_prefill(kv, lengths, mode_LBK, plan, cache, spec)
 
 
-def decodes_sparse(cache: CacheConfig, config: ModelConfig) -> bool:
-    """Whether heads that the router made sparse stay so while decoding.
+def decode_modes[M: (jax.Array, np.ndarray)](mode: M, cache: CacheConfig, config: ModelConfig) -> M:
+    """What the heads see while decoding, and so what the cache keeps of them: `mode`, or all of it for every head.
 
     Heads that choose their blocks by content (XA) do so for whole blocks of queries, in prefill; they decode over all.
     """
-    return cache.sparse_decode and config.router.pattern != "fa-xa"
+    sparse = cache.sparse_decode and config.router.pattern != "fa-xa"
+    return mode if sparse else mode * int(HeadMode.FULL)
 
 
 _dense_cache = jax.jit(DenseCache.from_prefill, static_argnames=("capacity", "spec"))
@@ -263,8 +263,8 @@ def _check_cache_limit(
     config, itemsize = model.config, model.head_kernel().dtype.itemsize
     B, L, K, H = len(lengths_B), config.num_layers, config.num_kv_heads, config.head_dim
     mode_LBK = np.full((L, B, K), HeadMode.FULL, np.int8)
-    if gates is not None and decodes_sparse(cache, config):
-        mode_LBK = np.asarray(to_modes(gates.z))
+    if gates is not None:
+        mode_LBK = decode_modes(np.asarray(to_modes(gates.z)), cache, config)
     longest_first = np.argsort(-lengths_B)
     lengths_B, mode_LBK = lengths_B[longest_first] + new_tokens, mode_LBK[:, longest_first]
 

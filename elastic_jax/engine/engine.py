@@ -9,9 +9,8 @@ import numpy as np
 
 from elastic_jax.config import ModelConfig
 from elastic_jax.engine.admission import check_request, longest_prefix
-from elastic_jax.engine.beams import BeamLane
 from elastic_jax.engine.config import EngineConfig
-from elastic_jax.engine.lanes import Lane, SampledLane
+from elastic_jax.engine.lanes import BeamLane, Lane, SampledLane
 from elastic_jax.engine.page_pool import Reservation
 from elastic_jax.engine.paged_slots import PagedSlots
 from elastic_jax.engine.requests import Drafter, Event, Finish, Prefix, Request

@@ -18,7 +18,7 @@ from elastic_jax.engine.config import EngineConfig
 from elastic_jax.engine.page_pool import ABSENT, PagePool, Reservation, pages_needed, stored_groups
 from elastic_jax.engine.slots import Demand, Prompt, Slots
 from elastic_jax.errors import ConfigError
-from elastic_jax.generation import Cache, decodes_sparse
+from elastic_jax.generation import Cache, decode_modes
 from elastic_jax.kv_cache import CacheConfig
 from elastic_jax.kv_cache.pages import page_bytes, quantized_tokens, sparse_groups
 from elastic_jax.kv_cache.quantized import QuantizedCache
@@ -127,13 +127,13 @@ class PagedSlots(Slots):
         return self.pool.reserve(self._need(demand, mode_LK))
 
     def _need(self, demand: Demand, mode_LK: np.ndarray | None) -> int:
-        if mode_LK is None or not decodes_sparse(self.cache, self.config):
-            mode_LK = np.full(self._mode.shape[1:], HeadMode.FULL)
+        mode_LK = np.full(self._mode.shape[1:], HeadMode.FULL) if mode_LK is None else mode_LK
+        mode_LK = decode_modes(mode_LK, self.cache, self.config)
         prompt, total, prefix = (_groups(n, self.cache) for n in (demand.prompt, demand.total, demand.prefix))
         return pages_needed(mode_LK, prompt, total, self._extent, rows=demand.rows, shared=prefix)
 
     def insert(self, row: int, prompt: Prompt, demand: Demand, reservation: Reservation) -> None:
-        mode_LK = self.cache_mode(prompt)
+        mode_LK = decode_modes(prompt.mode_LK, self.cache, self.config)
         reservation.left = self._need(demand, mode_LK)
         groups = _groups(prompt.length, self.cache)
         stored_LKJ = stored_groups(mode_LK, groups, self._extent)

@@ -18,13 +18,13 @@ from flax import nnx
 from elastic_jax.engine import programs
 from elastic_jax.engine.config import EngineConfig
 from elastic_jax.engine.page_pool import Reservation
-from elastic_jax.generation import Cache, bucket, decodes_sparse, prefill
+from elastic_jax.generation import Cache, bucket, decode_modes, prefill
 from elastic_jax.kv_cache import CacheConfig
 from elastic_jax.kv_cache.dense import DenseCache
 from elastic_jax.kv_cache.pages import tree_bytes
 from elastic_jax.layout import pad_rows
 from elastic_jax.model import ElasticForCausalLM
-from elastic_jax.routing import HeadMode, gates_from
+from elastic_jax.routing import gates_from
 from elastic_jax.sampling import RowSampling
 
 
@@ -98,11 +98,6 @@ class Slots:
         """Keeps the first `tokens` of what the row read last."""
         self.lengths[row] += tokens
 
-    def cache_mode(self, prompt: Prompt) -> np.ndarray:
-        """What the heads of a prompt keep and see while decoding, int8 `[L, K]`."""
-        keeps = decodes_sparse(self.cache, self.config)
-        return prompt.mode_LK if keeps else np.full_like(prompt.mode_LK, HeadMode.FULL)
-
     def copy(self, source: int, target: int) -> None:
         """Copies a row over another row of the same request."""
         self.state = programs.copy_row(self.state, np.int32(source), np.int32(target))
@@ -135,7 +130,7 @@ class Slots:
 
     def insert(self, row: int, prompt: Prompt, demand: Demand, reservation: Reservation) -> None:
         """Puts a prompt into a free row, and corrects the reservation to its real routing."""
-        length, mode_LK = np.int32(prompt.length), self.cache_mode(prompt)
+        length, mode_LK = np.int32(prompt.length), decode_modes(prompt.mode_LK, self.cache, self.config)
         self.state = programs.put_prompt_dense(self._counted(), prompt.kv, length, np.int32(row), mode_LK)
         self.lengths[row] = prompt.length
 

@@ -6,6 +6,7 @@ misreading here gives a model that loads and then writes nonsense, so every unkn
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -51,21 +52,12 @@ class RopeConfig:
 
 
 _UNSET = RopeConfig()
-_NAMES = {
-    "rope_theta": "theta",
-    "factor": "factor",
-    "original_max_position_embeddings": "original_max_position",
-    "low_freq_factor": "low_freq_factor",
-    "high_freq_factor": "high_freq_factor",
-    "attention_factor": "attention_factor",
-    "beta_fast": "beta_fast",
-    "beta_slow": "beta_slow",
-    "mscale": "mscale",
-    "mscale_all_dim": "mscale_all_dim",
-    "truncate": "truncate",
-    "short_factor": "short_factor",
-    "long_factor": "long_factor",
+_NAMES = {"rope_theta": "theta", "original_max_position_embeddings": "original_max_position"} | {
+    field.name: field.name
+    for field in dataclasses.fields(RopeConfig)
+    if field.name not in ("type", "theta", "original_max_position")
 }
+"""Our field of each field of a `config.json`."""
 _REQUIRED: dict[RopeType, tuple[str, ...]] = {
     "default": (),
     "linear": ("factor",),

@@ -69,9 +69,7 @@ def route_prompt(
         tokens=len(ids),
         full_LK=np.asarray(routing.mode[:, 0]) == HeadMode.FULL,
         probability_LK=np.asarray(jax.nn.sigmoid(logits[..., 1] - logits[..., 0] + router_bias)),
-        msr=float(routing.msr()[0]),
-        esr=float(routing.esr(lengths, model.config)[0]),
-        esr_last_layer=float(routing.esr(lengths, model.config, last_layer=True)[0]),
+        **routing.measures(lengths, model.config, 0),
     )
 
 

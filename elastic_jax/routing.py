@@ -7,6 +7,7 @@ from enum import IntEnum
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from elastic_jax.config import ModelConfig
 from elastic_jax.errors import ShapeError
@@ -55,6 +56,15 @@ class Routing:
             return (self.skipped[-1:] if last_layer else self.skipped).mean(axis=(0, -1))
         sparse = (self.mode[-1:] if last_layer else self.mode) == HeadMode.SPARSE
         return sparse.mean(axis=(0, -1), dtype=jnp.float32) * streaming_skip_ratio(lengths, config)
+
+    def measures(self, lengths: jax.Array | np.ndarray, config: ModelConfig, row: int) -> dict[str, float]:
+        """`msr`, `esr` and `esr_last_layer` of one row."""
+        lengths = jnp.asarray(lengths)
+        return {
+            "msr": float(self.msr()[row]),
+            "esr": float(self.esr(lengths, config)[row]),
+            "esr_last_layer": float(self.esr(lengths, config, last_layer=True)[row]),
+        }
 
 
 @jax.tree_util.register_dataclass

@@ -20,7 +20,7 @@ from elastic_jax.layout import pad_rows
 from elastic_jax.model import ElasticForCausalLM
 from elastic_jax.rope import apply_rope, rope_table
 from elastic_jax.routing import Gates, HeadMode, Routing
-from eval.harness.scoring import arm_gates, routing_numbers
+from eval.harness.scoring import arm_gates
 from eval.samples import Arm, Prompt
 
 _DIGITS = 4
@@ -50,7 +50,7 @@ def read_routing(
             "before": np.round(np.asarray(before_LBH[:, row], float), _DIGITS).tolist(),
             "after": np.round(np.asarray(after_LBH[:, row], float), _DIGITS).tolist(),
         }
-        told.append((routing_numbers(routing, lengths, model.config, row), details))
+        told.append((routing.measures(lengths, model.config, row), details))
     return told
 
 

@@ -83,7 +83,7 @@ class Scorer:
         for row, prompt in enumerate(prompts):
             each = np.asarray(log_prob)[row, : len(prompt.continuation_ids)]
             parts = tuple(float(part.mean()) for part in np.array_split(each, prompt.parts)) if prompt.parts > 1 else ()
-            numbers = routing_numbers(routing, batch.lengths, self._config, row)
+            numbers = routing.measures(batch.lengths, self._config, row)
             scores.append(Score(bool(exact[row]), float(mean[row]), **numbers, hits=float(hits[row]), parts=parts))
         return scores
 
@@ -116,7 +116,7 @@ class Scorer:
         batch = _Batch.padded(texts, targets, tokens=tokens, rows=rows, width=len(targets[0]))
         log_prob, _, routing = self._forward(batch, arm, one_place=True)
         return [
-            (np.asarray(log_prob)[row].tolist(), routing_numbers(routing, batch.lengths, self._config, row))
+            (np.asarray(log_prob)[row].tolist(), routing.measures(batch.lengths, self._config, row))
             for row in range(len(prompts))
         ]
 
@@ -163,16 +163,6 @@ def arm_gates(arm: Arm, config: ModelConfig, rows: int) -> Gates | None:
         modes_LK = jnp.asarray(arm.modes_LK, jnp.int32)
         return gates_from(jnp.repeat(modes_LK[:, None], rows, axis=1), config, rows)
     return gates_from(None if arm.view == "elastic" else arm.view, config, rows)
-
-
-def routing_numbers(routing: Routing, lengths: np.ndarray, config: ModelConfig, row: int) -> dict[str, float]:
-    """MSR and both ESR of one row."""
-    lengths_B = jnp.asarray(lengths)
-    return {
-        "msr": float(routing.msr()[row]),
-        "esr": float(routing.esr(lengths_B, config)[row]),
-        "esr_last_layer": float(routing.esr(lengths_B, config, last_layer=True)[row]),
-    }
 
 
 def _shared_length(options: Sequence[Sequence[int]]) -> int:

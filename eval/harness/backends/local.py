@@ -17,7 +17,7 @@ from elastic_jax.layout import pad_rows
 from elastic_jax.model import ElasticForCausalLM, from_params, to_params
 from eval.harness.provenance import backbone_digest, router_digest
 from eval.harness.routing import needle_attention, read_routing
-from eval.harness.scoring import Scorer, arm_gates, routing_numbers
+from eval.harness.scoring import Scorer, arm_gates
 from eval.samples import Arm, Kind, Prompt, Reply
 
 if TYPE_CHECKING:
@@ -121,7 +121,7 @@ class ModelBackend:
         for row, prompt in enumerate(batch):
             answer = written[row, : counts[row]][: prompt.max_new_tokens].tolist()
             stopped = counts[row] < prompt.max_new_tokens or answer[-1] in self._tokenizer.all_special_ids
-            numbers = routing_numbers(out.routing, lengths, self.model.config, row)
+            numbers = out.routing.measures(lengths, self.model.config, row)
             numbers |= {
                 "cache_bytes": out.cache_bytes / rows,
                 "prefill_s": out.timings.prefill_s / rows,

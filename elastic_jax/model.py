@@ -17,7 +17,7 @@ from elastic_jax.config import ModelConfig
 from elastic_jax.errors import CheckpointError, ShapeError
 from elastic_jax.int8_linear import int8_maps, int8_shapes, join_int8
 from elastic_jax.layers import GatedMLP, Linear, RMSNorm
-from elastic_jax.layout import make_layout, squeeze_sequences
+from elastic_jax.layout import Layout, make_layout, squeeze_sequences
 from elastic_jax.rope import rope_table
 from elastic_jax.router import AttentionRouter, SampledGates, pooling_weights
 from elastic_jax.routing import Imposed, Routing, gates_from, to_modes
@@ -72,6 +72,7 @@ class Hidden(NamedTuple):
     layers: jax.Array | None
     kv: tuple[jax.Array, jax.Array] | None
     skipped: jax.Array | None
+    layout: Layout
 
     @property
     def routing(self) -> Routing:
@@ -241,7 +242,7 @@ class ElasticForCausalLM(nnx.Module):
         hidden_BTD = self.norm(x_BTD)
         layers = jnp.concatenate([inputs, hidden_BTD[None]]) if return_layers else None
         logits, z, pooled, skipped = routed
-        return Hidden(hidden_BTD, logits, z, pooled, layers, kv, skipped)
+        return Hidden(hidden_BTD, logits, z, pooled, layers, kv, skipped, layout)
 
     def head(self, hidden: jax.Array) -> jax.Array:
         """Vocabulary logits, float32 `[..., V]`, of normed hidden states `[..., D]`."""

@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from elastic_jax.config import ModelConfig, Pattern
 from elastic_jax.errors import CheckpointError
 from elastic_jax.generation import bucket
-from elastic_jax.layout import Layout, check_prompts, make_layout
+from elastic_jax.layout import Layout, check_prompts, squeeze_sequences
 from elastic_jax.model import ElasticForCausalLM, RoutingChoice, from_params, param_shapes
 from elastic_jax.routing import Gates, Imposed, gates_from
 from elastic_jax.weights.names import SCORE, SCORE_TENSOR
@@ -98,8 +98,7 @@ class ElasticRewardModel(nnx.Module):
 
         The arguments are those of `ElasticForCausalLM`. What follows a sequence never changes its score.
         """
-        B, T = input_ids_BT.shape
-        hidden_BTD = self.decoder.hidden(
+        out = self.decoder.hidden(
             input_ids_BT,
             lengths=lengths,
             segment_ids=segment_ids,
@@ -107,16 +106,8 @@ class ElasticRewardModel(nnx.Module):
             router_bias=router_bias,
             num_segments=num_segments,
             remat=remat,
-        ).hidden_BTD
-        layout = make_layout(
-            (B, T),
-            lengths=lengths,
-            segment_ids=segment_ids,
-            num_segments=num_segments,
-            block_size=self.config.router.block_size,
         )
-        scores_BM = score_hidden(hidden_BTD, self.score_head[...], layout)
-        return scores_BM if layout.packed else scores_BM[:, 0]
+        return squeeze_sequences(score_hidden(out.hidden_BTD, self.score_head[...], out.layout), out.layout)
 
     def score(
         self,

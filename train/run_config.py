@@ -10,7 +10,7 @@ from elastic_jax.errors import ConfigError
 
 @dataclass(frozen=True)
 class RunConfig:
-    """Where the run is kept, how often it reports, and what it does about trouble."""
+    """Where the run is kept, how often it reports, and what it does when figures are not finite."""
 
     directory: str | None = None
     """Run directory: settings, checkpoints, metrics, TensorBoard events and, at the end, what was trained. Several
@@ -20,7 +20,7 @@ class RunConfig:
     save_every: int = 50
     """Steps between checkpoints."""
     keep: int = 2
-    """Newest checkpoints kept; the best one by evaluation is kept besides."""
+    """Newest checkpoints kept; the best one by evaluation is kept as well."""
     eval_every: int = 0
     """Steps between evaluations, each of which saves a checkpoint; 0 for none."""
     export: tuple[Literal["router", "elastic", "hf"], ...] = ("router",)

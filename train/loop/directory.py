@@ -27,7 +27,7 @@ FREE = {
     "run.compile_cache",
 }
 FREE_GROUPS = ("mesh.", "distributed.")
-"""Settings that may change when a run goes on: they do not touch what is learnt."""
+"""Settings that may change when a run goes on: they do not change the result of training."""
 
 
 _HELD: set[Path] = set()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,11 @@ def run_mesh(config: MeshConfig) -> Mesh | None:
     return make_mesh(config)
 
 
+def on_mesh(mesh: Mesh | None) -> AbstractContextManager[Any]:
+    """Within it, programs are compiled for this mesh; None for the default device."""
+    return nullcontext() if mesh is None else jax.set_mesh(mesh)
+
+
 def check_rows(rows: int, mesh: Mesh) -> None:
     """Raises `ConfigError` for a number of rows that the mesh does not divide."""
     divided = mesh.shape["data"] * mesh.shape["fsdp"]
@@ -76,9 +82,10 @@ def is_main() -> bool:
 
 
 def wait_for_all(name: str) -> None:
-    """Returns when every process has come here; all must come to the same places in the same order.
+    """Returns when every process has called it; all must make the same calls in the same order.
 
-    Asks the coordinator, not the devices, whose first meeting allows for seconds only.
+    Processes wait for the coordinator for up to 30 minutes. (Waiting by a collective of the devices would fail after
+    seconds, while one process still compiles.)
     """
     if jax.process_count() > 1:
         from orbax.checkpoint import multihost

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing, nullcontext
+from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,8 +16,8 @@ from elastic_jax.settings import settings_dict
 from elastic_jax.sharding.rules import replicated
 from train.loop.checkpoint import Checkpoints
 from train.loop.directory import claim, refuse_changes
-from train.loop.distributed import placed, wait_for_all
-from train.loop.reporting import MetricLog, TrainingProgress, Values, describe, to_plain
+from train.loop.distributed import on_mesh, placed, wait_for_all
+from train.loop.reporting import MetricLog, TrainingProgress, Values, step_line, to_plain
 from train.loop.throughput import ProfileWindow, speed
 from train.loop.trouble import SKIPPED, Interrupted, Step, StopRequest, dump_batch, not_finite, skipping
 
@@ -51,10 +51,10 @@ class Job(NamedTuple):
     """`evaluate(state, frozen)`, asked every `run.eval_every` steps and at the end."""
     best: str | None = None
     """Figure of `evaluate` whose lowest value marks the best checkpoint (`-name`: its highest)."""
-    describe: Callable[[Values], str] = describe
+    step_line: Callable[[Values], str] = step_line
     """The progress line of a step."""
     flops: Callable[[Any, Values], float] | None = None
-    """FLOPs of a step over all devices, from its batch and metrics."""
+    """`flops(batch, metrics)`: FLOPs of a step over all devices."""
     mesh: Mesh | None = None
     """Mesh of the devices, None for the default device."""
     batch_shardings: Any = None
@@ -92,7 +92,7 @@ def _fit(job: Job, directory: Path) -> Any:
         closing(checkpoints),
         closing(MetricLog(directory, run.done, evaluated=evaluated, labels=job.labels)) as log,
         closing(ProfileWindow(job.config.run.profile, directory / "profile")) as profile,
-        nullcontext() if job.mesh is None else jax.set_mesh(job.mesh),
+        on_mesh(job.mesh),
         StopRequest() as stop,
         TrainingProgress(steps, run.done) as progress,
     ):
@@ -102,7 +102,7 @@ def _fit(job: Job, directory: Path) -> Any:
             profile.before(run.done)
             values = run.take_step(step, log)
             profile.after(run.done - 1)
-            progress.update(run.done, job.describe(values))
+            progress.update(run.done, job.step_line(values))
             asked = stop.agreed(run.done)
             last = run.done == steps
             # A run that is asked to stop saves at once and leaves the evaluation to its next start; so a kill that

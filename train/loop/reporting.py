@@ -156,6 +156,6 @@ class TrainingProgress(CountProgress):
         return done % PLAIN_EVERY == 0 or done in (1, self._total)
 
 
-def describe(values: Values) -> str:
+def step_line(values: Values) -> str:
     """One line: loss, gradient norm, seconds per step."""
     return f"loss {values['loss']:.4f}  grad {values['grad_norm']:.2g}  {values['seconds']:.1f} s/step"

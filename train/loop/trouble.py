@@ -1,6 +1,7 @@
 """SIGTERM and Ctrl-C as a request that the training loop answers between steps.
 
-Steps whose figures are not finite: told, kept out of the state if asked, and their batches written down.
+Steps whose figures are not finite: they are found, left out of the state if the settings say so, and their batches are
+written to files.
 """
 
 from __future__ import annotations
@@ -78,9 +79,9 @@ Step = Callable[[Any, Any, Any], tuple[Any, Mapping[str, Any]]]
 
 
 def skipping(step: Step, watched: Sequence[str]) -> Step:
-    """`step`, but with the state as it was where a watched metric or the new state is not finite.
+    """`step`, but it returns the old state if a watched metric or the new state is not finite.
 
-    Counters in the state stay too: the step was not taken, so the learning rate does not move on.
+    Counters in the state keep their old values too, so the learning rate does not move on.
     """
 
     def guarded(state: Any, frozen: Any, batch: Any) -> tuple[Any, dict[str, Any]]:

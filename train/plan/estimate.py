@@ -145,13 +145,13 @@ class Work(NamedTuple):
     attention_flops: float
     """With the routed share; what is computed again counts again."""
     full_attention_flops: float
-    """The same with every head full."""
+    """Attention FLOPs if every head were full."""
     received: float
     """Bytes that one device receives: weights gathered for use, keys and values of other shards, sums."""
     offloaded: float
     """Bytes that one device sends to its host and reads back."""
     seconds: float
-    """All of these one after the other: nothing is taken to overlap."""
+    """Compute and transfers one after the other; overlap is not counted."""
 
 
 def step_work(

@@ -7,7 +7,7 @@ from typing import Any
 
 from train.plan.chips import GIB
 from train.plan.compile import Compiled
-from train.plan.search import FILLED, Plan
+from train.plan.search import FILLED, RunPlan
 
 _PARTS = (
     ("weights", "weights (frozen)"),
@@ -23,7 +23,7 @@ _PARTS = (
 )
 
 
-def plan_values(plan: Plan, price: float | None) -> dict[str, Any]:
+def plan_values(plan: RunPlan, price: float | None) -> dict[str, Any]:
     """A plan as JSON has it; bytes are those of one device."""
     work = plan.work
     values = {
@@ -53,7 +53,7 @@ def plan_values(plan: Plan, price: float | None) -> dict[str, Any]:
     return values
 
 
-def overrides(plan: Plan) -> list[str]:
+def overrides(plan: RunPlan) -> list[str]:
     """Flags that make `train router` run as planned, also over a recipe that sets the mesh otherwise."""
     config = plan.config
     flags = [f"--mesh.{axis}={size}" for axis, size in asdict(config.mesh).items()]
@@ -65,7 +65,7 @@ def overrides(plan: Plan) -> list[str]:
     ]
 
 
-def plan_text(plan: Plan, price: float | None) -> str:
+def plan_text(plan: RunPlan, price: float | None) -> str:
     """A plan as a table."""
     values, memory, work = plan_values(plan, price), plan.memory, plan.work
     chip = plan.topology.chip
@@ -105,7 +105,7 @@ def plan_text(plan: Plan, price: float | None) -> str:
     return "\n".join(lines)
 
 
-def _shortage(plan: Plan) -> str:
+def _shortage(plan: RunPlan) -> str:
     chip, host = plan.topology.chip, plan.memory.host / GIB
     over = plan.memory.total / GIB - FILLED * chip.memory
     if over > 0:

@@ -21,7 +21,7 @@ FILLED = 0.93
 """Share of the memory that an estimate may fill: the TPU compiler wanted up to 7 % more (`docs/scaling.md`)."""
 
 
-class Plan(NamedTuple):
+class RunPlan(NamedTuple):
     """One way to run a training."""
 
     config: RouterTrainConfig
@@ -38,7 +38,7 @@ class Plan(NamedTuple):
         return self.memory.total <= FILLED * chip.memory * GIB and self.memory.host <= chip.host * GIB
 
 
-def make_plan(model: ModelConfig, config: RouterTrainConfig, topology: Topology, sparse_share: float) -> Plan:
+def make_plan(model: ModelConfig, config: RouterTrainConfig, topology: Topology, sparse_share: float) -> RunPlan:
     """The plan of a run as its settings say.
 
     Raises:
@@ -58,7 +58,7 @@ def make_plan(model: ModelConfig, config: RouterTrainConfig, topology: Topology,
             f"{config.router.block_size} want a multiple of {shard}."
         )
     mesh = AbstractMesh(tuple(sizes.values()), AXES)
-    return Plan(
+    return RunPlan(
         config,
         mesh,
         topology,
@@ -68,7 +68,7 @@ def make_plan(model: ModelConfig, config: RouterTrainConfig, topology: Topology,
     )
 
 
-def search(model: ModelConfig, config: RouterTrainConfig, topology: Topology, sparse_share: float) -> list[Plan]:
+def search(model: ModelConfig, config: RouterTrainConfig, topology: Topology, sparse_share: float) -> list[RunPlan]:
     """All plans that fit, the fastest first; the same batch on every mesh, and layers recomputed or not.
 
     Heads are not divided further than there are KV heads, whose work would be repeated.

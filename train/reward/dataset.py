@@ -115,7 +115,7 @@ def judge_stream(data: Data, config: SftConfig, *, block_size: int) -> Batches:
 
 
 def _first(batch: PairBatch, real: int) -> PairBatch:
-    """The batch with no responses, so no weight, beyond its first `real` rows."""
+    """The batch without responses, and so without weight, in the rows after the first `real` ones."""
     there = np.arange(len(batch.prompt_lengths)) < real
     return batch._replace(response_lengths=batch.response_lengths * there[:, None])
 

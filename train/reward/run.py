@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import jax
 from jax.sharding import Mesh
 
 from elastic_jax.errors import ConfigError
@@ -17,7 +15,7 @@ from elastic_jax.reward import ElasticRewardModel
 from elastic_jax.sharding.rules import param_shardings
 from elastic_jax.weights.names import SCORE
 from train.loop.directory import claim
-from train.loop.distributed import is_main, placed, wait_for_all
+from train.loop.distributed import is_main, on_mesh, placed, wait_for_all
 from train.loop.fit import Job, best_state, fit, has_checkpoint
 from train.loop.reporting import Values
 from train.reward.config import BradleyTerryTrainConfig, PairSettings, SftConfig, SimpoTrainConfig
@@ -73,13 +71,13 @@ def train(
             fingerprint=batches.fingerprint,
             evaluate=measure,
             best="loss",
-            describe=describe,
+            step_line=objective_line,
             mesh=mesh,
             batch_shardings=shardings,
         )
         results = _stored(directory)
         if not has_checkpoint(directory) or "before" not in results:
-            with nullcontext() if mesh is None else jax.set_mesh(mesh):
+            with on_mesh(mesh):
                 results = {"before": measure(state, frozen)}
             _tell(f"held out, before: {_listed(results['before'])}")
         state = fit(job, directory)
@@ -87,7 +85,7 @@ def train(
         if config.run.eval_every:
             del state  # two states may not fit in memory
             state = best_state(job, directory)[0]
-        with nullcontext() if mesh is None else jax.set_mesh(mesh):
+        with on_mesh(mesh):
             results["after"] = measure(state, frozen)
         _tell(f"held out, after:  {_listed(results['after'])}")
         _store(directory, results)
@@ -115,7 +113,7 @@ def export(
             save_pretrained(trained, directory / form, format=form, overwrite=True)
 
 
-def describe(values: Values) -> str:
+def objective_line(values: Values) -> str:
     """One line: the objective's metrics, seconds per step."""
     shown = _listed({name: values[name] for name in ("loss", "accuracy", "margin", "nll") if name in values})
     return f"{shown}  grad {values['grad_norm']:.2g}  {values['seconds']:.1f} s/step"

@@ -50,7 +50,8 @@ def make_evaluation(
     """Builds `evaluate(state, frozen)` over every sample once.
 
     `loss` is the weighted mean of the language-model loss as in training, `msr/TASK` the share of sparse heads of a
-    task, and `objective` what the best checkpoint is chosen by. `place` puts rows `[rows, T]` on the devices.
+    task, and `objective` the figure that the best checkpoint is chosen by. `place` puts rows `[rows, T]` on the
+    devices.
     """
 
     @jax.jit

@@ -22,7 +22,7 @@ def packed_nll(
 
     Args:
         gates: see `ElasticForCausalLM.hidden`; None for the routers' own decisions.
-        remat: likewise.
+        remat: see there, too.
     """
     out = model.hidden(
         rows.input_ids,

@@ -1,7 +1,4 @@
-"""A router training run from model and samples to exported routers.
-
-Floating-point operations that a step of router training asks for, with the routing as it was sampled.
-"""
+"""A router training run from model and samples to exported routers, and the FLOPs of one of its steps."""
 
 from __future__ import annotations
 
@@ -38,7 +35,7 @@ from train.router.warm_loop import warm_routers
 
 
 def router_step_flops(model: ModelConfig, config: RouterTrainConfig, rows: Rows, values: Values) -> float:
-    """FLOPs of one optimizer step over all devices: those of the model, not of what the program repeats.
+    """FLOPs that one optimizer step needs over all devices; what the program computes twice counts once.
 
     The backbone is frozen, so each weight counts twice (forward, gradient of its input). Attention counts the causal
     pairs of full heads and, of sparse heads, the pairs of sinks and window; their share is the mean over the step's
@@ -116,7 +113,7 @@ def _train_and_export(
         fingerprint=fingerprint,
         watched=WATCHED,
         labels=dict.fromkeys(BY_TASK, TASKS),
-        describe=describe,
+        step_line=routing_line,
         flops=partial(router_step_flops, model_config, config),
         mesh=mesh,
         batch_shardings=None if mesh is None else rows_shardings(mesh, leading=1),
@@ -170,7 +167,7 @@ def export(
         save_pretrained(model, directory / form, format=form, overwrite=True)
 
 
-def describe(values: Values) -> str:
+def routing_line(values: Values) -> str:
     """One line: losses, share of sparse heads by task (as sampled), seconds per step."""
     share = values["msr"]
     assert isinstance(share, list)

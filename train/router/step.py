@@ -154,20 +154,20 @@ def _micro_metrics(
     log_share = jax.nn.log_softmax(logits_LBMKc)
     entropy_BM = -(jnp.exp(log_share) * log_share).sum(-1).mean((0, 3))
     argmax_BM = (logits_LBMKc[..., 1] <= logits_LBMKc[..., 0]).mean((0, 3))
-    means = [task_means(values, rows.task_ids, tasks) for values in (msr_BM, argmax_BM)]
-    samples = means[0][1]
+    msr, samples = task_means(msr_BM, rows.task_ids, tasks)
+    msr_argmax, _ = task_means(argmax_BM, rows.task_ids, tasks)
     task_BT = jnp.take_along_axis(rows.task_ids, jnp.maximum(rows.segment_ids - 1, 0), axis=1)
     member = (rows.weights > 0)[..., None] & (task_BT[..., None] == jnp.arange(tasks))
     entropy = jnp.where(rows.task_ids >= 0, entropy_BM, 0.0).sum()
     return Micro(
-        lm,
-        sparsity,
-        entropy,
-        samples,
-        means[0][0] * samples,
-        means[1][0] * samples,
-        member.sum((0, 1)).astype(jnp.float32),
-        jnp.einsum("bt,btk->k", nll_BT, member.astype(jnp.float32)),
+        lm=lm,
+        sparsity=sparsity,
+        entropy=entropy,
+        samples=samples,
+        msr=msr * samples,
+        msr_argmax=msr_argmax * samples,
+        learnt_tokens=member.sum((0, 1)).astype(jnp.float32),
+        nll=jnp.einsum("bt,btk->k", nll_BT, member.astype(jnp.float32)),
     )
 
 

@@ -1,4 +1,6 @@
-"""Warm start of the routers: what each head is worth to each task, measured first, then learnt from stored keys.
+"""Warm start of the routers: the worth of each head to each task is measured, then routers learn it from stored keys.
+
+The worth of a head is how much the loss of the task's samples falls if the head has full instead of sparse attention.
 
 In a pretrained model a handful of heads carry retrieval, and sampled gates name them only through a very noisy
 gradient. Here all gates move together from full to sparse, and at a few places on the way one backward pass gives the
@@ -101,7 +103,8 @@ def fit(
     *,
     on_step: Callable[[int, float], None] = lambda done, loss: None,
 ) -> RouterParams:
-    """Routers fitted to stored pooled keys; `on_step` hears how many steps are done and the loss of each.
+    """Routers fitted to stored pooled keys; `on_step` is called after each step with the
+    number of steps done and the loss.
 
     The loss of a sample is the sum over heads of gate probability * worth of the head to the sample's task, plus the
     squared violation of the task's sparsity target and the logit penalty of end-to-end training. Worth is the mean

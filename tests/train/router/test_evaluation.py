@@ -9,7 +9,7 @@ import pytest
 from tiny import CONFIG, tiny_model
 from train_run import tiny_config, tiny_samples
 
-from elastic_jax.errors import ConfigError, DataError
+from elastic_jax.errors import DataError
 from elastic_jax.weights import from_pretrained, save_pretrained
 from train.config import GateConfig, OptimConfig
 from train.data.dataset import digest
@@ -74,8 +74,3 @@ def test_the_routers_of_the_best_evaluation_are_exported(tmp_path):
     exported, _ = split_params(from_pretrained(tmp_path / "model", dtype="auto", router=run / "router"))
     for path, array in state.trainable.router.items():
         np.testing.assert_array_equal(exported[path], array, err_msg=path)
-
-
-def test_held_out_samples_without_evaluation_are_refused():
-    with pytest.raises(ConfigError, match="Set both, or neither"):
-        replace(tiny_config(), data=replace(tiny_config().data, held_out=0.1))

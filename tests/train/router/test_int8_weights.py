@@ -16,7 +16,7 @@ from elastic_jax.errors import ConfigError
 from elastic_jax.int8_linear import int8_maps, quantize_layers
 from elastic_jax.layers import INPUT_RANKS
 from elastic_jax.model import to_params
-from train.config import DataConfig, OptimConfig, RouterTrainConfig, RunConfig, WarmStartConfig
+from train.config import DataConfig, OptimConfig, RunConfig, WarmStartConfig
 from train.router.run import train_router
 
 CONFIG = tiny_config(
@@ -62,9 +62,7 @@ def test_a_stopped_run_goes_on(trained, tmp_path):
         train_router(replace(CONFIG, weights="model"), tiny_model(), tiny_samples(), directory)
 
 
-def test_what_cannot_be_is_refused(trained, tmp_path):
-    with pytest.raises(ConfigError, match="with weights int8 only `router` can be written"):
-        RouterTrainConfig(weights="int8", run=RunConfig(export=("router", "hf")))
+def test_an_int8_model_is_not_trained_as_another(trained, tmp_path):
     with pytest.raises(ConfigError, match="int8 already. Load the model anew"):
         train_router(replace(CONFIG, weights="model"), trained[1], tiny_samples(), tmp_path / "run")
     assert not (tmp_path / "run").exists()

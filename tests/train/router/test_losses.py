@@ -4,43 +4,6 @@ import numpy as np
 import pytest
 
 from train.router.losses import interval_sparsity_loss, logit_penalty, official_sparsity_loss, sparse_share
-from train.token_losses import token_nll
-
-
-@pytest.fixture
-def head_inputs():
-    rng = np.random.default_rng(0)
-    hidden = jnp.asarray(rng.normal(size=(2, 11, 6)), jnp.float32)
-    head = jnp.asarray(rng.normal(size=(6, 17)), jnp.float32)
-    labels = jnp.asarray(rng.integers(0, 17, (2, 11)), jnp.int32)
-    weights = jnp.asarray(rng.uniform(0.1, 1.0, (2, 11)) * (rng.random((2, 11)) < 0.6), jnp.float32)
-    return hidden, head, labels, weights
-
-
-def full_nll(hidden, head, labels):
-    return -jnp.take_along_axis(jax.nn.log_softmax(hidden @ head), labels[..., None], axis=-1)[..., 0]
-
-
-@pytest.mark.parametrize("chunk", [1, 4, 22, 64])
-def test_chunked_cross_entropy_equals_the_full_one_in_value_and_gradient(head_inputs, chunk):
-    hidden, head, labels, weights = head_inputs
-    chunked = jax.value_and_grad(lambda h: (weights * token_nll(h, head, labels, weights > 0, chunk)).sum())
-    full = jax.value_and_grad(lambda h: (weights * full_nll(h, head, labels)).sum())
-    for got, want in zip(chunked(hidden), full(hidden), strict=True):
-        np.testing.assert_allclose(got, want, rtol=2e-5, atol=2e-6)
-
-
-def test_cross_entropy_is_zero_where_not_needed(head_inputs):
-    hidden, head, labels, weights = head_inputs
-    nll = np.asarray(token_nll(hidden, head, labels, weights > 0, 4))
-    assert (nll[weights == 0] == 0).all() and (nll[weights > 0] > 0).all()
-
-
-def test_cross_entropy_keeps_no_whole_logit_matrix(head_inputs):
-    hidden, head, labels, weights = head_inputs
-    grad = jax.grad(lambda h: token_nll(h, head, labels, weights > 0, 4).sum())
-    shapes = str(jax.make_jaxpr(grad)(hidden))
-    assert "4,17" in shapes and "22,17" not in shapes and "2,11,17" not in shapes
 
 
 def test_sparse_share_counts_layers_and_heads():

@@ -8,7 +8,6 @@ from safetensors import safe_open
 from tiny import CONFIG, tiny_model
 from train_run import tiny_config, tiny_samples
 
-from elastic_jax.errors import ConfigError
 from train.config import WarmStartConfig
 from train.data.packing import RowShape
 from train.data.pipeline import make_pipeline
@@ -60,8 +59,3 @@ def test_measurements_of_other_data_and_broken_files_are_not_used(tmp_path):
     routers = run(tmp_path)
     fresh = fresh_routers(CONFIG, CONFIGURED.gates, seed=0)
     assert any(not np.array_equal(routers[path], fresh[path]) for path in fresh)
-
-
-def test_given_routers_and_a_warm_start_exclude_each_other():
-    with pytest.raises(ConfigError, match="init and warm_start.rows"):
-        replace(CONFIGURED, init="somewhere")

@@ -45,7 +45,7 @@ def read_preferences(path: Path) -> tuple[list[PreferenceRecord], Tally]:
         record = parse_preference(row, where, tally)
         if record is not None:
             records.append(record)
-    return _whole(path, records, tally)
+    return tally.finish(records, f"{path}: no record that can be used.")
 
 
 def read_judge_records(path: Path) -> tuple[list[JudgeRecord], Tally]:
@@ -67,7 +67,7 @@ def read_judge_records(path: Path) -> tuple[list[JudgeRecord], Tally]:
             records.append(JudgeRecord(prompt, answer, _context(fields, prompt, where)))
         else:
             tally.skip("the answer is empty", where)
-    return _whole(path, records, tally)
+    return tally.finish(records, f"{path}: no record that can be used.")
 
 
 def hold_out[R: (PreferenceRecord, JudgeRecord)](
@@ -140,13 +140,6 @@ def parse_preference(row: object, where: str, tally: Tally) -> PreferenceRecord 
         _context(fields, prompt, where),
         tuple(kinds[place] for place in different) if kinds else (),
     )
-
-
-def _whole[R](path: Path, records: list[R], tally: Tally) -> tuple[list[R], Tally]:
-    tally.kept = len(records)
-    if not records:
-        raise DataError(f"{path}: no record that can be used.\n{tally}")
-    return records, tally
 
 
 def _object(row: object, where: str) -> dict[str, Any]:

@@ -11,6 +11,8 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any, Literal, cast
 
+from elastic_jax.errors import DataError
+
 Role = Literal["system", "user", "assistant"]
 ROLES = ("system", "user", "assistant")
 
@@ -37,7 +39,7 @@ class PreferenceRecord:
     rejected: tuple[str, ...]
     """At least one; the order is that of use: with V rejected answers wanted, the first V are taken."""
     margin: float | None = None
-    """How much better the chosen answer is, in units of the score; None where nobody says."""
+    """How much better the chosen answer is, in units of the score; None where the record does not say."""
     context: str | None = None
     """The part of one message that may be shortened; None stands for the longest message."""
     kinds: tuple[str, ...] = ()
@@ -93,6 +95,17 @@ class Tally:
         """Counts a record, or a rejected answer, that is left out."""
         self.skipped[reason] += 1
         self.first.setdefault(reason, where)
+
+    def finish[R](self, kept: list[R], complaint: str) -> tuple[list[R], Tally]:
+        """What was kept, and these counts.
+
+        Raises:
+            DataError: nothing was kept.
+        """
+        self.kept = len(kept)
+        if not kept:
+            raise DataError(f"{complaint}\n{self}")
+        return kept, self
 
     def __str__(self) -> str:
         lines = [f"{self.kept} records"]

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from elastic_jax.errors import DataError
 from train.data.packing import Sample, make_sample
 from train.loop.reporting import CountProgress
 from train.reward.data.pairs import PairSample
@@ -17,6 +16,7 @@ from train.reward.data.tokens import cut_context, encode
 _MANY = 1000
 """Records from which on tokenising takes long enough for a progress bar."""
 
+_NONE_FITS = "No record fits the row. Raise its lengths, or shorten the answers."
 LONG_PROMPT = "the prompt is too long even without its context"
 
 
@@ -35,7 +35,7 @@ def pair_samples(
         DataError: a template that does not fit (see `encode`), or no record left.
     """
     tally, samples = Tally(), []
-    for index, record in _told(records):
+    for index, record in _with_progress(records):
         where = f"record {index}"
         encoded = encode(tokenizer, record.prompt, (record.chosen, *record.rejected), record.context)
         if len(encoded.answer_ids[0]) > response_length:
@@ -55,7 +55,7 @@ def pair_samples(
         kinds = tuple(record.kinds[place - 1] for place in short[1:]) if record.kinds else ()
         answers = tuple(encoded.answer_ids[place] for place in short)
         samples.append(PairSample(prompt_ids, answers, record.margin or 0.0, kinds))
-    return _whole(samples, tally)
+    return tally.finish(samples, _NONE_FITS)
 
 
 def judge_samples(records: Sequence[JudgeRecord], tokenizer: Any, *, row_length: int) -> tuple[list[Sample], Tally]:
@@ -68,7 +68,7 @@ def judge_samples(records: Sequence[JudgeRecord], tokenizer: Any, *, row_length:
         DataError: a template that does not fit (see `encode`), or no record left.
     """
     tally, samples = Tally(), []
-    for index, record in _told(records):
+    for index, record in _with_progress(records):
         where = f"record {index}"
         encoded = encode(tokenizer, record.prompt, (record.answer,), record.context)
         (answer_ids,) = encoded.answer_ids
@@ -81,10 +81,10 @@ def judge_samples(records: Sequence[JudgeRecord], tokenizer: Any, *, row_length:
             continue
         _count_cut(tally, len(encoded.prompt_ids) - len(prompt_ids))
         samples.append(make_sample(np.concatenate([prompt_ids, answer_ids]).astype(np.int32), len(prompt_ids)))
-    return _whole(samples, tally)
+    return tally.finish(samples, _NONE_FITS)
 
 
-def _told[R](records: Sequence[R]) -> Iterator[tuple[int, R]]:
+def _with_progress[R](records: Sequence[R]) -> Iterator[tuple[int, R]]:
     """The records with their numbers, while a bar shows how many are done, where they are many."""
     if len(records) < _MANY:
         yield from enumerate(records)
@@ -99,10 +99,3 @@ def _count_cut(tally: Tally, tokens: int) -> None:
     if tokens:
         tally.cut += 1
         tally.cut_tokens += tokens
-
-
-def _whole[S](samples: list[S], tally: Tally) -> tuple[list[S], Tally]:
-    tally.kept = len(samples)
-    if not samples:
-        raise DataError(f"No record fits the row. Raise its lengths, or shorten the answers.\n{tally}")
-    return samples, tally

@@ -1,6 +1,7 @@
 """Made-up preferences with known labels: short texts about buildings, questions, right answers and flawed ones.
 
-Everything follows from the seed. Each rejected answer has one known flaw, so that results can be told by kind. Chosen
+Everything follows from the seed. Each rejected answer has one known flaw, so that results can be reported by kind.
+Chosen
 and rejected answers are about equally long: a judge that prefers the longer answer is right about half of the time.
 """
 
@@ -28,7 +29,7 @@ two keep the set learnable for a model of 135M parameters within a hundred steps
 
 _SIDE = {"train": 0, "evaluation": 1}
 _LEADS = ("", "According to the text, ", "The text says that ", "As the text states, ")
-_TOLD = 4
+_STATED = 4
 """Properties that a text states of each building."""
 _LENGTH = 1.15
 """Characters of stock sentences for each of a right answer, whose digits are tokens of their own."""
@@ -100,7 +101,7 @@ def records(
         buildings: what the text is about; 4 make about 180 tokens (SmolLM2), each further one adds about 42.
 
     Raises:
-        ConfigError: more rejected answers than kinds of flaws, or a number of buildings beyond 2 to 300.
+        ConfigError: more rejected answers than kinds of flaws, or a number of buildings outside 2 to 300.
     """
     if not 1 <= rejects <= len(KINDS):
         raise ConfigError(f"rejects is {rejects}; want 1 to {len(KINDS)}, as many as there are kinds of flaws.")
@@ -156,13 +157,13 @@ def _judgements(pair: PreferenceRecord, seed: list[int], rejects: int) -> Prefer
     right = int(np.random.default_rng(seed).integers(2))
     answers, remarks = [rejected, rejected], [_REMARKS[kind]] * 2
     answers[right], remarks[right] = pair.chosen, _REMARKS["right"]
-    told = [f"Assistant {letter} {remark}." for letter, remark in zip(LETTERS, remarks, strict=False)]
-    mixed = [f"Assistant {letter} {remark}." for letter, remark in zip(LETTERS, remarks[::-1], strict=False)]
+    right_remarks = [f"Assistant {letter} {remark}." for letter, remark in zip(LETTERS, remarks, strict=False)]
+    wrong_remarks = [f"Assistant {letter} {remark}." for letter, remark in zip(LETTERS, remarks[::-1], strict=False)]
     asked = answers_prompt(message.content, answers, ranking=False)
     return PreferenceRecord(
         prompt=conversation(("system", asked.system), ("user", asked.before + asked.context + asked.after)),
-        chosen=" ".join([*told, f"[[{LETTERS[right]}]]"]),
-        rejected=(" ".join([*mixed, f"[[{LETTERS[1 - right]}]]"]), " ".join(told))[:rejects],
+        chosen=" ".join([*right_remarks, f"[[{LETTERS[right]}]]"]),
+        rejected=(" ".join([*wrong_remarks, f"[[{LETTERS[1 - right]}]]"]), " ".join(right_remarks))[:rejects],
         context=pair.context,
         kinds=("wrong verdict", "no verdict")[:rejects],
     )
@@ -189,8 +190,8 @@ def _scene(rng: np.random.Generator, split: Split, count: int) -> _Scene:
     made: list[_Building] = []
     for pick in picks:
         name = f"the {words.looks[pick % len(words.looks)]} {words.buildings[pick // len(words.looks)]}"
-        told = [asked_for, *map(str, rng.choice(others, _TOLD - 1, replace=False))]
-        made.append(_Building(name, {told[i]: _value(told[i], split, rng) for i in rng.permutation(_TOLD)}))
+        stated = [asked_for, *map(str, rng.choice(others, _STATED - 1, replace=False))]
+        made.append(_Building(name, {stated[i]: _value(stated[i], split, rng) for i in rng.permutation(_STATED)}))
     asked = made[rng.integers(count)]
     if all(other.values[asked_for] == asked.values[asked_for] for other in made):
         return _scene(rng, split, count)

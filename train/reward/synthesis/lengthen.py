@@ -1,7 +1,7 @@
 """Short-to-long synthesis: a judgement made on a short text becomes one on a long text (arXiv 2510.06915, stage I).
 
 A strong judge reads the critical chunks only. For training they lie among irrelevant ones, in a prompt of a wanted
-number of tokens, and the judgement stays what it was.
+number of tokens, and the judgement is kept unchanged.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Chunk:
 
 @dataclass(frozen=True)
 class ShortSample:
-    """An answer with what it takes to judge it."""
+    """An answer with the question and the text that a judge needs."""
 
     perspective: str
     """A name of `PERSPECTIVES`."""

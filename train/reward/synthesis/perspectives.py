@@ -1,4 +1,4 @@
-"""What a judge is told when it scores one answer: six points of view, in this project's own words.
+"""The instructions for a judge that scores one answer: six points of view, in this project's own words.
 
 The labels around context, question and response and the form of the verdict are those of the released LongRM data,
 which judges trained on it need.
@@ -98,7 +98,7 @@ def judge_prompt(
     Args:
         tag: name of the tags around the passage that counts, for a tagged perspective on a longer context.
         rubric: explain the scores; for judges that make training data, not in the data.
-        reference: an answer known to be right, shown likewise.
+        reference: an answer known to be right, shown to the same judges.
     """
     passage = f" Only the passage between <{tag}> and </{tag}> counts; ignore the text around it." if tag else ""
     system = [f"You judge {perspective.judged}.{passage} {perspective.criteria}", _RUBRIC if rubric else "", _VERDICT]

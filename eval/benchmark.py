@@ -7,14 +7,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from elastic_jax.cli.model import load_model_tokenizer
 from elastic_jax.errors import ConfigError
 from elastic_jax.files import write_json, write_text
 from elastic_jax.journal import Journal
 from elastic_jax.settings import settings_yaml
 from eval.harness.backends.base import Backend
 from eval.harness.encoding import Encoder
+from eval.harness.opening import arms_of, open_backend
 from eval.harness.provenance import command_line, program, prompts_digest
-from eval.harness.runner import Outcome, Record, first_prompts, measure
+from eval.harness.runner import Outcome, Record, Shard, first_prompts, measure
 from eval.harness.settings import BenchmarkSettings
 from eval.report.figures import draw_benchmark
 from eval.report.page import csv_text, render_benchmark
@@ -72,15 +74,15 @@ def run_benchmark(
         ConfigError: settings that do not fit the model.
         DataError: unusable data, a journal made under other settings, a backend that keeps failing.
     """
-    shard, arms = settings.part(), settings.arms()
-    tokenizer = tokenizer or settings.load_tokenizer()
+    shard, arms = Shard.parse(settings.shard), arms_of(settings)
+    tokenizer = tokenizer or load_model_tokenizer(settings)
     encoder = Encoder(tokenizer, chat=settings.chat)
     groups = benchmark.groups(encoder)
     if dry_run:
         print(settings_yaml(settings) + _plan(benchmark, groups, arms, encoder), end="")
         return {}
     if backend is None:
-        backend = settings.open_backend(tokenizer)
+        backend = open_backend(settings, tokenizer)
     if benchmark.refuse_too_long:
         _check_lengths(groups, backend)
     identity = {

@@ -166,4 +166,6 @@ class Arm:
     """Imposed head modes (0 full, 1 sparse) by layer and KV head, instead of the view."""
 
 
+FULL, ALL_SPARSE, ELASTIC = "full", "all-sparse", "elastic"
+"""Names of the arms of the three views; that of an elastic arm goes on where its router bias or cache is another."""
 ENDPOINT_ARM = Arm("endpoint")

@@ -37,6 +37,14 @@ class Shard:
         if not 0 <= self.index < self.count:
             raise ConfigError(f"shard is {self.index}/{self.count}; want 0 up to the count less one, such as 0/4.")
 
+    @classmethod
+    def parse(cls, text: str) -> Shard:
+        """The shard that `part/parts` names, such as 0/4."""
+        index, _, count = text.partition("/")
+        if not (index.isdigit() and count.isdigit()):
+            raise ConfigError(f"shard is {text!r}; want part/parts, such as 0/4.")
+        return cls(int(index), int(count))
+
     def holds(self, uid: str) -> bool:
         return zlib.crc32(uid.encode()) % self.count == self.index
 

@@ -1,23 +1,15 @@
-"""Settings that all benchmarks share, and what they stand for: arms, backend, shard."""
+"""Settings that all benchmarks share."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
-from elastic_jax.cli.model import ModelSettings, load_model, load_model_tokenizer
+from elastic_jax.cli.model import ModelSettings
 from elastic_jax.errors import ConfigError
-from eval.samples import ENDPOINT_ARM, Arm
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
-    from eval.harness.backends.base import Backend
-    from eval.harness.runner import Shard
 
 ViewName = Literal["full", "sparse", "elastic"]
-_ARM_NAMES = {"full": "full", "sparse": "all-sparse", "elastic": "elastic"}
 
 
 @dataclass(frozen=True)
@@ -87,64 +79,6 @@ class BenchmarkSettings(ModelSettings):
     def samples(self, wanted: int) -> int:
         """How many samples `limit` leaves of those wanted."""
         return wanted if self.limit is None else min(wanted, self.limit)
-
-    def arms(self) -> list[Arm]:
-        """What is compared, the reference first."""
-        if self.endpoint is not None:
-            return [ENDPOINT_ARM]
-        arms = [Arm(_ARM_NAMES[view], view) for view in self.views if view != "elastic"]
-        if "elastic" in self.views:
-            names = [f"elastic, bias {bias:+g}" if bias else "elastic" for bias in self.router_bias]
-            arms += [Arm(name, "elastic", router_bias=bias) for name, bias in zip(names, self.router_bias, strict=True)]
-            for bits in self.cache_bits:
-                arms += [
-                    Arm(f"{name} + {bits}-bit cache", "elastic", router_bias=bias, cache_bits=bits)
-                    for name, bias in zip(names, self.router_bias, strict=True)
-                ]
-        if self.forced_msr:
-            from eval.harness.routing import forced_modes, read_head_scores
-
-            scores_LK = read_head_scores(str(self.head_scores))
-            arms += [
-                Arm(f"forced MSR {share:g}", "elastic", modes_LK=forced_modes(scores_LK, share))
-                for share in self.forced_msr
-            ]
-        return arms
-
-    def part(self) -> Shard:
-        """The part of the samples that `shard` names."""
-        from eval.harness.runner import Shard
-
-        index, _, count = self.shard.partition("/")
-        if not (index.isdigit() and count.isdigit()):
-            raise ConfigError(f"shard is {self.shard!r}; want part/parts, such as 0/4.")
-        return Shard(int(index), int(count))
-
-    def open_backend(self, tokenizer: PreTrainedTokenizerBase) -> Backend:
-        """The model, loaded, or the endpoint."""
-        if self.endpoint is not None:
-            from eval.harness.backends.endpoint import EndpointBackend, EndpointConfig
-
-            return EndpointBackend(
-                EndpointConfig(
-                    self.endpoint,
-                    self.endpoint_model,
-                    chat=self.chat,
-                    concurrency=self.concurrency,
-                    timeout_s=self.timeout_s,
-                    retries=self.retries,
-                    max_tokens=self.endpoint_tokens,
-                )
-            )
-        from eval.harness.backends.local import ModelBackend, with_router_settings
-
-        model = with_router_settings(
-            load_model(self), pattern=self.pattern, sink_blocks=self.sink_blocks, local_blocks=self.local_blocks
-        )
-        return ModelBackend(model, tokenizer)
-
-    def load_tokenizer(self) -> PreTrainedTokenizerBase:
-        return load_model_tokenizer(self)
 
 
 def split_commas(argv: Sequence[str], *flags: str) -> list[str]:

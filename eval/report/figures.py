@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 from elastic_jax.plots import save_figure
 from eval.harness.runner import Record
 from eval.report.tables import Row
+from eval.samples import ALL_SPARSE, ELASTIC, FULL
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_COLOURS = {"full": "#30638e", "all-sparse": "#d1495b", "elastic": "#2a9d54"}
+_COLOURS = {FULL: "#30638e", ALL_SPARSE: "#d1495b", ELASTIC: "#2a9d54"}
 _OTHERS = ("#8d6a9f", "#edae49", "#00798c", "#666666", "#c06e52")
 
 
@@ -35,7 +36,7 @@ def draw_benchmark(report: dict[str, Any], records: Sequence[Record], out: Path)
     axes.legend(fontsize=8)
     save_figure(figure, out / "results.png")
     drawn.append("results.png")
-    biased = {row["arm"] for row in rows if row["arm"].startswith("elastic")}
+    biased = {row["arm"] for row in rows if row["arm"].startswith(ELASTIC)}
     if len(biased) > 1 and all("msr" in row for row in rows):
         figure = Figure(figsize=(6, 4), layout="constrained")
         _against_sparsity(figure.subplots(), rows, report["arms"])

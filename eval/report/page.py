@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from eval.report.tables import Row, row_key, time_ratios
+from eval.samples import FULL
 
 _STATUSES = ("empty", "unparsed", "too_long")
 
@@ -61,7 +62,7 @@ def _costs(report: dict[str, Any]) -> str:
     rows = [row for row in report["rows"] if "msr" in row]
     if not rows:
         return ""
-    ratios = time_ratios(rows, "full")
+    ratios = time_ratios(rows, FULL)
     body = []
     for row in rows:
         cache = f"{row['cache_bytes'] / 2**20:.2f}" if "cache_bytes" in row else "–"

@@ -14,6 +14,7 @@ from elastic_jax.cli import main as elastic_jax_cli
 from elastic_jax.errors import ConfigError, DataError
 from eval.benchmark import run_benchmark
 from eval.harness.backends.scripted import ScriptedBackend
+from eval.harness.opening import arms_of, open_backend
 from eval.harness.settings import split_commas
 from eval.samples import Reply
 from eval.verbs.ruler import RulerSettings, ruler_benchmark
@@ -226,15 +227,15 @@ def test_a_dry_run_makes_prompts_and_writes_nothing(checkpoint, tmp_path, capsys
 
 def test_an_endpoint_takes_the_place_of_the_model():
     settings = RulerSettings(endpoint="http://localhost:1/v1", endpoint_model="m", cache_bits=(2,))
-    assert [arm.name for arm in settings.arms()] == ["endpoint"]
+    assert [arm.name for arm in arms_of(settings)] == ["endpoint"]
     with pytest.raises(ConfigError, match="--endpoint-model"):
-        RulerSettings(endpoint="http://localhost:1/v1").open_backend(None)
+        open_backend(RulerSettings(endpoint="http://localhost:1/v1"), None)
 
 
 def test_the_context_of_an_endpoint_bounds_prompts_and_is_part_of_its_identity():
     settings = {"endpoint": "http://localhost:1/v1", "endpoint_model": "m"}
-    plain = RulerSettings(**settings).open_backend(None)
-    bounded = RulerSettings(**settings, endpoint_tokens=4096).open_backend(None)
+    plain = open_backend(RulerSettings(**settings), None)
+    bounded = open_backend(RulerSettings(**settings, endpoint_tokens=4096), None)
     assert (plain.max_tokens, bounded.max_tokens) == (None, 4096)
     assert "endpoint_tokens" not in plain.identity() and bounded.identity()["endpoint_tokens"] == 4096
     with pytest.raises(ConfigError, match="endpoint_tokens is 0"):

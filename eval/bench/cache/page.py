@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from elastic_jax.plots import save_figure
-from eval.bench.cache.quality import EXACT, UNQUANTISED
+from eval.bench.cache.summary import EXACT, UNQUANTISED
 from eval.report.page import table
 
 

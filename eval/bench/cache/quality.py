@@ -4,14 +4,13 @@ A prompt is read once, exactly, as generation reads it. Each kind of cache is th
 the known continuation is fed token by token through `decode_step`, the program of generation: the tokens fed are cached
 and flushed as they are in generation, and every scored token is predicted from the cache, but for the first of a window
 of text, which the exact prefill predicts.
-
-Figures of the cache report, computed from the journal's scores.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import batched
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -19,22 +18,20 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from elastic_jax.generation import Cache, Prefilled, decode_step, make_cache, prefill
+from elastic_jax.generation import Cache, Prefilled, bucket, decode_step, make_cache, prefill
 from elastic_jax.journal import Journal
 from elastic_jax.kv_cache import CacheConfig
 from elastic_jax.kv_cache.config import KeyTransform
 from elastic_jax.layout import pad_rows
 from elastic_jax.model import ElasticForCausalLM
 from elastic_jax.routing import gates_from
-from eval.report.tables import paired_difference, wilson_interval
-from eval.samples import Sample, View
+from eval.samples import Arm, Kind, Prompt, Reply, Sample, View
 from eval.suites.haystack import Haystack
 from eval.suites.probes import PROBE_TASKS, ProbeConfig, ProbeTask, make_probe
 from eval.tasks import Group, likelihood_task
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
 
 ANSWER_STEP = 8
 """Continuations are padded to a multiple of this many tokens, so that few programs are compiled."""
@@ -51,11 +48,6 @@ def cache_kinds(bits: Sequence[int], transforms: Sequence[KeyTransform]) -> dict
     return kinds
 
 
-def fed_fields(prompt_ids: Sequence[int], continuation_ids: Sequence[int], *, unscored: int = 0) -> dict[str, Any]:
-    """Fields of a sample of which the first `unscored` tokens of the continuation are fed without being scored."""
-    return {"prompt_ids": prompt_ids, "continuation_ids": continuation_ids, "unscored": unscored}
-
-
 def probe_groups(
     length: int, count: int, haystack: Haystack, tokenizer: PreTrainedTokenizerBase, config: ProbeConfig
 ) -> list[Group]:
@@ -63,79 +55,99 @@ def probe_groups(
     needle has to be read from the cache for every token of the answer."""
 
     def group(task: ProbeTask) -> Group:
-        def uid(index: int) -> str:
-            return f"{task}/{length}/{index}"
+        uids = [f"{task}/{length}/{index}" for index in range(max(count, 1))]
 
         def build(index: int) -> Sample:
             probe = make_probe(task, length, index, haystack, tokenizer, config)
             text, question = probe.prompt_ids[: probe.question_start], probe.prompt_ids[probe.question_start :]
-            return Sample(uid(index), fed_fields(text, (*question, *probe.answer_ids), unscored=len(question)))
+            fields = {"prompt_ids": text, "continuation_ids": (*question, *probe.answer_ids), "unscored": len(question)}
+            return Sample(uids[index], fields)
 
-        return Group(likelihood_task(task, main_score="exact"), [uid(index) for index in range(count)], build, length)
+        return Group(likelihood_task(task, main_score="exact"), uids[:count], build, length)
 
     return [group(task) for task in PROBE_TASKS]
 
 
-def quality_key(group: Group, index: int, kind: str) -> str:
-    """Name of one score in the journal."""
-    return f"{group.uids[index]}/{kind}"
+def in_batches(group: Group, rows: int) -> Iterator[Group]:
+    """The group in parts of at most `rows` samples, so that all arms of a part can share its prefill."""
+    for start in range(0, group.count, rows):
+        uids = group.uids[start : start + rows]
+        yield replace(group, uids=uids, build=lambda index, start=start: group.build(start + index))
 
 
-def batches(
-    groups: Sequence[Group], kinds: Mapping[str, CacheConfig], journal: Journal, rows: int
-) -> Iterator[tuple[Group, list[int], list[str]]]:
-    """What is left to do: sample numbers that share a prefill, and the kinds that some of them lack."""
-    for group in groups:
-        for start in range(0, group.count, rows):
-            numbers = list(range(start, min(start + rows, group.count)))
-            todo = [kind for kind in kinds if any(quality_key(group, n, kind) not in journal for n in numbers)]
-            if todo:
-                yield group, numbers, todo
+class QualityJournal(Journal):
+    """The journal of the cache report: under `UID/KIND` it keeps the numbers of a reply, where the journals of other
+    benchmarks keep a whole record."""
+
+    def __contains__(self, key: str) -> bool:
+        return super().__contains__(_short(key))
+
+    def __getitem__(self, key: str) -> Any:
+        return super().__getitem__(_short(key))
+
+    def append(self, values: Mapping[str, Any]) -> None:
+        super().append({_short(key): record["numbers"] for key, record in values.items()})
 
 
-def run_quality(
-    model: ElasticForCausalLM,
-    groups: Sequence[Group],
-    kinds: Mapping[str, CacheConfig],
-    journal: Journal,
-    *,
-    rows: int,
-    view: View,
-) -> Iterator[int]:
-    """Scores what the journal lacks; yields 1 for each batch and kind, after its results are on disk.
+def _short(key: str) -> str:
+    """The journal's name of what the runner names `UID||KIND`; samples are shown in one way only."""
+    return key.replace("||", "/")
 
-    `rows` samples at a time share one prefill; a journal record has `exact` (every token was the most likely one),
-    `log_prob` (mean of a token, nats), `tokens`, and `frozen` (share of heads that stopped tracing outliers).
+
+class CacheBackend:
+    """Scores known continuations through a cache; the name of an arm says which.
+
+    Numbers of a reply: `exact` (1 where every scored token was the most likely one), `log_prob` (mean of a scored
+    token, nats), `tokens` (scored ones), and `frozen` (share of heads that stopped tracing outliers).
     """
-    for group, numbers, todo in batches(groups, kinds, journal, rows):
-        samples = [group.build(n) for n in numbers]
-        ids, lengths = pad_rows([sample.fields["prompt_ids"] for sample in samples], group.tokens, rows)
-        gates = gates_from(None if view == "elastic" else view, model.config, rows)
-        prompt = prefill(model, jnp.asarray(ids), jnp.asarray(lengths), gates)
-        for kind in todo:
-            records = score_continuations(model, prompt, lengths, kinds[kind], samples)
-            keys = [quality_key(group, n, kind) for n in numbers]
-            journal.append(dict(zip(keys, records, strict=True)))
-            yield 1
+
+    kinds: frozenset[Kind] = frozenset(("score",))
+    max_tokens: int | None = None
+
+    def __init__(self, model: ElasticForCausalLM, caches: Mapping[str, CacheConfig], *, view: View, rows: int):
+        self._model, self._caches, self._view, self._rows = model, caches, view, rows
+        self._read: tuple[tuple[Prompt, ...], Prefilled] | None = None
+        """The last batch: arms that follow each other on the same prompts share one prefill."""
+
+    def identity(self) -> dict[str, Any]:
+        return {}
+
+    def label(self, arm: Arm) -> str:
+        return arm.name
+
+    def run(
+        self, kind: Kind, prompts: Sequence[Prompt], arm: Arm, *, batch_tokens: int, most_rows: int
+    ) -> Iterator[tuple[Prompt, Reply]]:
+        tokens = bucket(max((len(prompt.prompt_ids) for prompt in prompts), default=1))
+        for batch in batched(prompts, self._rows):
+            ids, lengths = pad_rows([prompt.prompt_ids for prompt in batch], tokens, self._rows)
+            if self._read is None or self._read[0] != batch:
+                self._read = None  # frees the keys and values of the batch before
+                gates = gates_from(None if self._view == "elastic" else self._view, self._model.config, self._rows)
+                self._read = batch, prefill(self._model, jnp.asarray(ids), jnp.asarray(lengths), gates)
+            replies = score_continuations(self._model, self._read[1], lengths, self._caches[arm.name], batch)
+            yield from zip(batch, replies, strict=True)
 
 
 def score_continuations(
-    model: ElasticForCausalLM, prompt: Prefilled, lengths_B: np.ndarray, config: CacheConfig, samples: Sequence[Sample]
-) -> list[dict[str, float]]:
-    """One record for each sample, see `run_quality`; row b of the prompts belongs to sample b, further rows to none."""
-    counts = np.array([len(sample.fields["continuation_ids"]) for sample in samples])
-    skipped = np.array([sample.fields.get("unscored", 0) for sample in samples])
+    model: ElasticForCausalLM, read: Prefilled, lengths_B: np.ndarray, config: CacheConfig, prompts: Sequence[Prompt]
+) -> list[Reply]:
+    """One reply for each prompt, see `CacheBackend`; row b of `read` belongs to prompt b, further rows to none."""
+    counts = np.array([len(prompt.continuation_ids) for prompt in prompts])
+    skipped = np.array([prompt.sample.fields.get("unscored", 0) for prompt in prompts])
     width = -(-int(counts.max()) // ANSWER_STEP) * ANSWER_STEP
-    targets, _ = pad_rows([sample.fields["continuation_ids"] for sample in samples], width, len(lengths_B))
-    state = make_cache(config, model.config, prompt.kv, lengths_B, prompt.routing.mode, width)
+    targets, _ = pad_rows([prompt.continuation_ids for prompt in prompts], width, len(lengths_B))
+    state = make_cache(config, model.config, read.kv, lengths_B, read.routing.mode, width)
     log_prob, hit, frozen = (
-        np.asarray(x)[: len(samples)] for x in _feed(model, state, prompt.logits_BV, jnp.asarray(targets))
+        np.asarray(x)[: len(prompts)] for x in _feed(model, state, read.logits_BV, jnp.asarray(targets))
     )
     valid = (np.arange(width) >= skipped[:, None]) & (np.arange(width) < counts[:, None])
     scored = counts - skipped
     columns = ((hit | ~valid).all(-1), (log_prob * valid).sum(-1) / scored, scored, frozen)
     names = ("exact", "log_prob", "tokens", "frozen")
-    return [dict(zip(names, row, strict=True)) for row in zip(*(x.tolist() for x in columns), strict=True)]
+    return [
+        Reply(numbers=dict(zip(names, row, strict=True))) for row in zip(*(x.tolist() for x in columns), strict=True)
+    ]
 
 
 @nnx.jit
@@ -158,70 +170,3 @@ def _feed(
     frozen = getattr(state, "frozen", None)
     frozen_B = jnp.zeros(len(targets_BW)) if frozen is None else frozen.mean((0, 2))
     return log_prob, hit, frozen_B
-
-
-EXACT = "16"
-"""Label of the cache without quantisation in the journal."""
-UNQUANTISED = "unquantised"
-"""Its name in reports: it has the bits of the model dtype."""
-
-
-def summarise_quality(
-    loss: Sequence[Group], retrieval: Sequence[Group], kinds: Mapping[str, CacheConfig], journal: Journal
-) -> dict[str, Any]:
-    """Rows of loss for each text and kind, rows of retrieval for each kind over all probes, and gaps closed; rows only
-    of what `loss` and `retrieval` hold.
-
-    `rise` is the loss minus that of the exact cache on the same windows, nats per token. `closed` has, for each text,
-    number of bits and key transform, which share of the rise outlier tokens take away: of the rise with that transform
-    (`own`), and of the plain rise (`plain`); None where the rise is within two standard errors of nothing.
-    """
-    losses = {group.task.name: {kind: -_column([group], kind, journal, "log_prob") for kind in kinds} for group in loss}
-    loss_rows = []
-    for task, by_kind in losses.items():
-        for kind, values in by_kind.items():
-            rise, error = paired_difference(values, by_kind[EXACT])
-            nll = float(values.mean())
-            row = {"task": task, "kind": kind, "n": len(values), "perplexity": math.exp(nll)}
-            loss_rows.append(row | {"rise": rise, "rise_error": error})
-    retrieval_rows = []
-    for kind in kinds if retrieval else ():
-        exact = _column(retrieval, kind, journal, "exact")
-        correct = int(exact.sum())
-        retrieval_rows.append(
-            {
-                "kind": kind,
-                "n": len(exact),
-                "correct": correct,
-                "interval": wilson_interval(correct, len(exact)),
-                "by_task": {
-                    group.task.name: int(_column([group], kind, journal, "exact").sum()) for group in retrieval
-                },
-                "answer_log_prob": float(_column(retrieval, kind, journal, "log_prob").mean()),
-            }
-        )
-    return {"loss": loss_rows, "retrieval": retrieval_rows, "closed": _closed(loss_rows, kinds)}
-
-
-def _column(groups: Sequence[Group], kind: str, journal: Journal, name: str) -> np.ndarray:
-    keys = [quality_key(group, n, kind) for group in groups for n in range(group.count)]
-    return np.array([journal[key][name] for key in keys], float)
-
-
-def _closed(rows: Sequence[Mapping[str, Any]], kinds: Mapping[str, CacheConfig]) -> list[dict[str, Any]]:
-    found = {(row["task"], row["kind"]): row for row in rows}
-
-    def share(without: Mapping[str, Any], kept: Mapping[str, Any]) -> float | None:
-        return 1 - kept["rise"] / without["rise"] if without["rise"] > 2 * without["rise_error"] else None
-
-    closed = []
-    for task in dict.fromkeys(row["task"] for row in rows):
-        for kind, config in kinds.items():
-            if kind == EXACT or not config.outliers:
-                continue
-            own, plain = (f"{config.bits}/{transform}/0" for transform in (config.key_transform, "none"))
-            shares = {
-                name: share(found[task, base], found[task, kind]) for name, base in (("own", own), ("plain", plain))
-            }
-            closed.append({"task": task, "kind": kind} | shares)
-    return closed

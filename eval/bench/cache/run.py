@@ -24,20 +24,15 @@ from elastic_jax.layout import pad_rows
 from elastic_jax.model import ElasticForCausalLM
 from elastic_jax.weights import save_pretrained
 from eval.bench.cache.page import draw_quality, render_cache_report
-from eval.bench.cache.quality import (
-    UNQUANTISED,
-    batches,
-    cache_kinds,
-    probe_groups,
-    run_quality,
-    summarise_quality,
-)
+from eval.bench.cache.quality import CacheBackend, QualityJournal, cache_kinds, in_batches, probe_groups
 from eval.bench.cache.speed import CacheSpeed, Plan, blank_cache, largest_batch, stepper
+from eval.bench.cache.summary import UNQUANTISED, summarise_quality
 from eval.bench.settings import BenchCacheSettings
 from eval.bench.torch import torch_caches
 from eval.harness.provenance import backbone_digest, command_line, router_digest, tokens_digest
-from eval.harness.runner import token_progress
+from eval.harness.runner import measure
 from eval.harness.timing import fastest
+from eval.samples import Arm
 from eval.suites.haystack import Haystack, code_texts, prose_texts
 from eval.suites.perplexity import perplexity_groups
 from eval.suites.probes import ProbeConfig
@@ -172,12 +167,11 @@ def _quality(model: ElasticForCausalLM, settings: BenchCacheSettings, out: Path)
         "texts": texts,
     }
     loss, retrieval = ([group for group in groups if group.count] for groups in (loss, retrieval))
-    groups = [*loss, *retrieval]
-    with Journal(out / "quality.jsonl", identity) as journal:
-        left = sum(len(todo) for *_, todo in batches(groups, kinds, journal, settings.rows))
-        with token_progress(left) as advance:
-            for done in run_quality(model, groups, kinds, journal, rows=settings.rows, view=settings.view):
-                advance(done)
+    parts = [part for group in (*loss, *retrieval) for part in in_batches(group, settings.rows)]
+    backend = CacheBackend(model, kinds, view=settings.view, rows=settings.rows)
+    with QualityJournal(out / "quality.jsonl", identity) as journal:
+        batch_tokens = settings.rows * settings.quality_tokens
+        measure(backend, None, parts, [Arm(kind) for kind in kinds], journal, batch_tokens=batch_tokens)
         return summarise_quality(loss, retrieval, kinds, journal) | {"settings": identity}
 
 

@@ -51,6 +51,8 @@ class Benchmark:
     """A further section of the report, from the records: Markdown; it may write files into the folder."""
     join: Callable[[Sequence[Record]], Sequence[Record]] | None = None
     """Makes the records to report out of those of the journal, where one result takes several replies."""
+    open_backend: Callable[[Any, PreTrainedTokenizerBase], Backend] = open_backend
+    """Opens what the settings (a `BenchmarkSettings` or a class of it) name to be measured."""
     refuse_too_long: bool = True
     """Prompts that cannot fit are an error in the settings; otherwise they are counted."""
 
@@ -82,7 +84,7 @@ def run_benchmark(
         print(settings_yaml(settings) + _plan(benchmark, groups, arms, encoder), end="")
         return {}
     if backend is None:
-        backend = open_backend(settings, tokenizer)
+        backend = benchmark.open_backend(settings, tokenizer)
     if benchmark.refuse_too_long:
         _check_lengths(groups, backend)
     identity = {

@@ -81,7 +81,7 @@ def window_groups(
             ids = haystacks[kind].window(random.Random(f"{seed}/{kind}/{length}/{index}"), length)
             first = prompt_tokens(length)
             fields = {"prompt_ids": ids[:first], "continuation_ids": ids[first:], "parts": scored_parts}
-            return Sample(uids[index], fields, axes={"length": length})
+            return Sample(f"{kind}/{length}/{index}", fields, axes={"length": length})
 
         return Group(task_named(kind), uids, build, length)
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from elastic_jax.errors import ConfigError
 from elastic_jax.files import write_json, write_text
 from eval.benchmark import Benchmark
+from eval.harness.backends.base import Backend
 from eval.harness.encoding import Encoder
+from eval.harness.opening import open_backend
 from eval.harness.runner import Record
 from eval.suites.rewardbench import long, memory, plans
 from eval.suites.rewardbench.asking import Ask, JudgePlan, Orders, Parsers, Prompting, judge_groups
@@ -22,6 +25,9 @@ from eval.suites.rewardbench.settings import TWIN, JudgeSettings, Mode
 from eval.suites.rewardbench.twins import long as long_twin
 from eval.suites.rewardbench.twins import memory as memory_twin
 from eval.tasks import Group
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 Files = Mapping[str, Sequence[JudgeItem]]
 
@@ -101,7 +107,29 @@ class JudgeSuite:
             join=run.joined if plan.ask == "reward" else None,
             notes=run.notes,
             refuse_too_long=False,
+            open_backend=open_judge,
         )
+
+
+def open_judge(settings: JudgeSettings, tokenizer: PreTrainedTokenizerBase) -> Backend:
+    """The judge: a reward model for `ask="reward"`, else a language model or an endpoint.
+
+    Raises:
+        CheckpointError: no checkpoint with a score head of one label.
+    """
+    if settings.ask != "reward":
+        return open_backend(settings, tokenizer)
+    from elastic_jax.reward import ElasticRewardModel
+    from eval.harness.backends.local import with_router_settings
+    from eval.harness.backends.reward import ElasticRewardBackend
+
+    source, router = settings.resolved()
+    model = ElasticRewardModel.from_pretrained(source, dtype=settings.dtype, router=router)
+    decoder = with_router_settings(
+        model.decoder, pattern=settings.pattern, sink_blocks=settings.sink_blocks, local_blocks=settings.local_blocks
+    )
+    config = dataclasses.replace(model.config, router=decoder.config.router)
+    return ElasticRewardBackend(ElasticRewardModel(decoder, model.score_head[...], config))
 
 
 @dataclass

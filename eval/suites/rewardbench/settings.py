@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from elastic_jax.errors import ConfigError
 from eval.harness.settings import BenchmarkSettings
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
-    from eval.harness.backends.base import Backend
 
 Ask = Literal["verdict", "choice", "reward"]
 Mode = Literal["compat", "strict"]
@@ -55,23 +49,3 @@ class JudgeSettings(BenchmarkSettings):
                 raise ConfigError("an endpoint gives no scalar reward. Leave --endpoint out, or ask for a verdict.")
             if self.cache_bits:
                 raise ConfigError("a reward is read in one pass, without a cache. Leave --cache-bits out.")
-
-    def open_backend(self, tokenizer: PreTrainedTokenizerBase) -> Backend:
-        """The judge: a reward model for `ask="reward"`, else a language model or an endpoint.
-
-        Raises:
-            CheckpointError: no checkpoint with a score head of one label.
-        """
-        if self.ask != "reward":
-            return super().open_backend(tokenizer)
-        from elastic_jax.reward import ElasticRewardModel
-        from eval.harness.backends.local import with_router_settings
-        from eval.harness.backends.reward import ElasticRewardBackend
-
-        source, router = self.resolved()
-        model = ElasticRewardModel.from_pretrained(source, dtype=self.dtype, router=router)
-        decoder = with_router_settings(
-            model.decoder, pattern=self.pattern, sink_blocks=self.sink_blocks, local_blocks=self.local_blocks
-        )
-        config = dataclasses.replace(model.config, router=decoder.config.router)
-        return ElasticRewardBackend(ElasticRewardModel(decoder, model.score_head[...], config))

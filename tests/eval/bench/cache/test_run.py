@@ -13,24 +13,23 @@ from tiny_text import tiny_haystack, tiny_tokenizer
 from elastic_jax.cli import main as elastic_jax_cli
 from elastic_jax.errors import ConfigError
 from elastic_jax.generation import make_cache, prefill
-from elastic_jax.journal import Journal
 from elastic_jax.kv_cache import CacheConfig
 from elastic_jax.kv_cache.pages import tree_bytes
 from elastic_jax.layout import pad_rows
 from elastic_jax.routing import gates_from
 from eval.bench.cache.quality import (
+    QualityJournal,
     cache_kinds,
-    fed_fields,
     probe_groups,
     score_continuations,
-    summarise_quality,
 )
 from eval.bench.cache.run import run_cache_bench
 from eval.bench.cache.speed import Plan, blank_cache, cache_shapes, largest_batch
+from eval.bench.cache.summary import summarise_quality
 from eval.bench.settings import BenchCacheSettings
 from eval.harness.scoring import Scorer
 from eval.samples import Arm, Prompt, Sample
-from eval.suites.probes import ProbeConfig, make_probe
+from eval.suites.probes import PROBE_TASKS, ProbeConfig, make_probe
 from eval.tasks import Group, likelihood_task
 
 FAKE_TORCH = """#!/bin/sh
@@ -80,6 +79,11 @@ def test_the_report_has_every_kind_and_what_is_missing(finished):
     for words in ("hqq is not installed", "8 bits, 3 outliers", "--bits 16 8", "| unquantised, full |"):
         assert words in page
     assert (out / "cache.png").stat().st_size > 1000
+    records = [json.loads(line) for line in (out / "quality.jsonl").read_text().splitlines()[1:]]
+    assert {record["key"] for record in records} == {
+        f"{task}/400/{index}/{kind}" for task in ("prose", "code", *PROBE_TASKS) for index in (0, 1) for kind in kinds
+    }
+    assert all(set(record["value"]) == {"exact", "log_prob", "tokens", "frozen"} for record in records)
 
 
 def test_a_second_run_measures_nothing_again(finished):
@@ -95,28 +99,28 @@ def test_feeding_through_the_cache_scores_like_one_forward_pass():
     model = tiny_model()
     ids = random_ids((2, 400)).tolist()
     texts = [(ids[0][:330], ids[0][330:337]), (ids[1][:300], ids[1][300:303])]
-    samples = [Sample(f"{row}", fed_fields(*text)) for row, text in enumerate(texts)]
-    shown = [Prompt(sample, *text) for sample, text in zip(samples, texts, strict=True)]
+    shown = [Prompt(Sample(f"{row}", {}), *text) for row, text in enumerate(texts)]
     wanted = Scorer(model).score(shown, Arm("full"), tokens=400, rows=2, width=8)
     prompts, lengths = pad_rows([prompt for prompt, _ in texts], 400, 3)
     prompt = prefill(model, jnp.asarray(prompts), jnp.asarray(lengths), gates_from("full", model.config, 3))
     for bits, tolerance in ((16, 1e-4), (8, 0.02)):
-        got = score_continuations(model, prompt, lengths, CacheConfig(bits=bits), samples)
-        for record, score in zip(got, wanted, strict=True):
-            np.testing.assert_allclose(record["log_prob"], score.log_prob, atol=tolerance)
-            assert bits == 8 or record["exact"] == score.exact
-        assert [record["tokens"] for record in got] == [7, 3]
+        got = score_continuations(model, prompt, lengths, CacheConfig(bits=bits), shown)
+        for reply, score in zip(got, wanted, strict=True):
+            np.testing.assert_allclose(reply.numbers["log_prob"], score.log_prob, atol=tolerance)
+            assert bits == 8 or reply.numbers["exact"] == score.exact
+        assert [reply.numbers["tokens"] for reply in got] == [7, 3]
 
 
 def test_a_question_goes_through_the_cache_before_its_answer_is_scored():
     """What is fed unscored changes nothing but where the exact prefill ends."""
     model, ids = tiny_model(), random_ids((1, 320)).tolist()[0]
-    whole, fed = fed_fields(ids[:310], ids[310:316]), fed_fields(ids[:300], ids[300:316], unscored=10)
+    whole = Prompt(Sample("a", {}), ids[:310], ids[310:316])
+    fed = Prompt(Sample("b", {"unscored": 10}), ids[:300], ids[300:316])
     records = []
-    for sample in (Sample("a", whole), Sample("b", fed)):
-        padded, lengths = pad_rows([sample.fields["prompt_ids"]], 320)
+    for shown in (whole, fed):
+        padded, lengths = pad_rows([shown.prompt_ids], 320)
         prompt = prefill(model, jnp.asarray(padded), jnp.asarray(lengths), gates_from("full", model.config, 1))
-        records += score_continuations(model, prompt, lengths, CacheConfig(), [sample])
+        records += [reply.numbers for reply in score_continuations(model, prompt, lengths, CacheConfig(), [shown])]
     np.testing.assert_allclose(records[0]["log_prob"], records[1]["log_prob"], atol=1e-4)
     assert records[0]["tokens"] == records[1]["tokens"] == 6
 
@@ -136,9 +140,10 @@ def test_the_share_of_the_gap_that_outliers_close(tmp_path):
     kinds = cache_kinds((16, 2), ("none", "hadamard"))
     assert list(kinds) == ["16", "2/none/3", "2/none/0", "2/hadamard/3", "2/hadamard/0"]
     nll = {"16": 2.0, "2/none/0": 2.4, "2/none/3": 2.1, "2/hadamard/0": 2.2, "2/hadamard/3": 2.05}
-    with Journal(tmp_path / "j.jsonl", {}) as journal:
+    with QualityJournal(tmp_path / "j.jsonl", {}) as journal:
         for kind in kinds:
-            journal.append({f"prose/10/{n}/{kind}": {"log_prob": -nll.get(kind, 2.2), "exact": n == 0} for n in (0, 1)})
+            numbers = [{"log_prob": -nll.get(kind, 2.2), "exact": n == 0} for n in (0, 1)]
+            journal.append({f"prose/10/{n}||{kind}": {"numbers": numbers[n]} for n in (0, 1)})
         summary = summarise_quality([loss], [loss], kinds, journal)
     shares = {row["kind"]: (row["own"], row["plain"]) for row in summary["closed"]}
     np.testing.assert_allclose(shares["2/none/3"], (0.75, 0.75))

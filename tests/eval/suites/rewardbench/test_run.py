@@ -21,7 +21,7 @@ from eval.harness.backends.reward import ElasticRewardBackend, RewardBackend
 from eval.harness.backends.scripted import ScriptedBackend
 from eval.samples import Arm, Reply
 from eval.suites.rewardbench.memory import GROUPS, SETTINGS
-from eval.suites.rewardbench.run import LONG, MEMORY
+from eval.suites.rewardbench.run import LONG, MEMORY, open_judge
 from eval.suites.rewardbench.settings import JudgeSettings
 from eval.verbs.rewardbench import long_rewardbench, memory_rewardbench
 
@@ -210,7 +210,7 @@ def test_settings_that_rewards_do_not_have_are_refused(flags, complaint, reward_
 
 def test_a_language_model_is_no_reward_model(checkpoint, tokenizer):
     with pytest.raises(CheckpointError, match="score.weight"):
-        JudgeSettings(model=str(checkpoint), ask="reward").open_backend(tokenizer)
+        open_judge(JudgeSettings(model=str(checkpoint), ask="reward"), tokenizer)
 
 
 def test_real_records_come_from_a_folder(settings, tmp_path):

@@ -1,4 +1,4 @@
-"""Strict settings: frozen dataclasses filled from YAML files and dotted overrides, nothing unknown accepted.
+"""Strict settings: frozen dataclasses filled from YAML files, nothing unknown accepted.
 
 Every field of a settings class has a default; a field that the user must give defaults to None and is checked by the
 code that needs it, so that a file and a command line can each give a part.
@@ -11,7 +11,6 @@ import difflib
 import types
 import typing
 from collections.abc import Iterable, Mapping, Sequence
-from enum import Enum
 from pathlib import Path
 from typing import Any, Literal, Union
 
@@ -23,26 +22,20 @@ DEEPEST = 30
 """Levels of nesting in a YAML file."""
 
 
-def load_settings[T](cls: type[T], path: str | Path | None = None, overrides: Sequence[str] = ()) -> T:
-    """Builds `cls` from its defaults, then the YAML file, then the overrides.
+def load_settings[T](cls: type[T], path: str | Path | None = None) -> T:
+    """Builds `cls` from its defaults and the YAML file.
 
     Args:
         cls: a frozen dataclass; nested dataclasses are nested mappings in the file.
         path: a YAML file, or the name of a shipped recipe (see `find_config`); None for defaults only.
-        overrides: `"optimizer.peak=1e-4"`; the value is read as YAML unless the field is text.
 
     Raises:
         ConfigError: file and key of the first unknown key, wrong type or refused value.
     """
-    values: dict[str, Any] = {}
-    origin = "settings"
-    if path is not None:
-        file = find_config(path)
-        origin = str(file)
-        values = read_yaml(file)
-    for override in overrides:
-        _apply_override(cls, values, override)
-    return _build(cls, values, origin, ())
+    if path is None:
+        return cls()
+    file = find_config(path)
+    return _build(cls, read_yaml(file), str(file), ())
 
 
 def find_config(name: str | Path) -> Path:
@@ -108,22 +101,6 @@ def shipped_configs() -> Path:
     return installed if installed.is_dir() else package.parent / "configs"
 
 
-def _apply_override(cls: type, values: dict[str, Any], override: str) -> None:
-    dotted, equals, text = override.partition("=")
-    if not equals:
-        raise ConfigError(f"override {override!r} has no '='. Write it as key=value, for example optimizer.peak=1e-4.")
-    *parents, last = dotted.split(".")
-    hint: Any = cls
-    for depth, name in enumerate([*parents, last]):
-        hints = _hints(hint) if dataclasses.is_dataclass(hint) else {}
-        if name not in hints:
-            raise _unknown("override", tuple(dotted.split(".")[: depth + 1]), hints)
-        hint = _strip_optional(hints[name])
-    for name in parents:
-        values = values.setdefault(name, {})
-    values[last] = text if hint in (str, Path) and text != "null" else yaml.safe_load(text)
-
-
 def _build[T](cls: type[T], values: Mapping[str, Any], origin: str, path: tuple[str, ...]) -> T:
     hints = _hints(cls)
     for key in values:
@@ -159,11 +136,6 @@ def _convert(value: Any, hint: Any, origin: str, path: tuple[str, ...]) -> Any:
         if not isinstance(value, Mapping):
             raise refuse("a mapping")
         return {str(key): _convert(item, arguments[1], origin, (*path, str(key))) for key, item in value.items()}
-    if isinstance(hint, type) and issubclass(hint, Enum):
-        names = {member.name.lower(): member for member in hint}
-        if str(value).lower() not in names:
-            raise refuse("one of " + _listed(names))
-        return names[str(value).lower()]
     return _convert_scalar(value, hint, refuse)
 
 
@@ -235,18 +207,9 @@ def _hints(cls: Any) -> dict[str, Any]:
     return {field.name: hints[field.name] for field in dataclasses.fields(cls) if field.init}
 
 
-def _strip_optional(hint: Any) -> Any:
-    if typing.get_origin(hint) in (Union, types.UnionType):
-        arms = [arm for arm in typing.get_args(hint) if arm is not type(None)]
-        return arms[0] if len(arms) == 1 else hint
-    return hint
-
-
 def _plain(value: Any) -> Any:
     if dataclasses.is_dataclass(value):
         return settings_dict(value)
-    if isinstance(value, Enum):
-        return value.name.lower()
     if isinstance(value, Path):
         return str(value)
     if isinstance(value, list | tuple):

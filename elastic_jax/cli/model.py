@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 from elastic_jax import smollm2
 from elastic_jax.errors import DataError
 from elastic_jax.files import read_text
+from elastic_jax.text.chat import chat_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -71,12 +72,9 @@ def encode(tokenizer: PreTrainedTokenizerBase, text: str, *, chat: bool, system:
         raise DataError("the prompt is empty; want at least one character.")
     if not chat:
         return tokenizer.encode(text)
-    if tokenizer.chat_template is None:
-        raise DataError("the model has no chat template. Leave --chat out, or use an instruction-tuned model.")
-    messages = [{"role": "system", "content": system}] if system else []
-    messages.append({"role": "user", "content": text})
-    rendered = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-    return tokenizer.encode(str(rendered), add_special_tokens=False)
+    turns = [{"role": "system", "content": system}] if system else []
+    turns.append({"role": "user", "content": text})
+    return tokenizer.encode(chat_text(tokenizer, turns, thinking=True), add_special_tokens=False)
 
 
 def answer_text(tokenizer: PreTrainedTokenizerBase, answer: Generation) -> str:

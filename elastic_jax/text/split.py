@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Iterable
 from typing import Literal
 
 Split = Literal["train", "evaluation"]
@@ -19,3 +20,8 @@ def split_of(name: str) -> Split:
             (`"Marta"`, `"48213"`).
     """
     return "evaluation" if zlib.crc32(name.encode()) % 4 == 0 else "train"
+
+
+def on_side(names: Iterable[str], split: Split) -> tuple[str, ...]:
+    """The names on one side, in their order."""
+    return tuple(name for name in names if split_of(name) == split)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from elastic_jax.errors import DataError
+from elastic_jax.text.chat import chat_text, check_template
 from eval.samples import Message, Prompt, Rendered, Sample, Segment, Showing, Tokens
 from eval.tasks import LengthPolicy
 
@@ -22,8 +23,8 @@ class Encoder:
     """Turns words into tokens, in the model's chat template where `chat` is true and the sample allows it."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, *, chat: bool):
-        if chat and not getattr(tokenizer, "chat_template", None):
-            raise DataError("the model has no chat template. Leave --chat out, or use an instruction-tuned model.")
+        if chat:
+            check_template(tokenizer)
         self.tokenizer = tokenizer
         self.chat = chat
 
@@ -35,10 +36,7 @@ class Encoder:
         """Tokens of the whole prompt, the beginning of the reply included."""
         if self.chat and rendered.chat:
             turns = [{"role": message.role, "content": message.text} for message in rendered.messages]
-            text = self.tokenizer.apply_chat_template(
-                turns, add_generation_prompt=turns[-1]["role"] != "assistant", tokenize=False, enable_thinking=False
-            )
-            return self.ids(f"{text}{rendered.answer_prefix}")
+            return self.ids(f"{chat_text(self.tokenizer, turns)}{rendered.answer_prefix}")
         text = "\n\n".join(message.text for message in rendered.messages)
         gap = " " if rendered.answer_prefix and not text[-1:].isspace() else ""
         return self.tokenizer(f"{text}{gap}{rendered.answer_prefix}", verbose=False)["input_ids"]

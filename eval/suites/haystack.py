@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from elastic_jax.errors import DataError
 from elastic_jax.files import read_text
-from elastic_jax.text.split import Split, split_of
+from elastic_jax.text.split import Split, on_side, split_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -31,7 +31,7 @@ def prose_texts(folder: str | Path | None, split: Split) -> dict[str, str]:
     if folder is None:
         from pydoc_data.topics import topics
 
-        return {name: text for name, text in sorted(topics.items()) if split_of(name) == split}
+        return {name: topics[name] for name in on_side(sorted(topics), split)}
     return _read_folder(Path(folder), "*.txt", split)
 
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, get_args
 
 from elastic_jax.errors import ConfigError, DataError
-from elastic_jax.text.split import Split, split_of
+from elastic_jax.text.split import Split, on_side
 from eval.suites import words
 from eval.suites.haystack import Haystack, Piece
 
@@ -126,22 +125,18 @@ def make_probe(
 def _draw_needles(rng: random.Random, task: ProbeTask, count: int, split: Split) -> list[_Needle]:
     if task == "passkey":
         doors = [f"{colour} {thing}" for colour in words.COLOURS for thing in words.THINGS]
-        subjects, answers = _side(doors, split), _side([str(n) for n in range(10_000, 100_000)], split)
+        subjects, answers = on_side(doors, split), on_side([str(n) for n in range(10_000, 100_000)], split)
         forms = ("The pass key of the {} is {}.", "What is the pass key of the {}?", "The pass key of the {} is")
     elif task == "kv":
-        subjects, answers = _side(words.FIRST_NAMES, split), _side(words.SECRET_WORDS, split)
+        subjects, answers = on_side(words.FIRST_NAMES, split), on_side(words.SECRET_WORDS, split)
         forms = ("The secret word of {} is {}.", "What is the secret word of {}?", "The secret word of {} is")
     else:
         people = [f"{first} {family}" for first in words.FIRST_NAMES for family in words.FAMILY_NAMES]
-        subjects, answers = _side(people, split), _side(words.CITIES, split)
+        subjects, answers = on_side(people, split), on_side(words.CITIES, split)
         forms = ("{} was born in {}.", "In which city was {} born?", "{} was born in")
     statement, question, lead = forms
     drawn = zip(rng.sample(subjects, count), rng.sample(answers, count), strict=True)
     return [_Needle(statement.format(s, a), question.format(s), lead.format(s), a) for s, a in drawn]
-
-
-def _side(candidates: Sequence[str], split: Split) -> list[str]:
-    return [candidate for candidate in candidates if split_of(candidate) == split]
 
 
 def _piece(tokenizer: PreTrainedTokenizerBase, text: str) -> Piece:

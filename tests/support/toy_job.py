@@ -17,9 +17,9 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+from overridden import overridden
 
 from elastic_jax.errors import ElasticError
-from elastic_jax.settings import load_settings
 from elastic_jax.sharding import MeshConfig
 from elastic_jax.sharding.rules import batch_sharding, replicated
 from train.loop.distributed import placed, run_mesh, start
@@ -97,7 +97,7 @@ def toy_job(config: ToyConfig, **changes) -> Job:
 
 
 def main(directory: str, *overrides: str) -> int:
-    config = load_settings(ToyConfig, None, overrides)
+    config = overridden(ToyConfig, None, overrides)
     start(config.distributed, config.run)
     try:
         fit(toy_job(config), Path(directory))

@@ -7,9 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from overridden import overridden
 from tiny import CONFIG, tiny_model
 
-from elastic_jax.settings import load_settings, settings_yaml
+from elastic_jax.settings import settings_yaml
 from train.config import DataConfig, OptimConfig, RouterTrainConfig, RunConfig
 from train.data.packing import Sample
 from train.loop.distributed import start
@@ -54,7 +55,7 @@ def main(directory: str, *overrides: str) -> int:
     with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
         file.write(settings_yaml(tiny_config()))
         file.flush()
-        config = load_settings(RouterTrainConfig, file.name, overrides)
+        config = overridden(RouterTrainConfig, file.name, overrides)
     start(config.distributed, config.run)
     try:
         train_router(config, tiny_model(), tiny_samples(), Path(directory))

@@ -1,4 +1,5 @@
 import pytest
+from overridden import overridden
 
 from elastic_jax.errors import ConfigError
 from elastic_jax.settings import load_settings
@@ -37,7 +38,7 @@ def test_the_shipped_recipe_uses_the_blocks_of_the_shipped_router():
 )
 def test_bad_settings_are_refused(overrides, message):
     with pytest.raises(ConfigError, match=message):
-        load_settings(RouterTrainConfig, "router_smollm2", overrides.split())
+        overridden(RouterTrainConfig, "router_smollm2", overrides.split())
 
 
 def test_the_command_needs_a_model_and_a_directory():

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from elastic_jax.errors import DataError
 from elastic_jax.files import read_text
-from elastic_jax.text.split import split_of
+from elastic_jax.text.split import on_side, split_of
 from train.data.foreign import Evidence, read_evidence
 
 MIN_CHARACTERS = 2000
@@ -68,9 +68,7 @@ def from_standard_library() -> Corpus:
     from pydoc_data.topics import topics
 
     code = _standard_code()
-    prose = tuple(
-        text for name, text in sorted(topics.items()) if len(text) >= MIN_CHARACTERS and split_of(name) == "train"
-    )
+    prose = tuple(topics[name] for name in on_side(sorted(topics), "train") if len(topics[name]) >= MIN_CHARACTERS)
     return Corpus(prose, code, _with_summaries(code))
 
 

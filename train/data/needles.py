@@ -6,13 +6,13 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from elastic_jax.text.split import split_of
+from elastic_jax.text.split import on_side, split_of
 from train.data.records import MULTIHOP_QA, SINGLE_QA, Record
 from train.data.windows import Windows, sentence_ends
 
 
 def _training(words: str) -> tuple[str, ...]:
-    return tuple(word for word in words.split() if split_of(word) == "train")
+    return on_side(words.split(), "train")
 
 
 COLOURS = _training("red blue green yellow white black silver golden purple orange brown grey pink violet amber ivory")

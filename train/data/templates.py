@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from elastic_jax.errors import DataError
+from elastic_jax.text.chat import answered_texts
 from train.data.records import CODE, ICL, SUMMARIZATION, Record
 
 Template = Literal["raw", "chat", "mixed"]
@@ -24,14 +24,8 @@ def render(record: Record, template: Template, tokenizer: Any, *, index: int = 0
     if not chat:
         prompt, answer = _raw(record)
         return _encode(tokenizer, prompt), _encode(tokenizer, answer)
-    if not tokenizer.chat_template:
-        raise DataError("The tokenizer has no chat template. Set data.template to raw.")
     turns = [{"role": "user", "content": _join(record, record.question)}]
-    prompt = _apply(tokenizer, turns, add_generation_prompt=True)
-    turns.append({"role": "assistant", "content": record.answer.strip("\n")})
-    whole = _apply(tokenizer, turns, add_generation_prompt=False)
-    if not whole.startswith(prompt):
-        raise DataError("The chat template does not continue its own prompt with the answer. Set data.template to raw.")
+    prompt, (whole,) = answered_texts(tokenizer, turns, [record.answer.strip("\n")])
     return _encode(tokenizer, prompt), _encode(tokenizer, whole[len(prompt) :])
 
 
@@ -52,12 +46,6 @@ def _raw(record: Record) -> tuple[str, str]:
     if record.is_prefix:
         return f"Question: {record.question}\n\n{record.context}\n\nAnswer:", answer
     return f"{record.context}\n\nQuestion: {record.question}\nAnswer:", answer
-
-
-def _apply(tokenizer: Any, turns: list[dict[str, str]], *, add_generation_prompt: bool) -> str:
-    return tokenizer.apply_chat_template(
-        turns, tokenize=False, add_generation_prompt=add_generation_prompt, enable_thinking=False
-    )
 
 
 def _encode(tokenizer: Any, text: str) -> list[int]:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from jax.sharding import AbstractMesh
+from overridden import overridden
 
 from elastic_jax import cli
 from elastic_jax.errors import ConfigError
@@ -155,9 +156,7 @@ def test_command_tells_what_fits_and_what_it_costs(capsys):
 
 def test_flags_of_a_plan_win_over_the_mesh_of_the_recipe():
     plan = make_plan(QWEN, replace(RUN, mesh=MeshConfig(data=8, tensor=8)), parse_topology("v6e:8x8"), 0.8)
-    again = load_settings(
-        RouterTrainConfig, "router_qwen3_8b_64k", [flag.removeprefix("--") for flag in overrides(plan)]
-    )
+    again = overridden(RouterTrainConfig, "router_qwen3_8b_64k", [flag.removeprefix("--") for flag in overrides(plan)])
     assert again.mesh == plan.config.mesh != RUN.mesh
 
 

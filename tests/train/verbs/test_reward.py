@@ -6,6 +6,7 @@ import jax
 import pytest
 from checkpoints import GOLDEN
 from jax.sharding import NamedSharding
+from overridden import overridden
 
 from elastic_jax.errors import ConfigError
 from elastic_jax.settings import load_settings
@@ -49,12 +50,12 @@ def test_a_model_and_a_directory_are_asked_for() -> None:
 )
 def test_settings_out_of_range_are_refused(cls, override: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        load_settings(cls, overrides=[override])
+        overridden(cls, None, [override])
 
 
 def test_label_smoothing_is_for_the_sigmoid_alone() -> None:
     with pytest.raises(ConfigError, match=r"label_smoothing is 0.1; form hinge has none"):
-        load_settings(SimpoTrainConfig, overrides=["loss.form=hinge", "loss.label_smoothing=0.1"])
+        overridden(SimpoTrainConfig, None, ["loss.form=hinge", "loss.label_smoothing=0.1"])
 
 
 def test_a_dry_run_joins_no_cluster(tmp_path: Path, monkeypatch, capsys) -> None:

@@ -1,7 +1,6 @@
 """Token ids of conversations and their answers, and how over-long prompts are cut.
 
-The chat template alone decides what stands around the messages, the beginning-of-text token included: nothing is added
-when its text becomes tokens. A conversation's ids are those of its whole text, so that training sees what evaluation
+A conversation's ids are those of its whole text, so that training sees what evaluation
 and other programs see; where a token reaches over the border of prompt and answer, it counts as part of the answer.
 """
 
@@ -13,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from elastic_jax.errors import DataError
+from elastic_jax.text.chat import answered_texts, chat_text
 from train.reward.data.records import Message
 
 
@@ -36,12 +36,7 @@ def encode(tokenizer: Any, prompt: Sequence[Message], answers: Sequence[str], co
         DataError: no chat template, one that begins twice or does not continue its prompt with the answer, or a context
             that the templated prompt does not have.
     """
-    _check_template(tokenizer)
-    turns = [message.to_json() for message in prompt]
-    head = _render(tokenizer, turns, add_generation_prompt=True)
-    wholes = [_render(tokenizer, [*turns, {"role": "assistant", "content": answer}]) for answer in answers]
-    if not all(whole.startswith(head) for whole in wholes):
-        raise DataError("The chat template does not continue its own prompt with the answer. Use another template.")
+    head, wholes = answered_texts(tokenizer, [message.to_json() for message in prompt], answers)
     encoded = tokenizer(head, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
     rows = [np.array(ids, np.int32) for ids in tokenizer(wholes, add_special_tokens=False, verbose=False)["input_ids"]]
     begin = tokenizer.bos_token_id
@@ -63,8 +58,7 @@ def prompt_tokens(tokenizer: Any, prompt: Sequence[Message]) -> int:
     Raises:
         DataError: no chat template.
     """
-    _check_template(tokenizer)
-    head = _render(tokenizer, [message.to_json() for message in prompt], add_generation_prompt=True)
+    head = chat_text(tokenizer, [message.to_json() for message in prompt])
     return len(tokenizer(head, add_special_tokens=False, verbose=False)["input_ids"])
 
 
@@ -81,14 +75,6 @@ def cut_context(encoded: Encoded, limit: int) -> np.ndarray | None:
     return np.concatenate([encoded.prompt_ids[:head], encoded.prompt_ids[head + excess :]])
 
 
-def _check_template(tokenizer: Any) -> None:
-    if not getattr(tokenizer, "chat_template", None):
-        raise DataError(
-            "The tokenizer has no chat template. Use an instruction-tuned model, or put a chat_template.jinja beside "
-            "its tokenizer.json."
-        )
-
-
 def _token_span(head: str, prompt: Sequence[Message], context: str | None, offsets: np.ndarray) -> tuple[int, int]:
     part = (context or max((message.content for message in prompt), key=len)).strip()
     start = head.find(part)
@@ -96,12 +82,6 @@ def _token_span(head: str, prompt: Sequence[Message], context: str | None, offse
         raise DataError(f"the context {part[:40]!r}... is not in the prompt that the chat template makes.")
     inside = np.flatnonzero((offsets[:, 0] >= start) & (offsets[:, 1] <= start + len(part)))
     return (int(inside[0]), int(inside[-1]) + 1) if len(inside) else (0, 0)
-
-
-def _render(tokenizer: Any, turns: list[dict[str, str]], *, add_generation_prompt: bool = False) -> str:
-    return tokenizer.apply_chat_template(
-        turns, tokenize=False, add_generation_prompt=add_generation_prompt, enable_thinking=False
-    )
 
 
 def _common(left: np.ndarray, right: np.ndarray) -> int:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-from elastic_jax.text.split import Split, split_of
+from elastic_jax.text.split import Split, on_side
 
 _NAMES = (
     "Agnes Albert Bella Boris Carla Cyril Daria Dennis Edgar Elvira Fanny Frank Gloria Gustav Hanna Harald Irma Isaac "
@@ -95,15 +94,11 @@ def vocabulary(split: Split) -> Vocabulary:
     """The words of one side. Names, towns and stock sentences are never shared with the other side; buildings and their
     looks are too few to divide."""
     return Vocabulary(
-        names=_side(_NAMES, split),
-        towns=_side(_TOWNS, split),
+        names=on_side(_NAMES, split),
+        towns=on_side(_TOWNS, split),
         looks=tuple(_LOOKS),
         buildings=tuple(_BUILDINGS),
-        off_topic=_side(_OFF_TOPIC, split),
-        refusal=_side(_REFUSAL, split),
-        rude=_side(_RUDE, split),
+        off_topic=on_side(_OFF_TOPIC, split),
+        refusal=on_side(_REFUSAL, split),
+        rude=on_side(_RUDE, split),
     )
-
-
-def _side(entries: Sequence[str], split: Split) -> tuple[str, ...]:
-    return tuple(entry for entry in entries if split_of(entry) == split)

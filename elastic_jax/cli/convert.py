@@ -18,13 +18,13 @@ class ConvertSettings(ModelSettings):
     """What to read, and what to write where."""
 
     dtype: Literal["bfloat16", "float32", "float16", "auto"] = "auto"
-    """Number format of the written weights; `auto` keeps the stored one."""
+    """Number format of the written weights; `auto` keeps that of the source."""
     out: str | None = None
-    """Directory to write; must be new or empty unless --overwrite."""
+    """Directory to write. It must be new or empty, unless --overwrite is given."""
     format: Literal["hf", "elastic", "router"] = "hf"
-    """hf: backbone, opens in transformers; elastic: backbone and routers, official names; router: routers only."""
+    """`hf`: the backbone, for transformers; `elastic`: with the routers, as in released checkpoints; `router`: only those."""
     overwrite: bool = False
-    """Replace an earlier checkpoint in --out."""
+    """Replace what is in --out."""
 
 
 def main(argv: Sequence[str]) -> int:

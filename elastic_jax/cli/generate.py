@@ -127,36 +127,36 @@ class GenerateSettings(ModelSettings):
     prompt_file: str | None = None
     """UTF-8 file that holds the prompt, instead of --prompt."""
     prompts: str | None = None
-    """File of many prompts, one a line, or .jsonl with {"prompt": ...}; prints one JSON line for each answer."""
+    """File of many prompts: one a line, or a .jsonl file of {"prompt": ...}. Prints one JSON line for each answer."""
     slots: int = 4
-    """Prompts of --prompts that are answered at the same time."""
+    """Number of prompts of --prompts that are answered at the same time."""
     stream: bool = False
-    """With --prompts, also print every piece of an answer when it comes."""
+    """With --prompts: also print each piece of an answer as soon as it is there."""
     chat: bool = False
     """Wrap the prompt in the model's chat template."""
     system: str | None = None
-    """System message of the chat; by default the template's own."""
+    """System message of the chat. By default that of the chat template."""
     max_new_tokens: int = 128
-    """Length of the answer at most, in tokens."""
+    """Most tokens of an answer."""
     routing: Literal["auto", "full", "sparse"] = "auto"
-    """`auto` lets the routers decide once, after the prompt; the others force every head."""
+    """`auto`: the routers decide once, when the prompt is read; `full` and `sparse` force that on every head."""
     router_bias: float = 0.0
-    """Added to logit_full - logit_sparse: positive for quality, negative for sparsity."""
+    """Number added to logit_full - logit_sparse of every head: above 0 more heads run full, below 0 more run sparse."""
     temperature: float = 0.0
-    """0 is greedy; 1 samples the model's distribution."""
+    """Temperature of the sampling. 0: always the most likely token; 1: the distribution of the model."""
     top_k: int = 0
-    """Sample among this many most likely tokens; 0 for no limit."""
+    """Number of most likely tokens to sample from; 0: no limit."""
     top_p: float = 1.0
-    """Sample among the fewest tokens that hold this probability; 1 for no limit."""
+    """Sample from the fewest tokens whose probabilities add up to this; 1: no limit."""
     seed: int = 0
-    """Seed of the sampling; prompt i of --prompts has seed + i."""
+    """Seed of the sampling. Prompt i of --prompts has seed + i."""
     cache: CacheConfig = field(default_factory=CacheConfig)
-    """What is kept of prompt and answer."""
+    """Cache of keys and values of prompt and answer."""
     cache_mib: float | None = None
-    """Most MiB that the cache may take, heads counted as full unless --routing is `sparse`; by default no limit.
+    """Most MiB that the cache may take; by default no limit. Every head counts as full unless --routing is `sparse`.
     Not with --prompts."""
     stats: bool = False
-    """Print sparsity, cache size and speed to stderr afterwards."""
+    """Print sparsity, size of the cache and speed to stderr at the end."""
 
     def text(self) -> str:
         """The prompt, from whichever of the two places it was given."""

@@ -6,15 +6,11 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from elastic_jax.cli.args import parse_verb
 from elastic_jax.cli.model import ModelSettings, encode, load_model, load_model_tokenizer, read_prompt
 from elastic_jax.errors import ConfigError
 from elastic_jax.settings import settings_yaml
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True)
@@ -22,17 +18,17 @@ class InspectSettings(ModelSettings):
     """Prompts to route, and where the results go."""
 
     prompt: tuple[str, ...] = ()
-    """Texts of one or several prompts."""
+    """Texts of one or more prompts."""
     prompt_file: tuple[str, ...] = ()
-    """UTF-8 files, each holding one prompt."""
+    """UTF-8 files that hold one prompt each."""
     chat: bool = False
     """Wrap each prompt in the model's chat template."""
     router_bias: float = 0.0
-    """Added to logit_full - logit_sparse: positive for quality, negative for sparsity."""
+    """Number added to logit_full - logit_sparse of every head: above 0 more heads run full, below 0 more run sparse."""
     png: str | None = None
-    """Write the heat map of all prompts to this file."""
+    """File for a heat map of all prompts."""
     json: bool = False
-    """Print one JSON list with every head's choice instead of the table."""
+    """Print a JSON list with the choice of every head instead of the table."""
 
     def prompts(self) -> list[tuple[str, str]]:
         """Prompts with a label each: the file's name, or the beginning of the text."""

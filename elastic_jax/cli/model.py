@@ -1,4 +1,4 @@
-"""What the verbs share: naming a model, loading it with its tokenizer, reading prompts."""
+"""What several verbs need: the settings that name a model, the model and its tokenizer, and prompts as tokens."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class ModelSettings:
     model: str = smollm2.NAME
     """Hugging Face directory or hub id, .gguf file, Elastic Attention checkpoint, or `smollm2`: the demo's model."""
     router: str | None = None
-    """Directory of a router-only checkpoint; by default the model's own, the shipped one (smollm2), or fresh ones."""
+    """Directory of the routers to use. By default those of the model, for `smollm2` the shipped ones, else new ones."""
     dtype: Literal["bfloat16", "float32", "float16", "auto"] = "bfloat16"
     """Number format of the weights in memory; `auto` keeps the stored one."""
 

@@ -24,25 +24,25 @@ class CacheConfig:
     bits: int = 16
     """Bits per stored element, 2, 4, 8 or 16; 16 keeps the model dtype and ignores every setting but sparse_decode."""
     group: int = 128
-    """Tokens that are quantised together: keys share scale and zero by channel over a group."""
+    """Tokens that are quantised together: in a group, each channel of the keys has one scale and one zero."""
     residual: int = 32
-    """Newest tokens that always stay exact."""
+    """Number of newest tokens that are always exact."""
     outliers: int = 3
-    """Tokens of every head with the smallest keys that stay exact; 0 for plain quantisation."""
+    """Number of tokens with the smallest keys that each head keeps exact; 0: none."""
     outlier_store: int = 32
     """Places for tokens that were outliers until smaller keys came; when they run out, tracing stops."""
     untraced_layers: int = 2
-    """First layers, which have no outlier tokens."""
+    """Number of first layers that keep no outlier tokens."""
     outlier_stat: OutlierStat = "l1"
-    """Norm that measures a key."""
+    """Norm by which keys are compared."""
     outlier_scope: OutlierScope = "head"
     """Whether every KV head chooses its own outliers or the heads of a layer choose together."""
     sparse_decode: bool = True
     """Sparse heads attend to sinks and local window while decoding too, and below 16 bits store no more; False gives
     every head the whole past, as the released code of Elastic Attention does."""
     key_transform: KeyTransform = "hadamard"
-    """`hadamard` rotates queries and keys by a Hadamard matrix, which at 2 bits costs no byte and takes away a third of
-    the loss that quantising adds; `token_norm` stores the norm of each key apart."""
+    """`hadamard` rotates queries and keys by a Hadamard matrix: at 2 bits it takes no memory and removes a third of the
+    loss that quantisation adds. `token_norm` stores the norm of each key separately."""
 
     def __post_init__(self) -> None:
         if self.bits not in BITS:

@@ -157,7 +157,7 @@ class BradleyTerryConfig:
 
 
 @dataclass(frozen=True)
-class ModelSettings:
+class RewardModelSettings:
     """Which model is trained and how it runs."""
 
     model: str | None = None
@@ -186,14 +186,14 @@ class ModelSettings:
 
 
 @dataclass(frozen=True)
-class SftConfig(ModelSettings):
+class SftConfig(RewardModelSettings):
     """Everything that decides a run of supervised training of a judge."""
 
     data: JudgeDataConfig = field(default_factory=JudgeDataConfig)
 
 
 @dataclass(frozen=True)
-class PairSettings(ModelSettings):
+class PairSettings(RewardModelSettings):
     """What training on preferences adds."""
 
     layout: Literal["shared", "separate"] = "shared"

@@ -15,12 +15,12 @@ from elastic_jax.errors import ConfigError
 from elastic_jax.sharding.rules import batch_sharding, param_shardings, replicated
 from train.data.packing import Rows
 from train.loop.distributed import check_rows, placed, rows_shardings
-from train.reward.config import AdamConfig, ModelSettings, PairSettings
+from train.reward.config import AdamConfig, PairSettings, RewardModelSettings
 from train.reward.data.pairs import PairBatch
 from train.reward.step import RewardState, first_state, make_optimizer
 
 
-def check_mesh(config: ModelSettings, mesh: Mesh) -> None:
+def check_mesh(config: RewardModelSettings, mesh: Mesh) -> None:
     """Refuses rows or a layout that the mesh cannot divide, with `ConfigError`."""
     check_rows(config.optim.rows, mesh)
     if isinstance(config, PairSettings) and config.layout == "shared" and mesh.shape["context"] > 1:

@@ -22,7 +22,7 @@ class ConvertSettings(ModelSettings):
     out: str | None = None
     """Directory to write. It must be new or empty, unless --overwrite is given."""
     format: Literal["hf", "elastic", "router"] = "hf"
-    """`hf`: the backbone, for transformers; `elastic`: with the routers, as in released checkpoints; `router`: only those."""
+    """`hf`: the backbone, for transformers; `elastic`: backbone and routers as released; `router`: the routers only."""
     overwrite: bool = False
     """Replace what is in --out."""
 

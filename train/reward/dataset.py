@@ -14,7 +14,7 @@ from elastic_jax.text.split import Split
 from train.data.dataset import digest
 from train.data.packing import RowShape
 from train.data.pipeline import in_batches, make_pipeline, pack
-from train.reward.config import BradleyTerryTrainConfig, ModelSettings, RecordsConfig, SftConfig, SimpoTrainConfig
+from train.reward.config import BradleyTerryTrainConfig, RecordsConfig, RewardModelSettings, SftConfig, SimpoTrainConfig
 from train.reward.data.pairs import PairBatch, PairSample, pair_batches, pair_pipeline
 from train.reward.data.readers import read_judge_records, read_preferences
 from train.reward.data.samples import judge_samples, pair_samples
@@ -69,7 +69,7 @@ def load_judgements(config: SftConfig, tokenizer: Any) -> Data:
     )
 
 
-def _load(config: ModelSettings, read: Any, generate: Any, tokenise: Any) -> Data:
+def _load(config: RewardModelSettings, read: Any, generate: Any, tokenise: Any) -> Data:
     """Samples to train on and held-out ones, each from a file or generated."""
     data: RecordsConfig = config.data  # pyrefly: ignore[missing-attribute]
 

@@ -12,8 +12,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from pallas_kernels.schedule import segment_starts
 
-class Rows(NamedTuple):
+
+class RowLayout(NamedTuple):
     """Where the sequences of a batch lie, by key block (J blocks a row) and by token."""
 
     start_BJ: jax.Array
@@ -60,26 +62,28 @@ class Geometry(NamedTuple):
 
 def describe_rows(
     batch: int, geometry: Geometry, lengths_B: jax.Array | None, segment_ids_BS: jax.Array | None
-) -> Rows:
+) -> RowLayout:
     """Finds the segment of every block. Without `segment_ids_BS` a row is one segment."""
     bs, J = geometry.block, geometry.key_blocks
     ids_BS = jnp.ones((batch, geometry.keys), jnp.int32) if segment_ids_BS is None else segment_ids_BS
     if lengths_B is not None:
         ids_BS = jnp.where(jnp.arange(geometry.keys) < lengths_B[:, None], ids_BS, 0)
     ids_BJ = jnp.pad(ids_BS, ((0, 0), (0, geometry.right))).reshape(batch, J, bs).max(-1)
-    changed_BJ = jnp.pad(ids_BJ[:, 1:] != ids_BJ[:, :-1], ((0, 0), (1, 0)), constant_values=True)
-    start_BJ = jax.lax.cummax(jnp.where(changed_BJ, jnp.arange(J), 0), axis=1)
-    start_BJ = jnp.where(ids_BJ > 0, start_BJ, jnp.arange(J) + 1)
     everything = lengths_B is None and segment_ids_BS is None
-    return Rows(start_BJ, ids_BJ - 1, None if everything else ids_BS > 0)
+    return RowLayout(segment_starts(ids_BJ), ids_BJ - 1, None if everything else ids_BS > 0)
 
 
-def by_block(choice: jax.Array, rows: Rows) -> jax.Array:
+def by_block(choice: jax.Array, rows: RowLayout) -> jax.Array:
     """Spreads a value per head, `[B, K]` or `[B, M, K]`, over the key blocks of its segment: `[B, K, J]`."""
     if choice.ndim == 2:
         return jnp.broadcast_to(choice[:, :, None], (*choice.shape, rows.start_BJ.shape[1]))
     index_BJ = jnp.clip(rows.segment_BJ, 0, choice.shape[1] - 1)
     return jnp.swapaxes(jnp.take_along_axis(choice, index_BJ[:, :, None], axis=1), 1, 2)
+
+
+def by_query_block(choice: jax.Array, rows: RowLayout, geometry: Geometry) -> jax.Array:
+    """`by_block` at the query blocks: `[B, K, Q]`."""
+    return by_block(choice, rows)[:, :, geometry.first_query_block :]
 
 
 def fold_queries(x_BTNH: jax.Array, kv_heads: int, geometry: Geometry) -> jax.Array:

@@ -8,6 +8,8 @@ from importlib import import_module
 
 import jax
 
+from pallas_kernels.call import AttentionCall
+
 PLANNED = ("tpu", "triton", "mosaic_gpu")
 
 
@@ -47,8 +49,8 @@ def preferred() -> tuple[str, ...]:
     return ("triton", "xla") if capability >= 80 else ("xla",)
 
 
-def kernel_takes(name: str, block_size: int, groups: int, masks: bool) -> bool:
-    """Whether implementation `name` takes blocks of `block_size` tokens, and masks of `groups` query heads a KV head.
+def kernel_takes(name: str, call: AttentionCall) -> bool:
+    """Whether implementation `name` takes the block size of a call, and its masks with so many query heads a KV head.
 
     The limits are those of the kernels, whose modules are loaded only when they are in question.
     """
@@ -56,12 +58,41 @@ def kernel_takes(name: str, block_size: int, groups: int, masks: bool) -> bool:
         from pallas_kernels.tpu.limits import LANES
         from pallas_kernels.tpu.plan import MAX_LISTED_GROUPS
 
-        return block_size % LANES == 0 and not (masks and groups > MAX_LISTED_GROUPS)
+        return call.spec.block_size % LANES == 0 and not (call.has_masks and call.groups > MAX_LISTED_GROUPS)
     if name in ("triton", "mosaic_gpu"):
         from pallas_kernels.gpu.tuning import SMALLEST_TILE
 
-        return block_size % SMALLEST_TILE == 0
+        return call.spec.block_size % SMALLEST_TILE == 0
     return True
+
+
+def tpu_vector_memory(device_kind: str, groups: int, head_dim: int, block_size: int, item_bytes: int) -> dict[str, int]:
+    """Bytes of a TPU core's vector memory that the attention kernels take: `forward`, `backward`, and the `limit`.
+
+    The forward kernel is that of training, which writes the chosen branch and the difference of both.
+
+    Args:
+        device_kind: what a device of the chip calls itself, such as "TPU v6 lite".
+        groups: query heads of a KV head.
+        head_dim: size of a head.
+        block_size: tokens in a block.
+        item_bytes: bytes of one number.
+    """
+    from pallas_kernels.tpu.backward import backward_bytes
+    from pallas_kernels.tpu.forward import forward_bytes
+    from pallas_kernels.tpu.limits import VECTOR_MEMORY, tile_width
+
+    device = jax.sharding.AbstractDevice(device_kind=device_kind, num_cores=1, platform="tpu")
+    rows = groups * block_size
+    with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), (), abstract_device=device)):
+        keys = {
+            kernel: block_size * tile_width(kernel, rows, head_dim, block_size) for kernel in ("forward", "backward")
+        }
+    return {
+        "forward": forward_bytes(rows, head_dim, keys["forward"], item_bytes, [item_bytes, item_bytes]),
+        "backward": backward_bytes(rows, head_dim, keys["backward"], item_bytes),
+        "limit": VECTOR_MEMORY,
+    }
 
 
 def choose[F: Callable](

@@ -89,6 +89,22 @@ def visitors_stop(
     return jnp.where(sparse & (block - start >= spec.sink_blocks), near, stop)
 
 
+def segment_starts(ids_BJ: jax.Array) -> jax.Array:
+    """First block of the segment of each block, `[B, J]`, from the segment id of every block (0: a block of padding).
+
+    A block of padding gets the block after it, so that its schedule is empty.
+    """
+    block_J = jnp.arange(ids_BJ.shape[1])
+    changed_BJ = jnp.pad(ids_BJ[:, 1:] != ids_BJ[:, :-1], ((0, 0), (1, 0)), constant_values=True)
+    start_BJ = jax.lax.cummax(jnp.where(changed_BJ, block_J, 0), axis=1)
+    return jnp.where(ids_BJ > 0, start_BJ, block_J + 1)
+
+
+def query_positions(position_B: jax.Array, queries: int) -> jax.Array:
+    """Positions `[B, T]` of consecutive queries, the first of them at `position_B`."""
+    return position_B[:, None] + jnp.arange(queries)
+
+
 def visible_tokens(sparse: jax.Array, q_pos: jax.Array, k_pos: jax.Array, spec: AttentionSpec) -> jax.Array:
     """The same rule by tokens of a row that is one segment; the arguments broadcast against each other."""
     k_block, q_block = k_pos // spec.block_size, q_pos // spec.block_size

@@ -83,7 +83,8 @@ def imports_of(name: str) -> Iterator[tuple[str, str]]:
         if isinstance(node, ast.ImportFrom):
             for alias in node.names:
                 inner = f"{node.module}.{alias.name}"
-                yield (inner, "") if inner in MODULES else (node.module or "", alias.name)
+                is_module = inner in MODULES and alias.name not in exported(node.module or "")
+                yield (inner, "") if is_module else (node.module or "", alias.name)
         elif isinstance(node, ast.Import):
             yield from ((alias.name, "") for alias in node.names)
 
@@ -129,7 +130,6 @@ def imported_at_once(tree: ast.Module) -> Iterator[str]:
     return imported_modules(ast.Module(plain, []))
 
 
-@pytest.mark.xfail(strict=True, reason="doors of pallas_kernels: the next step")
 def test_only_exported_names_cross_packages():
     """Another package may use what a module defines itself, or lists in `__all__`, under a public name."""
     problems = []

@@ -26,7 +26,7 @@ from elastic_jax.kv_cache.size import quantized_bytes
 from elastic_jax.plots import save_figure
 from elastic_jax.routing import HeadMode, Routing
 from elastic_jax.settings import shipped_configs
-from pallas_kernels import select_blocks
+from pallas_kernels import check_attention, select_blocks
 from pallas_kernels.decode_attention.view import hole_mask
 from pallas_kernels.hybrid_attention.reference import allowed_pairs
 from pallas_kernels.schedule import AttentionSpec
@@ -36,9 +36,9 @@ SEEN, SKIPPED, FUTURE = "#30638e", "#f2c9a1", "#ffffff"
 
 def draw_patterns() -> Figure:
     """Which keys each query sees, by the dense mask of the reference implementation."""
-    tokens, spec = 256, AttentionSpec(sink_blocks=1, local_blocks=4, block_size=16, window=None, scale=1.0)
+    tokens, rule = 256, {"sink_blocks": 1, "local_blocks": 4, "block_size": 16}
     q, k = made_up_queries_and_keys(tokens, head_dim=16)
-    chosen = select_blocks(q, k, threshold=0.9, stride=4, block_size=spec.block_size, impl="reference")
+    chosen = select_blocks(q, k, threshold=0.9, stride=4, block_size=16, impl="reference")
     masks = {
         "fa-ssa": {},
         "fa-xa": {"block_mask": chosen},
@@ -48,12 +48,10 @@ def draw_patterns() -> Figure:
     figure = Figure(figsize=(8.4, 6.0), layout="constrained")
     grid = figure.subplots(2, 3, sharex=True, sharey=True)
     for column, (pattern, mask) in enumerate(masks.items()):
-        options = {"block_mask": None, "full_block_mask": None} | mask
+        zeros = jnp.zeros((1, tokens, 1, 16))
+        call = check_attention(zeros, zeros, zeros, **rule, **mask)
         for mode in HeadMode:
-            seen = allowed_pairs(
-                jnp.array([[int(mode)]]), spec, tokens, tokens, segment_ids=None, lengths=None, groups=1, **options
-            )
-            seen = np.asarray(seen).reshape(tokens, tokens)
+            seen = np.asarray(allowed_pairs(call, jnp.array([[bool(mode)]]))).reshape(tokens, tokens)
             axis = grid[int(mode), column]
             shades = np.where(seen, 2, np.where(causal, 1, 0))
             axis.imshow(shades, cmap=ListedColormap([FUTURE, SKIPPED, SEEN]), interpolation="nearest")

@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 
 from elastic_jax.routing import HeadMode
-from pallas_kernels.decode_attention.view import fold_rows, query_positions, unfold_rows
-from pallas_kernels.schedule import AttentionSpec, visible_tokens
+from pallas_kernels import fold_query_heads, unfold_query_heads
+from pallas_kernels.schedule import AttentionSpec, query_positions, visible_tokens
 
 NEG_INF = -1e30
 
@@ -95,10 +95,10 @@ class DenseCache:
 
         # CPUs multiply 16-bit matrices of a few rows slower than they widen them.
         out_BKRH = jax.lax.platform_dependent(
-            fold_rows(q_BTNH, K),
+            fold_query_heads(q_BTNH, K),
             self.k[layer],
             self.v[layer],
             cpu=partial(over, jnp.dtype(jnp.float32)),
             default=partial(over, self.v.dtype),
         )
-        return unfold_rows(out_BKRH, T)
+        return unfold_query_heads(out_BKRH, T)

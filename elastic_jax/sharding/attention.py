@@ -35,13 +35,10 @@ from elastic_jax.sharding.exchange import (
     preceding,
     to_balanced,
 )
-from pallas_kernels.checks import attention_spec, check_block_masks, check_choice, check_qkv, check_rows
 from pallas_kernels.schedule import AttentionSpec
 
-SPEC = ("sink_blocks", "local_blocks", "block_size", "window", "scale")
 ARRAYS = ("lengths", "segment_ids", "block_mask", "full_block_mask")
-DEFAULTS: dict[str, Any] = dict.fromkeys((*SPEC, *ARRAYS)) | {"sink_blocks": 1, "local_blocks": 16, "block_size": 128}
-"""Options of the ops that matter here."""
+"""Options of the ops that are arrays."""
 
 type Op = Callable[..., Any]
 """An attention op of q, k, v and a choice for each head; its results have tokens on axis 1 and heads on axis 2."""
@@ -108,13 +105,8 @@ class Operands(NamedTuple):
 
 def _attend(op: Op, q: jax.Array, k: jax.Array, v: jax.Array, choice: jax.Array, **options: Any) -> Any:
     division = find_division(q.shape[0], q.shape[2], k.shape[2])
-    options = DEFAULTS | options
-    spec = attention_spec(q.shape[3], **{name: options[name] for name in SPEC})
-    packed = options["segment_ids"] is not None
-    check_qkv(q, k, v)
-    check_rows(k.shape[0], k.shape[1], spec.block_size, options["segment_ids"], options["lengths"])
-    check_block_masks(q, k, spec.block_size, options["block_mask"], options["full_block_mask"])
-    check_choice("the choice of each head", choice, k.shape[0], k.shape[2], packed=packed)
+    call = pallas_kernels.check_attention(q, k, v, **{name: x for name, x in options.items() if name != "impl"})
+    call.check_choice("the choice of each head", choice)
     k, v = (jnp.repeat(x, division.repeats, axis=2) for x in (k, v))
     choice = jnp.repeat(choice, division.repeats, axis=-1)
     arrays, settings = _split(options, ARRAYS)
@@ -133,7 +125,7 @@ def _attend(op: Op, q: jax.Array, k: jax.Array, v: jax.Array, choice: jax.Array,
         ids = jnp.where(jnp.arange(T) < arrays["lengths"][:, None], ids, 0)
     operands = Operands(q, k, v, choice[:, None] if choice.ndim == 2 else choice, ids)
     one_branch = op is pallas_kernels.hybrid_attention
-    return _over_tokens(partial(op, **settings), operands, spec, division, one_branch)
+    return _over_tokens(partial(op, **settings), operands, call.spec, division, one_branch)
 
 
 def _over_rows_and_heads(

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from pallas_kernels.blocks import Geometry, describe_rows
+from pallas_kernels.schedule import segment_starts
 
 
 def to_balanced(x: jax.Array, axis: str) -> tuple[jax.Array, jax.Array]:
@@ -80,8 +80,9 @@ def border_sinks(x: jax.Array, ids_BT: jax.Array, sinks: int, before: int, block
     at most one addend is not zero, so nothing is rounded.
     """
     shards, shard, own = lax.axis_size(axis), lax.axis_index(axis), x.shape[1] // block
-    B, T = ids_BT.shape
-    start_BJ = describe_rows(B, Geometry(block, T, T), None, ids_BT).start_BJ
+    B = ids_BT.shape[0]
+    ids_BJs = ids_BT.reshape(B, -1, block)
+    start_BJ = segment_starts(ids_BJs.max(-1))
     first_C = jnp.arange(shards) * own
     start_BC = start_BJ[:, first_C]
     missing_BC = jnp.clip(first_C - before - start_BC, 0, sinks)
@@ -96,7 +97,6 @@ def border_sinks(x: jax.Array, ids_BT: jax.Array, sinks: int, before: int, block
     mine = lax.psum_scatter(picked.swapaxes(0, 1), axis, scatter_dimension=0)
 
     wanted_Bs = wanted_BCs[:, shard]
-    ids_BJs = ids_BT.reshape(B, -1, block)
     ids = jnp.take_along_axis(ids_BJs, jnp.maximum(wanted_Bs, 0)[..., None], axis=1)
     ids = jnp.where(wanted_Bs[..., None] >= 0, ids, 0)
     return mine.reshape(B, sinks * block, *x.shape[2:]), ids.reshape(B, -1)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from pallas_kernels.block_selection.reference import select_blocks_reference
 from pallas_kernels.block_selection.scoring import SelectionSpec
 from pallas_kernels.block_selection.xla import select_blocks_xla
-from pallas_kernels.checks import check_qkv, check_rows
+from pallas_kernels.call import check_qkv, check_rows
 from pallas_kernels.dispatch import choose, deferred
 
 IMPLEMENTATIONS = {

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from pallas_kernels.blocks import Geometry, Rows, clear_padding, describe_rows, fold_keys, fold_queries
+from pallas_kernels.blocks import Geometry, RowLayout, clear_padding, describe_rows, fold_keys, fold_queries
 
 
 def keep_blocks(
@@ -84,7 +84,7 @@ class Groups(NamedTuple):
     first_chunk_BQ: jax.Array | None
 
 
-def make_places(rows: Rows, geometry: Geometry, spec: SelectionSpec) -> Places:
+def make_places(rows: RowLayout, geometry: Geometry, spec: SelectionSpec) -> Places:
     B, J, first = rows.start_BJ.shape[0], geometry.key_blocks, geometry.first_query_block
     valid_BS = jnp.ones((B, geometry.keys), jnp.bool_) if rows.valid_BS is None else rows.valid_BS
     valid_BJs = jnp.pad(valid_BS, ((0, 0), (0, geometry.right))).reshape(B, J, spec.block_size)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.checks import attention_spec, check_choice
+from pallas_kernels.call import attention_spec, check_choice
 from pallas_kernels.decode_attention.reference import decode_attention_reference
 from pallas_kernels.decode_attention.view import CacheView
 from pallas_kernels.decode_attention.xla import decode_attention_xla

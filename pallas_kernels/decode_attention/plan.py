@@ -5,9 +5,8 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.decode_attention.view import query_positions
 from pallas_kernels.decode_attention.xla import group_schedule
-from pallas_kernels.schedule import AttentionSpec
+from pallas_kernels.schedule import AttentionSpec, query_positions
 
 
 def group_runs(

@@ -5,9 +5,9 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.decode_attention.view import CacheView, hole_mask, query_positions
+from pallas_kernels.decode_attention.view import CacheView, hole_mask
 from pallas_kernels.kv_quant.reference import dequantize_group_reference, unpack_reference
-from pallas_kernels.schedule import AttentionSpec, visible_tokens
+from pallas_kernels.schedule import AttentionSpec, query_positions, visible_tokens
 
 
 def decode_attention_reference(

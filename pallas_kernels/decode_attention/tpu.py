@@ -8,7 +8,7 @@ import numpy as np
 from jax import lax
 
 from pallas_kernels.decode_attention.plan import group_runs, token_limits
-from pallas_kernels.decode_attention.view import CacheView, Pages, fold_rows, hole_mask, unfold_rows
+from pallas_kernels.decode_attention.view import CacheView, Pages, fold_query_heads, hole_mask, unfold_query_heads
 from pallas_kernels.schedule import AttentionSpec
 from pallas_kernels.tpu.decode import DecodeOperands, byte_order, decode
 from pallas_kernels.tpu.limits import LANES
@@ -40,7 +40,7 @@ def decode_attention_tpu(
     B, K, J = view.table_BKJ.shape
     T, H = q_BTNH.shape[1], q_BTNH.shape[3]
     pages = view.pages
-    q_PRH = fold_rows(q_BTNH, K).reshape(B * K, -1, H)
+    q_PRH = fold_query_heads(q_BTNH, K).reshape(B * K, -1, H)
     R = q_PRH.shape[1]
     limits_PT3 = token_limits(sparse_BK, position_B, T, spec).reshape(B * K, T, 3)
     limits_PR3 = jnp.tile(limits_PT3, (1, R // T, 1))
@@ -59,7 +59,7 @@ def decode_attention_tpu(
     )
     runs_P4 = group_runs(sparse_BK, position_B, view.quantized_B, pages.group, spec).reshape(B * K, 4)
     out = decode(operands, runs_P4, spec, group=pages.group, bits=pages.bits, norm=pages.k_norm is not None)
-    return unfold_rows(out[:, :R].reshape(B, K, R, H), T)
+    return unfold_query_heads(out[:, :R].reshape(B, K, R, H), T)
 
 
 def neighbours(table_PJ: jax.Array) -> jax.Array:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import triton
 
 from pallas_kernels.decode_attention.plan import group_runs, token_limits
-from pallas_kernels.decode_attention.view import CacheView, fold_rows, unfold_rows
+from pallas_kernels.decode_attention.view import CacheView, fold_query_heads, unfold_query_heads
 from pallas_kernels.gpu.decode import decode_kernel
 from pallas_kernels.gpu.launch import launch
 from pallas_kernels.gpu.tuning import SMALLEST_TILE
@@ -55,7 +55,7 @@ def decode_attention_triton(
     T, H = q_BTNH.shape[1], q_BTNH.shape[3]
     B, K, J = view.table_BKJ.shape
     pages = view.pages
-    q_BKRH = fold_rows(q_BTNH, K)
+    q_BKRH = fold_query_heads(q_BTNH, K)
     R = q_BKRH.shape[2]
     wide = jnp.float32 in (q_BTNH.dtype, view.exact_k_BKEH.dtype)
     q_BKRH = q_BKRH.astype(jnp.float32) if wide else q_BKRH
@@ -108,7 +108,7 @@ def decode_attention_triton(
         },
     )
     out = merge_parts(written["acc_ptr"], written["top_ptr"], written["total_ptr"])
-    return unfold_rows(out, T).astype(q_BTNH.dtype)
+    return unfold_query_heads(out, T).astype(q_BTNH.dtype)
 
 
 def warps_of(head_pad: int, row_pad: int) -> int:

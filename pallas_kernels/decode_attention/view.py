@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 
 from pallas_kernels.kv_quant.xla import WORD_BITS, unpack_xla
 
@@ -58,19 +57,14 @@ def hole_mask(holes: jax.Array) -> jax.Array:
     return unpack_xla(holes, 1)[..., 0] > 0
 
 
-def query_positions(position_B: jax.Array, queries: int) -> jax.Array:
-    """Positions `[B, T]` of queries that start at `position_B`."""
-    return position_B[:, None] + jnp.arange(queries)
-
-
-def fold_rows(q_BTNH: jax.Array, kv_heads: int) -> jax.Array:
+def fold_query_heads(q_BTNH: jax.Array, kv_heads: int) -> jax.Array:
     """`[B, T, N, H]` -> `[B, K, R, H]`: query heads of a KV head and their queries as rows, r = head * T + query."""
     B, T, N, H = q_BTNH.shape
     return q_BTNH.reshape(B, T, kv_heads, N // kv_heads, H).transpose(0, 2, 3, 1, 4).reshape(B, kv_heads, -1, H)
 
 
-def unfold_rows(x_BKRH: jax.Array, queries: int) -> jax.Array:
-    """Inverse of `fold_rows`."""
+def unfold_query_heads(x_BKRH: jax.Array, queries: int) -> jax.Array:
+    """Inverse of `fold_query_heads`."""
     B, K, R, H = x_BKRH.shape
     x = x_BKRH.reshape(B, K, R // queries, queries, H).transpose(0, 3, 1, 2, 4)
     return x.reshape(B, queries, K * R // queries, H)

@@ -19,9 +19,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from pallas_kernels.decode_attention.view import CacheView, Pages, hole_mask, query_positions
+from pallas_kernels.decode_attention.view import CacheView, Pages, fold_query_heads, hole_mask
 from pallas_kernels.kv_quant.xla import unpack_xla
-from pallas_kernels.schedule import AttentionSpec, Schedule, block_schedule, visible_tokens
+from pallas_kernels.schedule import AttentionSpec, Schedule, block_schedule, query_positions, visible_tokens
 from pallas_kernels.xla.forward import MASKED, NOTHING_SEEN, exp2
 
 TILE_GROUPS = 4
@@ -46,8 +46,7 @@ def decode_attention_xla(
     K, J = view.table_BKJ.shape[1:]
     R, G = N // K * T, view.pages.group
     # Scores in base 2, see `exp2`.
-    q_PRH = q_BTNH.astype(jnp.float32).reshape(B, T, K, N // K, H).transpose(0, 2, 3, 1, 4).reshape(B * K, R, H)
-    q_PRH = q_PRH * (spec.scale * math.log2(math.e))
+    q_PRH = fold_query_heads(q_BTNH.astype(jnp.float32), K).reshape(B * K, R, H) * (spec.scale * math.log2(math.e))
     q_pos_PR = jnp.tile(query_positions(position_B, T), N // K).repeat(K, 0)
     sparse_P, table_PJ = sparse_BK.ravel(), view.table_BKJ.reshape(B * K, J)
     plan = group_schedule(sparse_P, position_B.repeat(K), view.quantized_B.repeat(K), G, spec)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import jax
 
-from pallas_kernels.checks import attention_spec, check_block_masks, check_choice, check_qkv, check_rows
+from pallas_kernels.call import check_attention
 from pallas_kernels.dispatch import choose, deferred, kernel_takes
 from pallas_kernels.dual_attention.reference import dual_attention_reference, routed_attention_reference
 from pallas_kernels.dual_attention.xla import dual_attention_xla, routed_attention_xla
@@ -48,33 +50,21 @@ def dual_attention(
     Returns:
         (full, sparse), each `[B, T, N, H]` in the type of q.
     """
-    check_qkv(q_BTNH, k_BSKH, v_BSKH)
-    spec = attention_spec(
-        q_BTNH.shape[3],
-        sink_blocks=sink_blocks,
-        local_blocks=local_blocks,
-        block_size=block_size,
-        window=window,
-        scale=scale,
-    )
-    check_rows(q_BTNH.shape[0], k_BSKH.shape[1], block_size, segment_ids, lengths)
-    check_block_masks(q_BTNH, k_BSKH, block_size, block_mask, full_block_mask)
-    groups = q_BTNH.shape[2] // k_BSKH.shape[2]
-    masks = block_mask is not None or full_block_mask is not None
-
-    def serves(name: str) -> bool:
-        return kernel_takes(name, block_size, groups, masks)
-
-    return choose("dual_attention", impl, DUAL, serves)(
+    call = check_attention(
         q_BTNH,
         k_BSKH,
         v_BSKH,
-        spec,
+        sink_blocks=sink_blocks,
+        local_blocks=local_blocks,
+        block_size=block_size,
         block_mask=block_mask,
         full_block_mask=full_block_mask,
         segment_ids=segment_ids,
         lengths=lengths,
+        window=window,
+        scale=scale,
     )
+    return choose("dual_attention", impl, DUAL, partial(kernel_takes, call=call))(call)
 
 
 def routed_attention(
@@ -108,32 +98,21 @@ def routed_attention(
     Returns:
         `[B, T, N, H]` in the type of q.
     """
-    check_qkv(q_BTNH, k_BSKH, v_BSKH)
-    spec = attention_spec(
-        q_BTNH.shape[3],
-        sink_blocks=sink_blocks,
-        local_blocks=local_blocks,
-        block_size=block_size,
-        window=window,
-        scale=scale,
-    )
-    check_rows(q_BTNH.shape[0], k_BSKH.shape[1], block_size, segment_ids, lengths)
-    check_block_masks(q_BTNH, k_BSKH, block_size, block_mask, full_block_mask)
-    check_choice("z", z, q_BTNH.shape[0], k_BSKH.shape[2], packed=segment_ids is not None)
-    groups = q_BTNH.shape[2] // k_BSKH.shape[2]
-    masks = block_mask is not None or full_block_mask is not None
-
-    def serves(name: str) -> bool:
-        return kernel_takes(name, block_size, groups, masks)
-
-    return choose("routed_attention", impl, ROUTED, serves)(
+    call = check_attention(
         q_BTNH,
         k_BSKH,
         v_BSKH,
-        z,
-        spec,
+        sink_blocks=sink_blocks,
+        local_blocks=local_blocks,
+        block_size=block_size,
         block_mask=block_mask,
         full_block_mask=full_block_mask,
         segment_ids=segment_ids,
         lengths=lengths,
+        window=window,
+        scale=scale,
     )
+    call.check_choice("z", z)
+    # The one place where gates become modes. Behind it z only stands for its gradient.
+    sparse = ~(z > 0.5)
+    return choose("routed_attention", impl, ROUTED, partial(kernel_takes, call=call))(call, z, sparse)

@@ -6,20 +6,22 @@ of hybrid attention: a routed head has the gradients of its chosen branch.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.blocks import Geometry, by_block, describe_rows
+from pallas_kernels.blocks import by_query_block
+from pallas_kernels.call import AttentionCall
 from pallas_kernels.gpu.attention import attend, backward
-from pallas_kernels.gpu.plan import Plan, make_plan
+from pallas_kernels.gpu.plan import BlockPlan, make_plan
 from pallas_kernels.schedule import AttentionSpec
 
 type Array = jax.Array
 
 
-def sweep(q: Array, k: Array, v: Array, chosen: Plan, rest: Plan, full_BKQ: Array, spec: AttentionSpec):
+def sweep(q: Array, k: Array, v: Array, chosen: BlockPlan, rest: BlockPlan, full_BKQ: Array, spec: AttentionSpec):
     """Output and log-sum-exp of the chosen branch (`out`, `lse`) and of the remaining one (`other`, `other_lse`).
 
     `full_BKQ` says where the full branch is the chosen one. Without lists one sweep gives both, and `rest` is the plan
@@ -32,12 +34,14 @@ def sweep(q: Array, k: Array, v: Array, chosen: Plan, rest: Plan, full_BKQ: Arra
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(5,))
-def both(q: Array, k: Array, v: Array, full_plan: Plan, sparse_plan: Plan, spec: AttentionSpec) -> tuple[Array, Array]:
+def both(
+    q: Array, k: Array, v: Array, full_plan: BlockPlan, sparse_plan: BlockPlan, spec: AttentionSpec
+) -> tuple[Array, Array]:
     """(full, sparse) outputs `[B, T, N, H]`."""
     return _both_forward(q, k, v, full_plan, sparse_plan, spec)[0]
 
 
-def _both_forward(q: Array, k: Array, v: Array, full_plan: Plan, sparse_plan: Plan, spec: AttentionSpec):
+def _both_forward(q: Array, k: Array, v: Array, full_plan: BlockPlan, sparse_plan: BlockPlan, spec: AttentionSpec):
     everywhere = jnp.ones(sparse_plan.runs_BKQ3.shape[:3], jnp.bool_)
     pair = sweep(q, k, v, full_plan, sparse_plan, everywhere, spec)
     return (pair["out"], pair["other"]), (q, k, v, pair, full_plan, sparse_plan)
@@ -53,19 +57,37 @@ def _both_backward(spec: AttentionSpec, saved, d_outs: tuple[Array, Array]):
 both.defvjp(_both_forward, _both_backward)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(6,))
-def routed(q: Array, k: Array, v: Array, z_BKQ: Array, chosen: Plan, rest: Plan, spec: AttentionSpec) -> Array:
-    """The full output where z is 1, the sparse one where it is 0; its gradient in z is <dO, full - sparse>."""
-    return _routed_forward(q, k, v, z_BKQ, chosen, rest, spec)[0]
+@partial(jax.custom_vjp, nondiff_argnums=(7,))
+def routed(
+    q: Array,
+    k: Array,
+    v: Array,
+    z_BKQ: Array,
+    sparse_BKQ: Array,
+    chosen: BlockPlan,
+    rest: BlockPlan,
+    spec: AttentionSpec,
+) -> Array:
+    """The output of the branch that each query block is in; its gradient in z is <dO, full - sparse>."""
+    return _routed_forward(q, k, v, z_BKQ, sparse_BKQ, chosen, rest, spec)[0]
 
 
-def _routed_forward(q: Array, k: Array, v: Array, z_BKQ: Array, chosen: Plan, rest: Plan, spec: AttentionSpec):
-    pair = sweep(q, k, v, chosen, rest, z_BKQ > 0.5, spec)
-    return pair["out"], (q, k, v, z_BKQ, pair, chosen)
+def _routed_forward(
+    q: Array,
+    k: Array,
+    v: Array,
+    z_BKQ: Array,
+    sparse_BKQ: Array,
+    chosen: BlockPlan,
+    rest: BlockPlan,
+    spec: AttentionSpec,
+):
+    pair = sweep(q, k, v, chosen, rest, ~sparse_BKQ, spec)
+    return pair["out"], (q, k, v, z_BKQ, sparse_BKQ, pair, chosen)
 
 
 def _routed_backward(spec: AttentionSpec, saved, d_out: Array):
-    q, k, v, z_BKQ, pair, chosen = saved
+    q, k, v, z_BKQ, sparse_BKQ, pair, chosen = saved
     B, T, N, H = q.shape
     K, Q = z_BKQ.shape[1:]
     positions = jnp.arange(k.shape[1] - T, k.shape[1])
@@ -75,55 +97,25 @@ def _routed_backward(spec: AttentionSpec, saved, d_out: Array):
     left = (k.shape[1] - T) % spec.block_size
     gain_BTN = jnp.pad(gain_BTN, ((0, 0), (left, Q * spec.block_size - left - T), (0, 0)))
     gain_BKQ = gain_BTN.reshape(B, Q, spec.block_size, K, N // K).sum((2, 4)).swapaxes(1, 2)
-    dz_BKQ = jnp.where(z_BKQ > 0.5, gain_BKQ, -gain_BKQ).astype(z_BKQ.dtype)
+    dz_BKQ = jnp.where(sparse_BKQ, -gain_BKQ, gain_BKQ).astype(z_BKQ.dtype)
     grads = backward(q, k, v, pair["out"], pair["lse"], d_out, chosen, spec)
-    return *grads, dz_BKQ, None, None
+    return *grads, dz_BKQ, None, None, None
 
 
 routed.defvjp(_routed_forward, _routed_backward)
 
 
-def dual_attention_triton(
-    q_BTNH: Array,
-    k_BSKH: Array,
-    v_BSKH: Array,
-    spec: AttentionSpec,
-    *,
-    block_mask: Array | None = None,
-    full_block_mask: Array | None = None,
-    segment_ids: Array | None = None,
-    lengths: Array | None = None,
-) -> tuple[Array, Array]:
+def dual_attention_triton(call: AttentionCall) -> tuple[Array, Array]:
     """See `dual_attention`."""
-    B, T, N, _ = q_BTNH.shape
-    geometry = Geometry(spec.block_size, T, k_BSKH.shape[1])
-    rows = describe_rows(B, geometry, lengths, segment_ids)
-    sparse = jnp.ones((B, k_BSKH.shape[2]), jnp.bool_)
-    full_plan = make_plan(~sparse, rows, spec, geometry, heads=N, full_block_mask=full_block_mask)
-    sparse_plan = make_plan(sparse, rows, spec, geometry, heads=N, block_mask=block_mask)
-    return both(q_BTNH, k_BSKH, v_BSKH, full_plan, sparse_plan, spec)
+    full_plan = make_plan(replace(call, block_mask=None), call.every_head(False))
+    sparse_plan = make_plan(replace(call, full_block_mask=None), call.every_head(True))
+    return both(call.q_BTNH, call.k_BSKH, call.v_BSKH, full_plan, sparse_plan, call.spec)
 
 
-def routed_attention_triton(
-    q_BTNH: Array,
-    k_BSKH: Array,
-    v_BSKH: Array,
-    z: Array,
-    spec: AttentionSpec,
-    *,
-    block_mask: Array | None = None,
-    full_block_mask: Array | None = None,
-    segment_ids: Array | None = None,
-    lengths: Array | None = None,
-) -> Array:
+def routed_attention_triton(call: AttentionCall, z: Array, sparse: Array) -> Array:
     """See `routed_attention`."""
-    B, T, N, _ = q_BTNH.shape
-    geometry = Geometry(spec.block_size, T, k_BSKH.shape[1])
-    rows = describe_rows(B, geometry, lengths, segment_ids)
-    masks = {"block_mask": block_mask, "full_block_mask": full_block_mask}
-    listed = block_mask is not None or full_block_mask is not None
-    sparse = z <= 0.5
-    chosen = make_plan(sparse, rows, spec, geometry, heads=N, **masks)
-    rest = make_plan(~sparse if listed else jnp.ones_like(sparse), rows, spec, geometry, heads=N, **masks)
-    z_BKQ = by_block(z, rows)[:, :, geometry.first_query_block :]
-    return routed(q_BTNH, k_BSKH, v_BSKH, z_BKQ, chosen, rest, spec)
+    rows, geometry = call.rows(), call.geometry
+    chosen = make_plan(call, sparse)
+    rest = make_plan(call, ~sparse if call.has_masks else jnp.ones_like(sparse))
+    z_BKQ, sparse_BKQ = (by_query_block(x, rows, geometry) for x in (z, sparse))
+    return routed(call.q_BTNH, call.k_BSKH, call.v_BSKH, z_BKQ, sparse_BKQ, chosen, rest, call.spec)

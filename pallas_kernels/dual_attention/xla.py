@@ -14,7 +14,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.blocks import by_block, clear_padding, unfold_queries
+from pallas_kernels.blocks import Geometry, RowLayout, by_query_block, clear_padding, unfold_queries
+from pallas_kernels.call import AttentionCall
 from pallas_kernels.partition import divided
 from pallas_kernels.schedule import AttentionSpec, Schedule
 from pallas_kernels.xla.backward import backward
@@ -100,83 +101,64 @@ def _both_backward(spec: AttentionSpec, tiling: Tiling, saved, d_outs: tuple[jax
 both.defvjp(_both_forward, _both_backward)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(3, 4))
-def routed(operands: Folded, z_BKQ: jax.Array, visits: Both, spec: AttentionSpec, tiling: Tiling) -> jax.Array:
-    """The full output where z is 1, the sparse one where it is 0; its gradient in z is <dO, full - sparse>."""
-    return _routed_forward(operands, z_BKQ, visits, spec, tiling)[0]
+@partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+def routed(
+    operands: Folded, z_BKQ: jax.Array, sparse_BKQ: jax.Array, visits: Both, spec: AttentionSpec, tiling: Tiling
+) -> jax.Array:
+    """The output of the branch that each query block is in; its gradient in z is <dO, full - sparse>."""
+    return _routed_forward(operands, z_BKQ, sparse_BKQ, visits, spec, tiling)[0]
 
 
-def _routed_forward(operands: Folded, z_BKQ: jax.Array, visits: Both, spec: AttentionSpec, tiling: Tiling):
+def _routed_forward(
+    operands: Folded, z_BKQ: jax.Array, sparse_BKQ: jax.Array, visits: Both, spec: AttentionSpec, tiling: Tiling
+):
     dtype = operands.q_BKQRH.dtype
 
-    def run(operands: Folded, z_BKQ: jax.Array, visits: Both):
-        z_tiles = query_tiles(z_BKQ, tiling)
+    def run(operands: Folded, sparse_BKQ: jax.Array, visits: Both):
+        sparse_tiles = query_tiles(sparse_BKQ, tiling)
 
         def combine(tile: jax.Array, full: Branch, sparse: Branch):
-            is_full = per_row(z_tiles[tile] > 0.5, full.out.shape[0])
-            out = jnp.where(is_full[:, None], full.out, sparse.out).astype(dtype)
-            return Branch(out, jnp.where(is_full, full.lse, sparse.lse)), (full.out - sparse.out).astype(dtype)
+            is_sparse = per_row(sparse_tiles[tile], full.out.shape[0])
+            out = jnp.where(is_sparse[:, None], sparse.out, full.out).astype(dtype)
+            return Branch(out, jnp.where(is_sparse, sparse.lse, full.lse)), (full.out - sparse.out).astype(dtype)
 
         return sweep(operands, visits, spec, tiling, combine)
 
-    chosen, difference = divided(run, "BK", "BK")(operands, z_BKQ, visits)
-    return chosen.out, (operands, z_BKQ, visits, chosen, difference)
+    chosen, difference = divided(run, "BK", "BK")(operands, sparse_BKQ, visits)
+    return chosen.out, (operands, z_BKQ, sparse_BKQ, visits, chosen, difference)
 
 
 def _routed_backward(spec: AttentionSpec, tiling: Tiling, saved, d_out: jax.Array):
-    operands, z_BKQ, visits, chosen, difference = saved
+    operands, z_BKQ, sparse_BKQ, visits, chosen, difference = saved
     dz_BKQ = jnp.einsum("bkqrh,bkqrh->bkq", d_out, difference, preferred_element_type=jnp.float32)
 
     def choose(full: jax.Array, sparse: jax.Array) -> jax.Array:
-        is_full = z_BKQ > 0.5
-        return jnp.where(is_full.reshape(*is_full.shape, *(1,) * (full.ndim - 3)), full, sparse)
+        return jnp.where(sparse_BKQ.reshape(*sparse_BKQ.shape, *(1,) * (full.ndim - 3)), sparse, full)
 
     chosen_visits = jax.tree.map(choose, *visits)
     d_operands = backward(operands, chosen.out, chosen.lse, d_out, chosen_visits, spec, tiling)
-    return d_operands, dz_BKQ.astype(z_BKQ.dtype), None
+    return d_operands, dz_BKQ.astype(z_BKQ.dtype), None, None
 
 
 routed.defvjp(_routed_forward, _routed_backward)
 
 
-def dual_attention_xla(
-    q_BTNH: jax.Array,
-    k_BSKH: jax.Array,
-    v_BSKH: jax.Array,
-    spec: AttentionSpec,
-    *,
-    block_mask: jax.Array | None = None,
-    full_block_mask: jax.Array | None = None,
-    segment_ids: jax.Array | None = None,
-    lengths: jax.Array | None = None,
-) -> tuple[jax.Array, jax.Array]:
+def visits_of_both(call: AttentionCall, rows: RowLayout, geometry: Geometry) -> Both:
+    full, sparse = (plan_visits(call, call.every_head(sparse), rows, geometry) for sparse in (False, True))
+    return Both(full, sparse)
+
+
+def dual_attention_xla(call: AttentionCall) -> tuple[jax.Array, jax.Array]:
     """See `dual_attention`."""
-    operands, rows, geometry, tiling = fold(q_BTNH, k_BSKH, v_BSKH, spec, lengths, segment_ids)
-    heads = jnp.ones((q_BTNH.shape[0], k_BSKH.shape[2]), jnp.bool_)
-    plan = partial(plan_visits, block_mask=block_mask, full_block_mask=full_block_mask)
-    visits = Both(plan(~heads, rows, spec, geometry), plan(heads, rows, spec, geometry))
-    outs = both(operands, visits, spec, tiling)
+    operands, rows, geometry, tiling = fold(call)
+    outs = both(operands, visits_of_both(call, rows, geometry), call.spec, tiling)
     full, sparse = (clear_padding(unfold_queries(x, geometry), rows.valid_BS) for x in outs)
     return full, sparse
 
 
-def routed_attention_xla(
-    q_BTNH: jax.Array,
-    k_BSKH: jax.Array,
-    v_BSKH: jax.Array,
-    z: jax.Array,
-    spec: AttentionSpec,
-    *,
-    block_mask: jax.Array | None = None,
-    full_block_mask: jax.Array | None = None,
-    segment_ids: jax.Array | None = None,
-    lengths: jax.Array | None = None,
-) -> jax.Array:
+def routed_attention_xla(call: AttentionCall, z: jax.Array, sparse: jax.Array) -> jax.Array:
     """See `routed_attention`."""
-    operands, rows, geometry, tiling = fold(q_BTNH, k_BSKH, v_BSKH, spec, lengths, segment_ids)
-    heads = jnp.ones_like(z, jnp.bool_)
-    plan = partial(plan_visits, block_mask=block_mask, full_block_mask=full_block_mask)
-    visits = Both(plan(~heads, rows, spec, geometry), plan(heads, rows, spec, geometry))
-    z_BKQ = by_block(z, rows)[:, :, geometry.first_query_block :]
-    out = unfold_queries(routed(operands, z_BKQ, visits, spec, tiling), geometry)
-    return clear_padding(out, rows.valid_BS)
+    operands, rows, geometry, tiling = fold(call)
+    z_BKQ, sparse_BKQ = (by_query_block(x, rows, geometry) for x in (z, sparse))
+    out = routed(operands, z_BKQ, sparse_BKQ, visits_of_both(call, rows, geometry), call.spec, tiling)
+    return clear_padding(unfold_queries(out, geometry), rows.valid_BS)

@@ -12,14 +12,14 @@ import triton
 from pallas_kernels.gpu.backward import dkv_kernel, dq_kernel
 from pallas_kernels.gpu.forward import forward_kernel
 from pallas_kernels.gpu.launch import compute_capability, launch
-from pallas_kernels.gpu.plan import Plan, Work, key_work, query_work
+from pallas_kernels.gpu.plan import BlockPlan, Work, key_work, query_work
 from pallas_kernels.gpu.tuning import SMALLEST_TILE, Tile, choose_tile
 from pallas_kernels.partition import divided
 from pallas_kernels.schedule import AttentionSpec
 
 type Array = jax.Array
 
-PLAN = Plan._make(("BKQ3", "BKJ", "BJ", "BNQJ"))
+PLAN = BlockPlan._make(("BKQ3", "BKJ", "BJ", "BNQJ"))
 """Letters of the axes of each field, for `divided`."""
 
 
@@ -56,7 +56,7 @@ def _sizes(
 
 
 def attend(
-    q_BTNH: Array, k_BSKH: Array, v_BSKH: Array, plan: Plan, spec: AttentionSpec, full_BKQ: Array | None = None
+    q_BTNH: Array, k_BSKH: Array, v_BSKH: Array, plan: BlockPlan, spec: AttentionSpec, full_BKQ: Array | None = None
 ) -> dict[str, Array]:
     """Attention of every query to the blocks of its plan.
 
@@ -75,7 +75,7 @@ def attend(
 
 
 def _attend(
-    q_BTNH: Array, k_BSKH: Array, v_BSKH: Array, plan: Plan, full_BKQ: Array | None, *, spec: AttentionSpec
+    q_BTNH: Array, k_BSKH: Array, v_BSKH: Array, plan: BlockPlan, full_BKQ: Array | None, *, spec: AttentionSpec
 ) -> dict[str, Array]:
     B, T, N, _ = q_BTNH.shape
     pair = full_BKQ is not None
@@ -109,7 +109,7 @@ def backward(
     out_BTNH: Array,
     lse_BNT: Array,
     d_out_BTNH: Array,
-    plan: Plan,
+    plan: BlockPlan,
     spec: AttentionSpec,
     d_lse_BNT: Array | None = None,
 ) -> tuple[Array, Array, Array]:
@@ -133,7 +133,7 @@ def _backward(
     d_out_BTNH: Array,
     lse_BNT: Array,
     inner_BNT: Array,
-    plan: Plan,
+    plan: BlockPlan,
     *,
     spec: AttentionSpec,
 ) -> tuple[Array, Array, Array]:

@@ -12,9 +12,10 @@ import jax.numpy as jnp
 import triton
 import triton.language as tl
 
-from pallas_kernels.blocks import Geometry, Rows, by_block
+from pallas_kernels.blocks import by_block
+from pallas_kernels.call import AttentionCall
 from pallas_kernels.gpu.launch import launch
-from pallas_kernels.schedule import AttentionSpec, block_schedule, visitors_stop
+from pallas_kernels.schedule import block_schedule, visitors_stop
 
 
 class BlockLists(NamedTuple):
@@ -60,7 +61,7 @@ def compact(keep: jax.Array) -> BlockLists:
     return BlockLists(lists["blocks_ptr"], lists["count_ptr"])
 
 
-class Plan(NamedTuple):
+class BlockPlan(NamedTuple):
     """Integer arrays; J key blocks and Q query blocks (the last Q of the J) in a row."""
 
     runs_BKQ3: jax.Array
@@ -73,21 +74,13 @@ class Plan(NamedTuple):
     """Blocks to visit where a list replaces the runs."""
 
 
-def make_plan(
-    sparse: jax.Array,
-    rows: Rows,
-    spec: AttentionSpec,
-    geometry: Geometry,
-    *,
-    heads: int,
-    block_mask: jax.Array | None = None,
-    full_block_mask: jax.Array | None = None,
-) -> Plan:
-    """Plan of a call with `heads` query heads; `sparse` (`[B, K]` or `[B, M, K]`) says which KV heads are sparse."""
+def make_plan(call: AttentionCall, sparse: jax.Array) -> BlockPlan:
+    """Plan of a call; `sparse` (`[B, K]` or `[B, M, K]`) says which KV heads are sparse."""
+    geometry, spec, rows = call.geometry, call.spec, call.rows()
     J, fixed = geometry.key_blocks, geometry.first_query_block
     blocks = jnp.arange(J)
     sparse_BKJ = by_block(sparse, rows)
-    streaming_BKJ = sparse_BKJ if block_mask is None else jnp.zeros_like(sparse_BKJ)
+    streaming_BKJ = sparse_BKJ if call.block_mask is None else jnp.zeros_like(sparse_BKJ)
     start_BKJ = jnp.broadcast_to(rows.start_BJ[:, None], sparse_BKJ.shape)
     diag_BKQ = jnp.broadcast_to(blocks[fixed:], streaming_BKJ[:, :, fixed:].shape)
     schedule = block_schedule(streaming_BKJ[:, :, fixed:], start_BKJ[:, :, fixed:], diag_BKQ, spec)
@@ -106,31 +99,23 @@ def make_plan(
         limit_BJ = jnp.where(rows.segment_BJ < 0, 0, limit_BJ)
 
     keep_BNQJ = None
-    if block_mask is not None or full_block_mask is not None:
-        keep_BNQJ = _kept_blocks(sparse_BKJ[:, :, fixed:], runs_BKQ3, block_mask, full_block_mask, heads, J)
-    return Plan(runs_BKQ3, stop_BKJ.astype(jnp.int32), limit_BJ.astype(jnp.int32), keep_BNQJ)
+    if call.has_masks:
+        keep_BNQJ = _kept_blocks(call, sparse_BKJ[:, :, fixed:], runs_BKQ3)
+    return BlockPlan(runs_BKQ3, stop_BKJ.astype(jnp.int32), limit_BJ.astype(jnp.int32), keep_BNQJ)
 
 
-def _kept_blocks(
-    sparse_BKQ: jax.Array,
-    runs_BKQ3: jax.Array,
-    block_mask: jax.Array | None,
-    full_block_mask: jax.Array | None,
-    heads: int,
-    key_blocks: int,
-) -> jax.Array:
+def _kept_blocks(call: AttentionCall, sparse_BKQ: jax.Array, runs_BKQ3: jax.Array) -> jax.Array:
     """The mask of each head, inside the runs that its plan allows, `[B, N, Q, J]`."""
-    K, Q = sparse_BKQ.shape[1:]
-    blocks = jnp.arange(key_blocks)
+    blocks = jnp.arange(call.geometry.key_blocks)
     first, n_sink, lo = (runs_BKQ3[..., i, None] for i in range(3))
-    diag = blocks[key_blocks - Q :, None]
+    diag = blocks[call.geometry.first_query_block :, None]
     inside = (blocks <= diag) & (((blocks >= first) & (blocks < first + n_sink)) | (blocks >= lo))
-    keep = jnp.repeat(inside, heads // K, axis=1)
-    is_sparse = jnp.repeat(sparse_BKQ, heads // K, axis=1)[..., None]
-    if block_mask is not None:
-        keep &= block_mask | ~is_sparse
-    if full_block_mask is not None:
-        keep &= full_block_mask | is_sparse
+    keep = jnp.repeat(inside, call.groups, axis=1)
+    is_sparse = jnp.repeat(sparse_BKQ, call.groups, axis=1)[..., None]
+    if call.block_mask is not None:
+        keep &= call.block_mask | ~is_sparse
+    if call.full_block_mask is not None:
+        keep &= call.full_block_mask | is_sparse
     return keep
 
 
@@ -148,7 +133,7 @@ def heaviest_first(steps: jax.Array) -> jax.Array:
     return jnp.argsort(-steps.reshape(-1), stable=True).astype(jnp.int32)
 
 
-def query_work(plan: Plan, heads: int) -> Work:
+def query_work(plan: BlockPlan, heads: int) -> Work:
     """Items (row, query block, query head), for kernels that own query tiles."""
     B, K, Q, _ = plan.runs_BKQ3.shape
     if plan.keep_BNQJ is not None:
@@ -159,7 +144,7 @@ def query_work(plan: Plan, heads: int) -> Work:
     return Work(heaviest_first(jnp.repeat(jnp.swapaxes(steps_BKQ, 1, 2), heads // K, axis=2)), None)
 
 
-def key_work(plan: Plan) -> Work:
+def key_work(plan: BlockPlan) -> Work:
     """Items (row, key block, KV head), for the kernel that owns key tiles."""
     B, K, J = plan.stop_BKJ.shape
     Q = plan.runs_BKQ3.shape[2]

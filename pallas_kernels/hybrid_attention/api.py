@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from pallas_kernels.checks import attention_spec, check_block_masks, check_choice, check_qkv, check_rows
+from pallas_kernels.call import check_attention
 from pallas_kernels.dispatch import choose, deferred, kernel_takes
 from pallas_kernels.hybrid_attention.reference import hybrid_attention_reference
 from pallas_kernels.hybrid_attention.xla import hybrid_attention_xla
@@ -75,31 +75,25 @@ def hybrid_attention(
         NotImplementedError: `impl` does not exist yet, or does not serve the case.
         RuntimeError: `impl` is for a device that is not there.
     """
-    check_qkv(q_BTNH, k_BSKH, v_BSKH)
-    B, H = q_BTNH.shape[0], q_BTNH.shape[3]
-    S, K = k_BSKH.shape[1:3]
-    spec = attention_spec(
-        H, sink_blocks=sink_blocks, local_blocks=local_blocks, block_size=block_size, window=window, scale=scale
-    )
-    check_rows(B, S, block_size, segment_ids, lengths)
-    check_choice("mode", mode, B, K, packed=segment_ids is not None)
-    check_block_masks(q_BTNH, k_BSKH, block_size, block_mask, full_block_mask)
-    masks = block_mask is not None or full_block_mask is not None
-
-    def serves(name: str) -> bool:
-        if not kernel_takes(name, block_size, q_BTNH.shape[2] // K, masks):
-            return False
-        return name != "mosaic_gpu" or hopper_refusal(q_BTNH, spec, masks) is None
-
-    return choose("hybrid_attention", impl, IMPLEMENTATIONS, serves)(
+    call = check_attention(
         q_BTNH,
         k_BSKH,
         v_BSKH,
-        mode,
-        spec,
+        sink_blocks=sink_blocks,
+        local_blocks=local_blocks,
+        block_size=block_size,
         block_mask=block_mask,
         full_block_mask=full_block_mask,
         segment_ids=segment_ids,
         lengths=lengths,
+        window=window,
+        scale=scale,
         return_lse=return_lse,
     )
+    call.check_choice("mode", mode)
+
+    def serves(name: str) -> bool:
+        return kernel_takes(name, call) and (name != "mosaic_gpu" or hopper_refusal(call) is None)
+
+    out, lse = choose("hybrid_attention", impl, IMPLEMENTATIONS, serves)(call, mode != 0)
+    return (out, lse) if return_lse else out

@@ -2,29 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.blocks import Geometry, by_block, clear_padding, describe_rows
-from pallas_kernels.schedule import AttentionSpec
+from pallas_kernels.blocks import by_block, clear_padding
+from pallas_kernels.call import AttentionCall
 
 
-def allowed_pairs(
-    mode: jax.Array,
-    spec: AttentionSpec,
-    queries: int,
-    keys: int,
-    *,
-    block_mask: jax.Array | None,
-    full_block_mask: jax.Array | None,
-    segment_ids: jax.Array | None,
-    lengths: jax.Array | None,
-    groups: int,
-) -> jax.Array:
+def allowed_pairs(call: AttentionCall, sparse: jax.Array) -> jax.Array:
     """Dense mask `[B, K, G, T, S]` of the (query, key) pairs that each query head attends to."""
-    rows = describe_rows(mode.shape[0], Geometry(spec.block_size, queries, keys), lengths, segment_ids)
+    spec, rows = call.spec, call.rows()
+    queries, keys = call.q_BTNH.shape[1], call.k_BSKH.shape[1]
     k_pos = jnp.arange(keys)
     q_pos = k_pos[keys - queries :]
     k_block, q_block = k_pos // spec.block_size, q_pos // spec.block_size
@@ -38,77 +26,34 @@ def allowed_pairs(
 
     sink = k_block - start_BT[:, :, None] < spec.sink_blocks
     local = k_block > q_block[:, None] - spec.local_blocks
-    sparse = (sink | local)[:, None, None]
-    full = jnp.ones_like(sparse)
+    streaming = (sink | local)[:, None, None]
+    everything = jnp.ones_like(streaming)
 
-    def expand(mask_BNIJ: jax.Array) -> jax.Array:
-        B, N = mask_BNIJ.shape[:2]
-        first = q_block[0]
-        return mask_BNIJ.reshape(B, N // groups, groups, *mask_BNIJ.shape[2:])[..., q_block - first, :][..., k_block]
+    def by_token(mask_BNIJ: jax.Array) -> jax.Array:
+        mask = mask_BNIJ.reshape(-1, call.kv_heads, call.groups, *mask_BNIJ.shape[2:])
+        return mask[..., q_block - q_block[0], :][..., k_block]
 
-    if block_mask is not None:
-        sparse = expand(block_mask)
-    if full_block_mask is not None:
-        full = expand(full_block_mask)
-    is_sparse_BKT = by_block(mode, rows)[:, :, q_block] != 0
-    chosen = jnp.where(is_sparse_BKT[:, :, None, :, None], sparse, full)
-    return chosen & visible[:, None, None]
+    of_sparse = streaming if call.block_mask is None else by_token(call.block_mask)
+    of_full = everything if call.full_block_mask is None else by_token(call.full_block_mask)
+    is_sparse_BKT = by_block(sparse, rows)[:, :, q_block]
+    return jnp.where(is_sparse_BKT[:, :, None, :, None], of_sparse, of_full) & visible[:, None, None]
 
 
-def attention_and_lse(
-    q_BTNH: jax.Array,
-    k_BSKH: jax.Array,
-    v_BSKH: jax.Array,
-    mode: jax.Array,
-    spec: AttentionSpec,
-    *,
-    block_mask: jax.Array | None = None,
-    full_block_mask: jax.Array | None = None,
-    segment_ids: jax.Array | None = None,
-    lengths: jax.Array | None = None,
-) -> tuple[jax.Array, jax.Array]:
+def hybrid_attention_reference(call: AttentionCall, sparse: jax.Array) -> tuple[jax.Array, jax.Array]:
     """softmax(q k^T * scale, over the allowed pairs) v, and the log-sum-exp `[B, T, N]` of those scores.
 
     0 and -inf where a query may see nothing.
     """
-    B, T, N, H = q_BTNH.shape
-    S, K = k_BSKH.shape[1:3]
-    rows = describe_rows(B, Geometry(spec.block_size, T, S), lengths, segment_ids)
-    q, k, v = (clear_padding(x, rows.valid_BS).astype(jnp.float32) for x in (q_BTNH, k_BSKH, v_BSKH))
-    allowed = allowed_pairs(
-        mode,
-        spec,
-        T,
-        S,
-        block_mask=block_mask,
-        full_block_mask=full_block_mask,
-        segment_ids=segment_ids,
-        lengths=lengths,
-        groups=N // K,
-    )
-    q = q.reshape(B, T, K, N // K, H)
-    scores = jnp.einsum("btkgh,bskh->bkgts", q, k, precision="highest") * spec.scale
-    scores = jnp.where(allowed, scores, -jnp.inf)
+    (B, T, N, H), K = call.q_BTNH.shape, call.kv_heads
+    rows = call.rows()
+    q, k, v = (clear_padding(x, rows.valid_BS).astype(jnp.float32) for x in (call.q_BTNH, call.k_BSKH, call.v_BSKH))
+    scores = jnp.einsum("btkgh,bskh->bkgts", q.reshape(B, T, K, -1, H), k, precision="highest") * call.spec.scale
+    scores = jnp.where(allowed_pairs(call, sparse), scores, -jnp.inf)
     top = jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True, initial=-1e30))
     weights = jnp.exp(scores - top)
     total = weights.sum(-1, keepdims=True)
     safe_total = jnp.maximum(total, 1e-30)
     out = jnp.einsum("bkgts,bskh->btkgh", weights / safe_total, v, precision="highest")
-    out = clear_padding(out.reshape(B, T, N, H), rows.valid_BS).astype(q_BTNH.dtype)
+    out = clear_padding(out.reshape(B, T, N, H), rows.valid_BS).astype(call.q_BTNH.dtype)
     lse_BKGT = jnp.where(total > 0, top + jnp.log(safe_total), -jnp.inf)[..., 0]
     return out, lse_BKGT.reshape(B, N, T).swapaxes(1, 2)
-
-
-def hybrid_attention_reference(
-    q_BTNH: jax.Array,
-    k_BSKH: jax.Array,
-    v_BSKH: jax.Array,
-    mode: jax.Array,
-    spec: AttentionSpec,
-    *,
-    return_lse: bool = False,
-    **options: Any,
-) -> jax.Array | tuple[jax.Array, jax.Array]:
-    """See `hybrid_attention`; `options` are the masks, segments and lengths of `attention_and_lse`."""
-    out, lse = attention_and_lse(q_BTNH, k_BSKH, v_BSKH, mode, spec, **options)
-    return (out, lse) if return_lse else out

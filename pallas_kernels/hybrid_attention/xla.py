@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from pallas_kernels.blocks import clear_padding, unfold_queries
+from pallas_kernels.call import AttentionCall
 from pallas_kernels.partition import divided
 from pallas_kernels.schedule import AttentionSpec, Schedule
 from pallas_kernels.xla.backward import backward
@@ -42,25 +43,12 @@ def _backward(spec: AttentionSpec, tiling: Tiling, saved, cotangents: tuple[jax.
 scheduled_attention.defvjp(_forward, _backward)
 
 
-def hybrid_attention_xla(
-    q_BTNH: jax.Array,
-    k_BSKH: jax.Array,
-    v_BSKH: jax.Array,
-    mode: jax.Array,
-    spec: AttentionSpec,
-    *,
-    block_mask: jax.Array | None = None,
-    full_block_mask: jax.Array | None = None,
-    segment_ids: jax.Array | None = None,
-    lengths: jax.Array | None = None,
-    return_lse: bool = False,
-) -> jax.Array | tuple[jax.Array, jax.Array]:
+def hybrid_attention_xla(call: AttentionCall, sparse: jax.Array) -> tuple[jax.Array, jax.Array]:
     """See `hybrid_attention`."""
-    operands, rows, geometry, tiling = fold(q_BTNH, k_BSKH, v_BSKH, spec, lengths, segment_ids)
-    visits = plan_visits(mode != 0, rows, spec, geometry, block_mask=block_mask, full_block_mask=full_block_mask)
-    out, lse = scheduled_attention(operands, visits, spec, tiling)
-    out = clear_padding(unfold_queries(out, geometry), rows.valid_BS)
-    if not return_lse:
-        return out
-    lse = unfold_queries(lse[..., None], geometry)
-    return out, clear_padding(lse, rows.valid_BS, -jnp.inf)[..., 0]
+    operands, rows, geometry, tiling = fold(call)
+    out, lse = scheduled_attention(operands, plan_visits(call, sparse, rows, geometry), call.spec, tiling)
+    lse_BTN1 = unfold_queries(lse[..., None], geometry)
+    return (
+        clear_padding(unfold_queries(out, geometry), rows.valid_BS),
+        clear_padding(lse_BTN1, rows.valid_BS, -jnp.inf)[..., 0],
+    )

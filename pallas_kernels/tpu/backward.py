@@ -24,12 +24,12 @@ from pallas_kernels.schedule import AttentionSpec
 from pallas_kernels.tpu.forward import MASKED, dot
 from pallas_kernels.tpu.limits import compiler_params, padded_bytes, tile_width
 from pallas_kernels.tpu.operands import Operands
-from pallas_kernels.tpu.plan import Layout, Tables, head_work
+from pallas_kernels.tpu.plan import LaunchSizes, Tables, head_work
 from pallas_kernels.tpu.stream import Stream, following_step, run_tiles
 from pallas_kernels.tpu.sweep import Sweep, make_sweep, tile_mask, widths
 
 
-def backward_kernel(*refs: Any, has_lists: bool, layout: Layout, spec: AttentionSpec, width: int):
+def backward_kernel(*refs: Any, has_lists: bool, sizes: LaunchSizes, spec: AttentionSpec, width: int):
     scalars, rest = refs[: 1 + len(Tables._fields)], iter(refs[1 + len(Tables._fields) :])
     order, tables = scalars[0], Tables(*scalars[1:])
     q_ref, d_out_ref, lse_ref, inner_ref, k_hbm, v_hbm = (next(rest) for _ in range(6))
@@ -49,24 +49,24 @@ def backward_kernel(*refs: Any, has_lists: bool, layout: Layout, spec: Attention
         sweep = make_sweep(
             tables,
             blocks,
-            jnp.minimum(head, layout.heads - 1),
+            jnp.minimum(head, sizes.heads - 1),
             step,
             with_middle=False,
             width=width,
-            layout=layout,
+            sizes=sizes,
             spec=spec,
         )
-        return sweep._replace(near=jnp.where(head < layout.heads, sweep.near, 0))
+        return sweep._replace(near=jnp.where(head < sizes.heads, sweep.near, 0))
 
     def compute(tile: jax.Array, buffer: jax.Array, slots: int, masked: bool) -> None:
         keys.wait(buffer, slots)
-        block = (spec.block_size, layout.head_dim)
+        block = (spec.block_size, sizes.head_dim)
         k_SH, v_SH = (ref[buffer, :slots].reshape(slots * block[0], block[1]) for ref in (k_buffer, v_buffer))
         q_RH, d_out_RH = q_ref[...], d_out_ref[...]
         scores_SR = dot(k_SH, q_RH, (1, 1))
         if masked:
-            heads = range(layout.groups)
-            mask = tile_mask(sweep, tile, slots, heads, spec, layout.groups, keys_axis=0)
+            heads = range(sizes.groups)
+            mask = tile_mask(sweep, tile, slots, heads, spec, sizes.groups, keys_axis=0)
             scores_SR = jnp.where(mask, scores_SR, MASKED)
         weights_SR = jnp.exp2(scores_SR * (spec.scale * log2_e) - lse_ref[...] * log2_e)
         d_scores_SR = (weights_SR * (dot(v_SH, d_out_RH, (1, 1)) - inner_ref[...])).astype(q_RH.dtype)
@@ -121,7 +121,7 @@ def attention_backward(
     d_out_PQRH: jax.Array,
     tables: Tables,
     lists: jax.Array | None,
-    layout: Layout,
+    sizes: LaunchSizes,
     spec: AttentionSpec,
     *,
     d_lse_PQ1R: jax.Array | None = None,
@@ -133,13 +133,13 @@ def attention_backward(
     """
     q_PQRH, k_PJSH, v_PJSH = operands
     (P, Q, R, H), block = q_PQRH.shape, spec.block_size
-    width = tile_width("backward", layout)
+    width = tile_width("backward", R, H, block)
     inner_PQ1R = jnp.sum(d_out_PQRH.astype(jnp.float32) * out_PQRH.astype(jnp.float32), -1)[:, :, None]
     saw_nothing = jnp.isneginf(lse_PQ1R)
     if d_lse_PQ1R is not None:
         inner_PQ1R -= jnp.where(saw_nothing, 0.0, d_lse_PQ1R)
     lse_PQ1R = jnp.where(saw_nothing, 0.0, lse_PQ1R)
-    order = deal_heads(head_work(tables, lists, layout, spec))
+    order = deal_heads(head_work(tables, lists, sizes, spec))
     turns = order.shape[0] // 2
 
     def here(core: jax.Array, turn: jax.Array, step: jax.Array, order: Any, *_: Any) -> tuple:
@@ -165,9 +165,9 @@ def attention_backward(
     buffers = [pltpu.VMEM((2, width, block, H), k_PJSH.dtype)] * 2 + [pltpu.VMEM((2, width, block, H), jnp.float32)] * 4
     item = q_PQRH.dtype.itemsize
     need = backward_bytes(R, H, width * block, item)
-    pairs = P * sum(range(layout.geometry.first_query_block + 1, layout.geometry.key_blocks + 1)) * R * block
+    pairs = P * sum(range(sizes.geometry.first_query_block + 1, sizes.geometry.key_blocks + 1)) * R * block
     dq, dk, dv = pl.pallas_call(
-        partial(backward_kernel, has_lists=lists is not None, layout=layout, spec=spec, width=width),
+        partial(backward_kernel, has_lists=lists is not None, sizes=sizes, spec=spec, width=width),
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=1 + len(tables),
             grid=(2, turns, Q),

@@ -21,7 +21,7 @@ from jax.experimental.pallas import tpu as pltpu
 
 from pallas_kernels.schedule import AttentionSpec
 from pallas_kernels.tpu.limits import LANES, compiler_params, padded_bytes, tile_width
-from pallas_kernels.tpu.plan import Layout, Tables, is_sparse
+from pallas_kernels.tpu.plan import LaunchSizes, Tables, is_sparse
 from pallas_kernels.tpu.stream import Stream, following_step, run_tiles
 from pallas_kernels.tpu.sweep import Sweep, make_sweep, tile_mask, widths
 
@@ -104,7 +104,7 @@ def extend(
         state.acc_RH[rows] = state.acc_RH[rows] * over_lanes(decay, out.shape[1]) + out
 
 
-def forward_kernel(*refs: Any, outputs: Outputs, has_lists: bool, layout: Layout, spec: AttentionSpec, width: int):
+def forward_kernel(*refs: Any, outputs: Outputs, has_lists: bool, sizes: LaunchSizes, spec: AttentionSpec, width: int):
     scalars, rest = refs[: len(Tables._fields)], iter(refs[len(Tables._fields) :])
     tables = Tables(*scalars)
     q_ref, k_hbm, v_hbm = next(rest), next(rest), next(rest)
@@ -119,19 +119,19 @@ def forward_kernel(*refs: Any, outputs: Outputs, has_lists: bool, layout: Layout
     def sweep_of(head: jax.Array, step: jax.Array, blocks: Any) -> Sweep:
         middle = outputs in ("chosen", "both")
         return make_sweep(
-            tables, blocks, head, 2 * step + core, with_middle=middle, width=width, layout=layout, spec=spec
+            tables, blocks, head, 2 * step + core, with_middle=middle, width=width, sizes=sizes, spec=spec
         )
 
     def compute(tile: jax.Array, buffer: jax.Array, slots: int, masked: bool) -> None:
         def keys(ref: Any) -> jax.Array:
-            return ref[buffer, :slots].reshape(slots * spec.block_size, layout.head_dim)
+            return ref[buffer, :slots].reshape(slots * spec.block_size, sizes.head_dim)
 
         stream.wait(buffer, slots)
         masks = None
         if masked:
-            parts = head_chunks(layout.groups)
-            masks = [tile_mask(sweep, tile, slots, part, spec, layout.groups, keys_axis=1) for part in parts]
-        extend(state, q_ref, keys(k_buffer), keys(v_buffer), masks, spec, layout.groups)
+            parts = head_chunks(sizes.groups)
+            masks = [tile_mask(sweep, tile, slots, part, spec, sizes.groups, keys_axis=1) for part in parts]
+        extend(state, q_ref, keys(k_buffer), keys(v_buffer), masks, spec, sizes.groups)
 
     def keep_near() -> None:
         """Keeps what a sparse head gives; the middle then turns it into what a full one gives."""
@@ -149,9 +149,9 @@ def forward_kernel(*refs: Any, outputs: Outputs, has_lists: bool, layout: Layout
 
     sweep = sweep_of(head, step, lists[0])
     next_head, next_step = following_step(head, step, pl.num_programs(2))
-    following = sweep_of(jnp.minimum(next_head, layout.heads - 1), next_step, lists[1])
+    following = sweep_of(jnp.minimum(next_head, sizes.heads - 1), next_step, lists[1])
     state.clear()
-    run_tiles(stream, sweep, following, (head == 0) & (step == 0), next_head == layout.heads, buffer_ref, visit)
+    run_tiles(stream, sweep, following, (head == 0) & (step == 0), next_head == sizes.heads, buffer_ref, visit)
     if outputs in ("chosen", "both"):
         pl.when(sweep.near_tiles == sweep.tiles)(keep_near)
 
@@ -163,7 +163,7 @@ def forward_kernel(*refs: Any, outputs: Outputs, has_lists: bool, layout: Layout
     if outputs != "chosen":
         store(*out_refs[:2])
         return
-    sparse = is_sparse(tables, head, 2 * step + core, layout)
+    sparse = is_sparse(tables, head, 2 * step + core, sizes)
     out_refs[2][...] = (state.output() - near_ref[...]).astype(q_ref.dtype)
     pl.when(jnp.logical_not(sparse))(partial(store, *out_refs[:2]))
 
@@ -192,7 +192,7 @@ def attention_forward(
     tables: Tables,
     lists: jax.Array | None,
     outputs: Outputs,
-    layout: Layout,
+    sizes: LaunchSizes,
     spec: AttentionSpec,
     *,
     out_dtype: jnp.dtype | None = None,
@@ -207,7 +207,7 @@ def attention_forward(
         The arrays that `OUTPUTS` names: outputs `[P, Q, R, H]`, log-sum-exps `[P, Q, 1, R]` float32.
     """
     P, Q, R, H = q_PQRH.shape
-    width, block = tile_width("forward", layout), spec.block_size
+    width, block = tile_width("forward", R, H, spec.block_size), spec.block_size
     item = q_PQRH.dtype.itemsize
     out_shapes = {
         "out": jax.ShapeDtypeStruct((P, Q, R, H), out_dtype or q_PQRH.dtype),
@@ -241,9 +241,9 @@ def attention_forward(
     ]
     out_items = [out_shapes["out"].dtype.itemsize] * kinds.count("out")
     need = forward_bytes(R, H, width * block, item, out_items)
-    pairs = P * sum(range(layout.geometry.first_query_block + 1, layout.geometry.key_blocks + 1)) * R * block
+    pairs = P * sum(range(sizes.geometry.first_query_block + 1, sizes.geometry.key_blocks + 1)) * R * block
     return pl.pallas_call(
-        partial(forward_kernel, outputs=outputs, has_lists=lists is not None, layout=layout, spec=spec, width=width),
+        partial(forward_kernel, outputs=outputs, has_lists=lists is not None, sizes=sizes, spec=spec, width=width),
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=len(tables),
             grid=(2, P, Q // 2),

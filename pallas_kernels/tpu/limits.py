@@ -9,7 +9,6 @@ import jax
 from jax.experimental.pallas import tpu as pltpu
 
 from pallas_kernels.tile_tables import Table, read_table, warn_of_unknown_chip
-from pallas_kernels.tpu.plan import Layout
 
 LANES = 128
 CHIPS = {"TPU v5 lite": "v5e", "TPU v5": "v5p", "TPU v6 lite": "v6e", "TPU7x": "tpu7x"}
@@ -41,11 +40,18 @@ def _is_width(entry: Any) -> bool:
     return type(entry) is int and entry > 0 and entry.bit_count() == 1
 
 
-def tile_width(kernel: Literal["forward", "backward"], layout: Layout) -> int:
-    """Key blocks of a whole tile, a power of two: that of the table, or what keeps the scores in bounds."""
-    width = table(chip()).get(kernel, {}).get(str(layout.head_dim), WIDEST_TILE[kernel])
+def tile_width(kernel: Literal["forward", "backward"], rows: int, head_dim: int, block_size: int) -> int:
+    """Key blocks of a whole tile, a power of two: that of the table, or what keeps the scores in bounds.
+
+    Args:
+        kernel: which one.
+        rows: rows of a query block, those of all query heads of a KV head.
+        head_dim: size of a head.
+        block_size: tokens in a key block.
+    """
+    width = table(chip()).get(kernel, {}).get(str(head_dim), WIDEST_TILE[kernel])
     bound = SCORE_BYTES * WIDEST_TILE[kernel] // WIDEST_TILE["forward"]
-    while width > 1 and 4 * layout.rows * width * layout.geometry.block > bound:
+    while width > 1 and 4 * rows * width * block_size > bound:
         width //= 2
     return width
 

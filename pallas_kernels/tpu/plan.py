@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from pallas_kernels.blocks import Geometry, Rows, by_block
+from pallas_kernels.blocks import Geometry, RowLayout, by_block
 from pallas_kernels.schedule import AttentionSpec, Schedule, block_schedule
 
 SCALAR_MEMORY = 900 * 1024
@@ -37,7 +37,7 @@ class Tables(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Layout:
+class LaunchSizes:
     """Static sizes of a launch."""
 
     batch: int
@@ -61,20 +61,20 @@ class Layout:
         return self.geometry.query_blocks + self.geometry.query_blocks % 2
 
 
-def make_tables(sparse: jax.Array, rows: Rows, layout: Layout) -> Tables:
+def make_tables(sparse: jax.Array, rows: RowLayout, sizes: LaunchSizes) -> Tables:
     """Tables of `sparse`, bool `[B, K]` or `[B, M, K]`.
 
     Raises:
         ValueError: they do not fit scalar memory.
     """
-    J = layout.geometry.key_blocks
+    J = sizes.geometry.key_blocks
     start_BJ = jnp.pad(rows.start_BJ, ((0, 0), (0, 1)), constant_values=J + 1)
-    segment_BJ = jnp.pad(jnp.clip(rows.segment_BJ, 0, layout.segments - 1), ((0, 0), (0, 1)))
+    segment_BJ = jnp.pad(jnp.clip(rows.segment_BJ, 0, sizes.segments - 1), ((0, 0), (0, 1)))
     tables = Tables(*(x.reshape(-1).astype(jnp.int32) for x in (sparse, start_BJ, segment_BJ)))
     need = sum(4 * x.size for x in tables)
     if need > SCALAR_MEMORY:
         raise ValueError(
-            f"The block tables of {layout.batch} rows of {J} key blocks need {need} bytes of the TPU's scalar memory; "
+            f"The block tables of {sizes.batch} rows of {J} key blocks need {need} bytes of the TPU's scalar memory; "
             f"wanted at most {SCALAR_MEMORY}. Split the batch."
         )
     # A backward pass keeps the tables. As results of a conversion, kept by both branches of a conditional, they crash
@@ -82,36 +82,36 @@ def make_tables(sparse: jax.Array, rows: Rows, layout: Layout) -> Tables:
     return lax.optimization_barrier(tables)
 
 
-def is_sparse(tables: Any, head: jax.Array, block: jax.Array, layout: Layout) -> jax.Array:
+def is_sparse(tables: Any, head: jax.Array, block: jax.Array, sizes: LaunchSizes) -> jax.Array:
     """Mode of query block `block` of head `head` (of P), from refs of the tables."""
-    row, kv_head = lax.div(head, layout.kv_heads), lax.rem(head, layout.kv_heads)
-    segment = tables.segment[_key_block(head, block, layout)] if layout.segments > 1 else 0
-    return tables.sparse[(row * layout.segments + segment) * layout.kv_heads + kv_head] != 0
+    row, kv_head = lax.div(head, sizes.kv_heads), lax.rem(head, sizes.kv_heads)
+    segment = tables.segment[_key_block(head, block, sizes)] if sizes.segments > 1 else 0
+    return tables.sparse[(row * sizes.segments + segment) * sizes.kv_heads + kv_head] != 0
 
 
-def segment_start(tables: Any, head: jax.Array, block: jax.Array, layout: Layout) -> jax.Array:
+def segment_start(tables: Any, head: jax.Array, block: jax.Array, sizes: LaunchSizes) -> jax.Array:
     """First key block of the segment of a query block, from refs of the tables."""
-    return tables.start[_key_block(head, block, layout)]
+    return tables.start[_key_block(head, block, sizes)]
 
 
-def _key_block(head: jax.Array, block: jax.Array, layout: Layout) -> jax.Array:
+def _key_block(head: jax.Array, block: jax.Array, sizes: LaunchSizes) -> jax.Array:
     """Where the tables hold the key block with the positions of a query block."""
-    row = lax.div(head, layout.kv_heads)
-    return row * (layout.geometry.key_blocks + 1) + layout.geometry.first_query_block + block
+    row = lax.div(head, sizes.kv_heads)
+    return row * (sizes.geometry.key_blocks + 1) + sizes.geometry.first_query_block + block
 
 
 def read_plan(
-    tables: Any, sparse: jax.Array, head: jax.Array, block: jax.Array, layout: Layout, spec: AttentionSpec
+    tables: Any, sparse: jax.Array, head: jax.Array, block: jax.Array, sizes: LaunchSizes, spec: AttentionSpec
 ) -> Schedule:
     """Schedule of a query block, from refs of the tables."""
-    start = segment_start(tables, head, block, layout)
-    return block_schedule(sparse, start, layout.geometry.first_query_block + block, spec)
+    start = segment_start(tables, head, block, sizes)
+    return block_schedule(sparse, start, sizes.geometry.first_query_block + block, spec)
 
 
-def head_work(tables: Tables, lists: jax.Array | None, layout: Layout, spec: AttentionSpec) -> jax.Array:
+def head_work(tables: Tables, lists: jax.Array | None, sizes: LaunchSizes, spec: AttentionSpec) -> jax.Array:
     """Key blocks that each head visits, `[P]`."""
-    head, block = jnp.arange(layout.heads)[:, None], jnp.arange(layout.query_blocks)[None]
-    steps_PQ = read_plan(tables, is_sparse(tables, head, block, layout), head, block, layout, spec).steps
+    head, block = jnp.arange(sizes.heads)[:, None], jnp.arange(sizes.query_blocks)[None]
+    steps_PQ = read_plan(tables, is_sparse(tables, head, block, sizes), head, block, sizes, spec).steps
     if lists is not None:
         steps_PQ = jnp.where(lists[:, :, 0, 0] >= 0, lists[:, :, 0, 0], steps_PQ)
     return jnp.sum(steps_PQ, axis=1)
@@ -119,8 +119,8 @@ def head_work(tables: Tables, lists: jax.Array | None, layout: Layout, spec: Att
 
 def list_blocks(
     sparse: jax.Array,
-    rows: Rows,
-    layout: Layout,
+    rows: RowLayout,
+    sizes: LaunchSizes,
     spec: AttentionSpec,
     sparse_mask: jax.Array | None,
     full_mask: jax.Array | None,
@@ -139,12 +139,12 @@ def list_blocks(
     """
     if sparse_mask is None and full_mask is None:
         return None
-    if layout.groups > MAX_LISTED_GROUPS:
+    if sizes.groups > MAX_LISTED_GROUPS:
         raise NotImplementedError(
-            f"Block masks on TPU take at most {MAX_LISTED_GROUPS} query heads for each KV head; got {layout.groups}. "
+            f"Block masks on TPU take at most {MAX_LISTED_GROUPS} query heads for each KV head; got {sizes.groups}. "
             "Use impl='xla'."
         )
-    geometry, G = layout.geometry, layout.groups
+    geometry, G = sizes.geometry, sizes.groups
     J, first = geometry.key_blocks, geometry.first_query_block
     is_sparse_BKQ = by_block(sparse, rows)[:, :, first:]
     diag_Q = jnp.arange(first, J)
@@ -154,7 +154,7 @@ def list_blocks(
     def bits(mask_BNQJ: jax.Array | None) -> jax.Array:
         if mask_BNQJ is None:
             return jnp.zeros((), jnp.int32)
-        mask = mask_BNQJ.reshape(layout.batch, layout.kv_heads, G, *mask_BNQJ.shape[2:])
+        mask = mask_BNQJ.reshape(sizes.batch, sizes.kv_heads, G, *mask_BNQJ.shape[2:])
         weight_G = jnp.left_shift(1, jnp.arange(G))[:, None, None]
         return jnp.sum(jnp.where(mask & exists_BQJ[:, None, None], weight_G, 0), 2)
 
@@ -165,5 +165,5 @@ def list_blocks(
     lists = jnp.concatenate(
         [count_BKQ[..., None], order_BKQJ, jnp.take_along_axis(bits_BKQJ, order_BKQJ, axis=-1)], axis=-1
     ).astype(jnp.int32)
-    lists = lists.reshape(layout.heads, geometry.query_blocks, 1, -1)
-    return jnp.pad(lists, ((0, 0), (0, layout.query_blocks - geometry.query_blocks), (0, 0), (0, 0)))
+    lists = lists.reshape(sizes.heads, geometry.query_blocks, 1, -1)
+    return jnp.pad(lists, ((0, 0), (0, sizes.query_blocks - geometry.query_blocks), (0, 0), (0, 0)))

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from pallas_kernels.schedule import AttentionSpec, Schedule
-from pallas_kernels.tpu.plan import Layout, is_sparse, read_plan
+from pallas_kernels.tpu.plan import LaunchSizes, is_sparse, read_plan
 
 UNSEEN = -(2**30)
 """Limit that no offset reaches."""
@@ -109,7 +109,7 @@ def make_sweep(
     *,
     with_middle: bool,
     width: int,
-    layout: Layout,
+    sizes: LaunchSizes,
     spec: AttentionSpec,
 ) -> Sweep:
     """Sweep of a query block.
@@ -119,8 +119,8 @@ def make_sweep(
         blocks: ref of the list of the query block, or None.
         with_middle: go over the schedule of a sparse head, whatever the head is, and then over the rest.
     """
-    sparse = jnp.bool_(True) if with_middle else is_sparse(tables, head, query_block, layout)
-    plan = read_plan(tables, sparse, head, query_block, layout, spec)
+    sparse = jnp.bool_(True) if with_middle else is_sparse(tables, head, query_block, sizes)
+    plan = read_plan(tables, sparse, head, query_block, sizes, spec)
     near = plan.steps
     middle = jnp.maximum(plan.middle[1] - plan.middle[0], 0) if with_middle else None
     listed = None

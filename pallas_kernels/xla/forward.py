@@ -16,7 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from pallas_kernels.blocks import Geometry, Rows, by_block, clear_padding, describe_rows, fold_keys, fold_queries
+from pallas_kernels.blocks import Geometry, RowLayout, by_query_block, clear_padding, fold_keys, fold_queries
+from pallas_kernels.call import AttentionCall
 from pallas_kernels.schedule import AttentionSpec, Schedule, block_schedule
 
 MASKED = -1e30
@@ -100,50 +101,34 @@ def dot(a: jax.Array, b: jax.Array, contract: tuple[int, int]) -> jax.Array:
     return lax.dot_general(a, b, (((contract[0],), (contract[1],)), ((), ())), preferred_element_type=jnp.float32)
 
 
-def fold(
-    q_BTNH: jax.Array,
-    k_BSKH: jax.Array,
-    v_BSKH: jax.Array,
-    spec: AttentionSpec,
-    lengths: jax.Array | None,
-    segment_ids: jax.Array | None,
-) -> tuple[Folded, Rows, Geometry, Tiling]:
+def fold(call: AttentionCall) -> tuple[Folded, RowLayout, Geometry, Tiling]:
     """Operands in whole tiles. Packed rows keep single query blocks, since segments end anywhere; so do short local
     windows, since a tile of r query blocks visits r - 1 blocks more than each of them needs."""
-    geometry = Geometry(spec.block_size, q_BTNH.shape[1], k_BSKH.shape[1])
-    block_rows = q_BTNH.shape[2] // k_BSKH.shape[2] * spec.block_size
-    most = min(QUERY_TILE_ROWS // block_rows, geometry.query_blocks, 1 + spec.local_blocks // 4)
-    most = 1 if segment_ids is not None else most
+    geometry, spec = call.geometry, call.spec
+    most = min(QUERY_TILE_ROWS // (call.groups * spec.block_size), geometry.query_blocks, 1 + spec.local_blocks // 4)
+    most = 1 if call.segment_ids is not None else most
     r = max(blocks for blocks in (1, 2, 4) if blocks <= max(most, 1))
     tiling = Tiling(r, min(KEY_TILE, geometry.key_blocks))
     spare = tiling.key - 1
     geometry = geometry._replace(spare=spare + -(geometry.query_blocks + spare) % r)
-    rows = describe_rows(q_BTNH.shape[0], geometry, lengths, segment_ids)
-    q, k, v = (clear_padding(x, rows.valid_BS) for x in (q_BTNH, k_BSKH, v_BSKH))
-    folded = Folded(fold_queries(q, k.shape[2], geometry), fold_keys(k, geometry), fold_keys(v, geometry))
+    rows = call.rows(geometry)
+    q, k, v = (clear_padding(x, rows.valid_BS) for x in (call.q_BTNH, call.k_BSKH, call.v_BSKH))
+    folded = Folded(fold_queries(q, call.kv_heads, geometry), fold_keys(k, geometry), fold_keys(v, geometry))
     return folded, rows, geometry, tiling
 
 
-def plan_visits(
-    sparse: jax.Array,
-    rows: Rows,
-    spec: AttentionSpec,
-    geometry: Geometry,
-    *,
-    block_mask: jax.Array | None = None,
-    full_block_mask: jax.Array | None = None,
-) -> Visits:
-    """Visits of all query blocks; `sparse` is `[B, K]` or `[B, M, K]`, masks `[B, N, query blocks, key blocks]`.
+def plan_visits(call: AttentionCall, sparse: jax.Array, rows: RowLayout, geometry: Geometry) -> Visits:
+    """Visits of all query blocks; `sparse` is `[B, K]` or `[B, M, K]`.
 
     Query heads of one KV head may list different blocks. Each goes through its own list: a shared sweep over the union
     would visit blocks that a head does not list, and the more so the less the heads agree.
     """
     first = geometry.first_query_block
-    sparse_BKQ = by_block(sparse, rows)[:, :, first:]
+    sparse_BKQ = by_query_block(sparse, rows, geometry)
     start_BKQ = jnp.broadcast_to(rows.start_BJ[:, None, first:], sparse_BKQ.shape)
     diag_BKQ = jnp.broadcast_to(jnp.arange(first, geometry.key_blocks), sparse_BKQ.shape)
-    runs = block_schedule(sparse_BKQ, start_BKQ, diag_BKQ, spec)
-    if block_mask is None and full_block_mask is None:
+    runs = block_schedule(sparse_BKQ, start_BKQ, diag_BKQ, call.spec)
+    if not call.has_masks:
         return Visits(runs, None)
 
     def spread(mask_BNIJ: jax.Array | None) -> jax.Array:
@@ -156,9 +141,9 @@ def plan_visits(
 
     block_J = jnp.arange(geometry.key_blocks)
     reachable = (block_J >= runs.first[..., None]) & (block_J <= runs.diag[..., None])
-    mask = jnp.where(sparse_BKQ[..., None, None], spread(block_mask), spread(full_block_mask))
+    mask = jnp.where(sparse_BKQ[..., None, None], spread(call.block_mask), spread(call.full_block_mask))
     ends = jnp.cumsum(mask & reachable[:, :, :, None], axis=-1, dtype=jnp.int32)
-    listed = jnp.where(sparse_BKQ, block_mask is not None, full_block_mask is not None)
+    listed = jnp.where(sparse_BKQ, call.block_mask is not None, call.full_block_mask is not None)
     n_sink, lo = jnp.where(listed, 0, runs.n_sink), jnp.where(listed, runs.diag + 1, runs.lo)
     return Visits(runs._replace(n_sink=n_sink, lo=lo), ends)
 

@@ -7,14 +7,12 @@ import jax
 import pytest
 
 from pallas_kernels import tile_tables
-from pallas_kernels.blocks import Geometry
 from pallas_kernels.gpu import tuning
 from pallas_kernels.gpu.tuning import Tile, choose_tile
 from pallas_kernels.tpu import limits
-from pallas_kernels.tpu.plan import Layout
 
 SOUND = {"forward": {"128": vars(Tile(64, 32, 4, 2))}}
-LAYOUT = Layout(1, 1, 1, 1, 128, Geometry(128, 256, 256))
+SIZES = (128, 128, 128)
 
 
 @pytest.fixture(autouse=True)
@@ -64,7 +62,7 @@ def test_a_damaged_tpu_table_gives_the_rule_of_thumb_and_one_warning(width, tmp_
     device = jax.sharding.AbstractDevice(device_kind="TPU v6 lite", num_cores=1, platform="tpu")
     with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), (), abstract_device=device)):
         with caplog.at_level(logging.WARNING):
-            widths = {limits.tile_width("forward", LAYOUT) for _ in range(3)}
+            widths = {limits.tile_width("forward", *SIZES) for _ in range(3)}
     assert widths == {limits.WIDEST_TILE["forward"]}
     assert len(caplog.records) == 1 and "v6e.json is damaged" in caplog.text
 
@@ -73,7 +71,7 @@ def test_an_unknown_chip_is_said_once(caplog):
     device = jax.sharding.AbstractDevice(device_kind="TPU v99", num_cores=1, platform="tpu")
     with caplog.at_level(logging.WARNING):
         with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), (), abstract_device=device)):
-            assert [limits.tile_width("forward", LAYOUT) for _ in range(3)] == [8, 8, 8]
+            assert [limits.tile_width("forward", *SIZES) for _ in range(3)] == [8, 8, 8]
         for _ in range(3):
             choose_tile("forward", 121, 128, 2, 128)
     assert [record.getMessage().partition(" is unknown")[0] for record in caplog.records] == [

@@ -6,9 +6,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import jax
-from jax.sharding import AbstractMesh
-
 from elastic_jax.config import ModelConfig
 from elastic_jax.files import read_json
 from elastic_jax.int8_linear import int8_shapes
@@ -16,11 +13,7 @@ from elastic_jax.model import param_shapes
 from elastic_jax.settings import shipped_configs
 from elastic_jax.weights.hf import CONFIG
 from elastic_jax.weights.locate import locate
-from pallas_kernels.blocks import Geometry
-from pallas_kernels.tpu.backward import backward_bytes
-from pallas_kernels.tpu.forward import forward_bytes
-from pallas_kernels.tpu.limits import VECTOR_MEMORY, tile_width
-from pallas_kernels.tpu.plan import Layout
+from pallas_kernels.dispatch import tpu_vector_memory
 from train.plan.chips import Chip
 
 
@@ -60,19 +53,8 @@ def stored_shapes(model: ModelConfig, dtype: str, weights: str) -> dict[str, Any
 
 @cache
 def kernel_bytes(model: ModelConfig, chip: Chip, item: int) -> dict[str, int]:
-    """Bytes by kernel, and the limit, for numbers of `item` bytes; empty for a GPU, where tiles are chosen by search.
-
-    The forward kernel is that of training, which writes the chosen branch and the difference of both.
-    """
+    """`tpu_vector_memory` for a model whose numbers have `item` bytes; empty for a GPU."""
     if not chip.kind:
         return {}
-    block, H, groups = model.router.block_size, model.head_dim, model.num_heads // model.num_kv_heads
-    layout = Layout(1, model.num_kv_heads, 1, groups, H, Geometry(block, block, block))
-    device = jax.sharding.AbstractDevice(device_kind=chip.kind, num_cores=1, platform="tpu")
-    with jax.sharding.use_abstract_mesh(AbstractMesh((), (), abstract_device=device)):
-        keys = {kernel: block * tile_width(kernel, layout) for kernel in ("forward", "backward")}
-    return {
-        "forward": forward_bytes(layout.rows, H, keys["forward"], item, [item, item]),
-        "backward": backward_bytes(layout.rows, H, keys["backward"], item),
-        "limit": VECTOR_MEMORY,
-    }
+    groups = model.num_heads // model.num_kv_heads
+    return tpu_vector_memory(chip.kind, groups, model.head_dim, model.router.block_size, item)

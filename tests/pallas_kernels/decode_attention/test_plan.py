@@ -5,11 +5,11 @@ import pytest
 from decode_cases import decode_shapes
 
 from pallas_kernels import decode_attention
-from pallas_kernels.checks import attention_spec
+from pallas_kernels.call import attention_spec
 from pallas_kernels.decode_attention import tpu, triton
 from pallas_kernels.decode_attention.api import REFUSALS
 from pallas_kernels.decode_attention.plan import group_runs, token_limits
-from pallas_kernels.decode_attention.view import fold_rows, unfold_rows
+from pallas_kernels.decode_attention.view import fold_query_heads, unfold_query_heads
 from pallas_kernels.schedule import visible_tokens
 from pallas_kernels.tpu.decode import byte_order
 
@@ -43,9 +43,9 @@ def test_a_window_wider_than_int32_counts_sees_everything():
 
 def test_folded_rows_keep_the_query_heads_of_a_kv_head_together():
     q = jnp.arange(2 * 3 * 4 * 5).reshape(2, 3, 4, 5)
-    rows = fold_rows(q, 2)
+    rows = fold_query_heads(q, 2)
     assert (rows[1, 1, 1 * 3 + 2] == q[1, 2, 2 + 1]).all()
-    assert (unfold_rows(rows, 3) == q).all()
+    assert (unfold_query_heads(rows, 3) == q).all()
 
 
 @pytest.mark.parametrize("bits", [2, 4, 8])

@@ -1,13 +1,108 @@
-"""Argument checks shared by the attention ops: each error says what, got, wanted and what to do."""
+"""The arguments of an attention op, checked and in one bundle; each error says what, got, wanted and what to do."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pallas_kernels.blocks import Geometry
+from pallas_kernels.blocks import Geometry, RowLayout, describe_rows
 from pallas_kernels.schedule import AttentionSpec
+
+
+@dataclass(frozen=True)
+class AttentionCall:
+    """What every implementation of `hybrid_attention`, `dual_attention` and `routed_attention` gets.
+
+    Exists only while an op is traced. Made by `check_attention`.
+    """
+
+    q_BTNH: jax.Array
+    k_BSKH: jax.Array
+    v_BSKH: jax.Array
+    spec: AttentionSpec
+    block_mask: jax.Array | None = None
+    """bool `[B, N, query blocks, key blocks]`: what sparse heads see instead of sinks and local blocks."""
+    full_block_mask: jax.Array | None = None
+    """The same for full heads, instead of everything."""
+    segment_ids: jax.Array | None = None
+    """int `[B, S]`: the sequence of each key token, 0 for padding."""
+    lengths: jax.Array | None = None
+    """int `[B]`: valid leading tokens of each row."""
+    return_lse: bool = False
+    """Whether the log-sum-exp is wanted. An implementation may return None for it otherwise."""
+
+    @property
+    def kv_heads(self) -> int:
+        return self.k_BSKH.shape[2]
+
+    @property
+    def groups(self) -> int:
+        """Query heads of a KV head."""
+        return self.q_BTNH.shape[2] // self.kv_heads
+
+    @property
+    def has_masks(self) -> bool:
+        return self.block_mask is not None or self.full_block_mask is not None
+
+    @property
+    def geometry(self) -> Geometry:
+        return Geometry(self.spec.block_size, self.q_BTNH.shape[1], self.k_BSKH.shape[1])
+
+    def rows(self, geometry: Geometry | None = None) -> RowLayout:
+        """Where the sequences lie, by the blocks of `geometry`; its own by default."""
+        return describe_rows(self.k_BSKH.shape[0], geometry or self.geometry, self.lengths, self.segment_ids)
+
+    def every_head(self, sparse: bool) -> jax.Array:
+        """`[B, K]`, the same for every row and KV head."""
+        return jnp.full((self.k_BSKH.shape[0], self.kv_heads), sparse)
+
+    def check_choice(self, name: str, choice: jax.Array) -> None:
+        """Refuses a value for each head that is not `[B, K]` (or `[B, M, K]` for packed rows) of 0 and 1."""
+        check_choice(name, choice, self.k_BSKH.shape[0], self.kv_heads, packed=self.segment_ids is not None)
+
+
+def check_attention(
+    q_BTNH: jax.Array,
+    k_BSKH: jax.Array,
+    v_BSKH: jax.Array,
+    *,
+    sink_blocks: int = 1,
+    local_blocks: int = 16,
+    block_size: int = 128,
+    block_mask: jax.Array | None = None,
+    full_block_mask: jax.Array | None = None,
+    segment_ids: jax.Array | None = None,
+    lengths: jax.Array | None = None,
+    window: int | None = None,
+    scale: float | None = None,
+    return_lse: bool = False,
+) -> AttentionCall:
+    """Checks operands and options of an attention op, which are those of `hybrid_attention`.
+
+    Raises:
+        ValueError: a shape, a segment start or an option that does not fit.
+    """
+    check_qkv(q_BTNH, k_BSKH, v_BSKH)
+    spec = attention_spec(
+        q_BTNH.shape[3],
+        sink_blocks=sink_blocks,
+        local_blocks=local_blocks,
+        block_size=block_size,
+        window=window,
+        scale=scale,
+    )
+    check_rows(k_BSKH.shape[0], k_BSKH.shape[1], block_size, segment_ids, lengths)
+    call = AttentionCall(q_BTNH, k_BSKH, v_BSKH, spec, block_mask, full_block_mask, segment_ids, lengths, return_lse)
+    shape = (q_BTNH.shape[0], q_BTNH.shape[2], call.geometry.query_blocks, call.geometry.key_blocks)
+    for name, mask in (("block_mask", block_mask), ("full_block_mask", full_block_mask)):
+        if mask is not None and (mask.shape != shape or mask.dtype != jnp.bool_):
+            raise ValueError(
+                f"{name} is {mask.dtype}{mask.shape}; wanted bool{shape}: batch, query heads, query blocks, key blocks."
+            )
+    return call
 
 
 def attention_spec(
@@ -62,7 +157,7 @@ def check_rows(
             "(1, 2, ...; 0 for padding)."
         )
     if isinstance(segment_ids, jax.core.Tracer):
-        return
+        return  # in a compiled program the values are not known yet
     ids = np.pad(np.asarray(segment_ids), ((0, 0), (1, 0)))
     row, token = np.nonzero((ids[:, 1:] != ids[:, :-1]) & (ids[:, 1:] != 0))
     late = token % block_size != 0
@@ -89,16 +184,3 @@ def check_choice(name: str, choice: jax.Array, batch: int, kv_heads: int, packed
         if not np.isin(values, (0, 1)).all():
             bad = values[~np.isin(values, (0, 1))].ravel()[0]
             raise ValueError(f"{name} holds {bad}; wanted only 0 and 1.")
-
-
-def check_block_masks(
-    q: jax.Array, k: jax.Array, block_size: int, block_mask: jax.Array | None, full_block_mask: jax.Array | None
-) -> None:
-    """Boolean masks of key blocks for each query head and query block."""
-    geometry = Geometry(block_size, q.shape[1], k.shape[1])
-    shape = (q.shape[0], q.shape[2], geometry.query_blocks, geometry.key_blocks)
-    for name, mask in (("block_mask", block_mask), ("full_block_mask", full_block_mask)):
-        if mask is not None and (mask.shape != shape or mask.dtype != jnp.bool_):
-            raise ValueError(
-                f"{name} is {mask.dtype}{mask.shape}; wanted bool{shape}: batch, query heads, query blocks, key blocks."
-            )

@@ -108,7 +108,7 @@ def fold_keys(x_BSKH: jax.Array, geometry: Geometry) -> jax.Array:
 
 
 def clear_padding(x: jax.Array, valid_BS: jax.Array | None, value: float = 0.0) -> jax.Array:
-    """Sets the tokens of `x` (`[B, S or T, ., .]`, the last positions) that do not exist, whatever they hold."""
+    """Overwrites the tokens of `x` (`[B, S or T, ., .]`, the last positions) that do not exist, NaN included."""
     if valid_BS is None:
         return x
     return jnp.where(valid_BS[:, -x.shape[1] :, None, None], x, jnp.asarray(value, x.dtype))

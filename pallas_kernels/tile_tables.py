@@ -1,4 +1,4 @@
-"""Reads the shipped tables of tile sizes. A table is advice: without a sound one, a rule of thumb serves."""
+"""Reads the shipped tables of tile sizes. Without a valid table, a rule of thumb gives the tiles."""
 
 from __future__ import annotations
 
@@ -32,5 +32,5 @@ def read_table(package: str, name: str, is_entry: Callable[[Any], bool]) -> Tabl
 
 @cache
 def warn_of_unknown_chip(chip: str) -> None:
-    """Says once that nobody has chosen tiles for this chip."""
+    """Warns once that there are no tiles for this chip."""
     logger.warning("%s is unknown here; tiles follow a rule of thumb and may be slow.", chip)

@@ -34,14 +34,14 @@ def select_blocks(
     """The key blocks that matter to each query block, by sums over antidiagonals (XAttention, arXiv 2503.16428).
 
     Groups of `stride` queries and keys are scored by the sum of one antidiagonal of their products, in float32; the
-    softmax over groups, summed over blocks, is the worth of a block. Each query head keeps the fewest blocks that
-    reach `threshold` of the worth of a query block, always the first block of the sequence and the query's own, none
+    softmax over groups, summed over blocks, is the mass of a block. Each query head keeps the fewest blocks that
+    reach `threshold` of the mass of a query block, always the first block of the sequence and the query's own, none
     above the diagonal. No gradient flows through the choice.
 
     Args:
         q_BTNH: queries `[B, T, N, H]` after RoPE, the last T of the S key positions.
         k_BSKH: keys `[B, S, K, H]` after RoPE, K divides N.
-        threshold: share of the worth to keep, above 0 and at most 1.
+        threshold: share of the mass to keep, above 0 and at most 1.
         stride: tokens of a group; divides `block_size`.
         block_size: tokens in a block.
         heads: bool `[B, K]`, the KV heads that need a choice; the others are not scored and keep the first block and

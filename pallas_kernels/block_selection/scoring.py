@@ -1,7 +1,4 @@
-"""Worth of key blocks by XAttention's antidiagonal sums (arXiv 2503.16428).
-
-Which blocks to keep, given how much attention each is worth.
-"""
+"""XAttention (arXiv 2503.16428): the attention that key blocks get by antidiagonal sums, and the choice of blocks."""
 
 from __future__ import annotations
 
@@ -20,7 +17,7 @@ def keep_blocks(
     """The fewest blocks whose mass reaches `threshold` of a query block's total, the first and the last one included.
 
     Args:
-        mass: float `[..., J]`, worth of each key block; 0 outside `[start, diag]`.
+        mass: float `[..., J]`, attention that each key block gets; 0 outside `[start, diag]`.
         start: `[...]`, first key block of the sequence, always kept.
         diag: `[...]`, the query block's own position, always kept. Nothing is kept where it lies before `start`.
         threshold: share of the mass to keep.

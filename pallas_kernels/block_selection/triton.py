@@ -12,14 +12,13 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-import triton
 from jax import lax
 
 from pallas_kernels.block_selection.scoring import Places, SelectionSpec, keep_blocks, make_places
 from pallas_kernels.blocks import Geometry, clear_padding, describe_rows
 from pallas_kernels.gpu.launch import compute_capability, launch
 from pallas_kernels.gpu.selection import score_kernel
-from pallas_kernels.gpu.tuning import SMALLEST_TILE, choose_score_tile
+from pallas_kernels.gpu.tuning import choose_score_tile, padded
 from pallas_kernels.partition import divided
 
 type Array = jax.Array
@@ -78,11 +77,11 @@ def block_mass(q_BTNH: Array, k_BSKH: Array, heads_BK: Array, places: Places, sp
     (B, T, N, H), (S, K) = q_BTNH.shape, k_BSKH.shape[1:3]
     Q, A = places.live_BQA.shape[1:]
     J = -(-S // spec.block_size)
-    head_pad = max(SMALLEST_TILE, triton.next_power_of_2(H))
+    head_pad = padded(H)
     tile = choose_score_tile(compute_capability(), head_pad, q_BTNH.dtype.itemsize, A)
     row_tiles, key_tiles = -(-Q * A // tile.queries), -(-J * A // tile.keys)
     per_tile = tile.keys // A
-    padded = row_tiles * tile.queries
+    padded_rows = row_tiles * tile.queries
     written = launch(
         score_kernel,
         row_tiles * B * N,
@@ -99,8 +98,8 @@ def block_mass(q_BTNH: Array, k_BSKH: Array, heads_BK: Array, places: Places, sp
             "log2_scale": H**-0.5 / spec.stride * math.log2(math.e),
         },
         {
-            "sums_ptr": jax.ShapeDtypeStruct((B, N, padded, key_tiles, per_tile), jnp.float32),
-            "tops_ptr": jax.ShapeDtypeStruct((B, N, padded, key_tiles), jnp.float32),
+            "sums_ptr": jax.ShapeDtypeStruct((B, N, padded_rows, key_tiles, per_tile), jnp.float32),
+            "tops_ptr": jax.ShapeDtypeStruct((B, N, padded_rows, key_tiles), jnp.float32),
         },
         warps=tile.warps,
         stages=tile.stages,
@@ -116,7 +115,7 @@ def block_mass(q_BTNH: Array, k_BSKH: Array, heads_BK: Array, places: Places, sp
             "ROUND": spec.compat,
         },
     )
-    sums = written["sums_ptr"].reshape(B, N, padded, -1)[:, :, : Q * A, :J].reshape(B, N, Q, A, J)
+    sums = written["sums_ptr"].reshape(B, N, padded_rows, -1)[:, :, : Q * A, :J].reshape(B, N, Q, A, J)
     tops = jnp.repeat(written["tops_ptr"], per_tile, axis=3)[:, :, : Q * A, :J].reshape(B, N, Q, A, J)
     block_J = jnp.arange(J)
     seen_BQJ = (block_J >= places.start_BQ[..., None]) & (block_J <= places.diag_Q[:, None])

@@ -1,12 +1,28 @@
-"""What the decode kernels are told about the visiting rule: the groups of each head, and the tokens of each query."""
+"""The visiting rule in terms of a cache: the groups that each head visits, and the tokens that each query sees."""
 
 from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.decode_attention.xla import group_schedule
-from pallas_kernels.schedule import AttentionSpec, query_positions
+from pallas_kernels.schedule import AttentionSpec, Schedule, block_schedule, query_positions
+
+
+def group_schedule(
+    sparse: jax.Array, first_query: jax.Array, quantized: jax.Array, group: int, spec: AttentionSpec
+) -> Schedule:
+    """Groups that queries from `first_query` on may see, as the two runs of a `Schedule` whose blocks are groups.
+
+    The runs of blocks are widened to whole groups and cut where the quantised tokens end; what a run holds too much is
+    masked token by token. The first query decides, since later ones see no quantised group that it does not see.
+    """
+    blocks = block_schedule(sparse, jnp.int32(0), first_query // spec.block_size, spec)
+    end = quantized // group
+    first = jnp.minimum(blocks.first * spec.block_size // group, end)
+    sink_end = -(-(blocks.first + blocks.n_sink) * spec.block_size // group)
+    n_sink = jnp.where(blocks.n_sink > 0, jnp.clip(sink_end - first, 0, end - first), 0)
+    lo = jnp.clip(blocks.lo * spec.block_size // group, first + n_sink, end)
+    return Schedule(first, n_sink, lo, end - 1)
 
 
 def group_runs(

@@ -19,9 +19,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from pallas_kernels.decode_attention.plan import group_schedule
 from pallas_kernels.decode_attention.view import CacheView, Pages, fold_query_heads, hole_mask
 from pallas_kernels.kv_quant.xla import unpack_xla
-from pallas_kernels.schedule import AttentionSpec, Schedule, block_schedule, query_positions, visible_tokens
+from pallas_kernels.schedule import AttentionSpec, Schedule, query_positions, visible_tokens
 from pallas_kernels.xla.forward import MASKED, NOTHING_SEEN, exp2
 
 TILE_GROUPS = 4
@@ -80,19 +81,6 @@ def decode_attention_xla(
     exact = visit_exact(q_PRH, exact_k, exact_v, visible)
     out = join(done, (end_P - tiles_P)[:, None] + jnp.arange(most), jnp.arange(most) < tiles_P[:, None], exact)
     return out.reshape(B, K, N // K, T, H).transpose(0, 3, 1, 2, 4).reshape(B, T, N, H).astype(q_BTNH.dtype)
-
-
-def group_schedule(
-    sparse: jax.Array, first_query: jax.Array, quantized: jax.Array, group: int, spec: AttentionSpec
-) -> Schedule:
-    """Groups that queries from `first_query` on may see, as the two runs of a `Schedule` whose blocks are groups."""
-    blocks = block_schedule(sparse, jnp.int32(0), first_query // spec.block_size, spec)
-    end = quantized // group
-    first = jnp.minimum(blocks.first * spec.block_size // group, end)
-    sink_end = -(-(blocks.first + blocks.n_sink) * spec.block_size // group)
-    n_sink = jnp.where(blocks.n_sink > 0, jnp.clip(sink_end - first, 0, end - first), 0)
-    lo = jnp.clip(blocks.lo * spec.block_size // group, first + n_sink, end)
-    return Schedule(first, n_sink, lo, end - 1)
 
 
 def visit_groups(q_IRH: jax.Array, pages: Pages, visible_IRWG: jax.Array) -> Partial:

@@ -1,8 +1,8 @@
 """Dual and routed attention on TPU: both outputs from one sweep over the keys.
 
 Sinks, local blocks and the diagonal come first; the running softmax then is the sparse output, which the kernel keeps,
-and going on over the middle makes it the full one. With block masks neither branch need contain the other: then each
-has a launch of its own. The backward pass is that of `hybrid_attention`.
+and going on over the middle makes it the full one. With block masks the sparse branch may see what the
+full one does not, so each has a launch of its own. The backward pass is that of `hybrid_attention`.
 """
 
 from __future__ import annotations

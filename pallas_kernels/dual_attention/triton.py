@@ -1,7 +1,7 @@
 """Dual and routed attention on NVIDIA GPUs from compute capability 8.0, in Triton: both outputs from one sweep.
 
-With block masks neither branch need contain the other: then each has a sweep of its own. The backward kernels are those
-of hybrid attention: a routed head has the gradients of its chosen branch.
+With block masks the sparse branch may see what the full one does not, so each has a sweep of its own. The backward
+kernels are those of hybrid attention: a routed head has the gradients of its chosen branch.
 """
 
 from __future__ import annotations

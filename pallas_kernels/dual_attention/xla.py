@@ -2,7 +2,7 @@
 
 Sink, local and diagonal blocks come first; the running softmax is then the sparse output, and going on over the middle
 makes it the full one. So the pair costs one full attention (Elastic Attention computes every head twice). With block
-masks neither branch need contain the other: then each has a sweep of its own.
+masks the sparse branch may see what the full one does not, so each has a sweep of its own.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from pallas_kernels.xla.forward import (
     Visits,
     attend,
     fold,
-    per_row,
+    over_rows,
     plan_visits,
     query_tiles,
 )
@@ -118,7 +118,7 @@ def _routed_forward(
         sparse_tiles = query_tiles(sparse_BKQ, tiling)
 
         def combine(tile: jax.Array, full: Branch, sparse: Branch):
-            is_sparse = per_row(sparse_tiles[tile], full.out.shape[0])
+            is_sparse = over_rows(sparse_tiles[tile], full.out.shape[0])
             out = jnp.where(is_sparse[:, None], sparse.out, full.out).astype(dtype)
             return Branch(out, jnp.where(is_sparse, sparse.lse, full.lse)), (full.out - sparse.out).astype(dtype)
 

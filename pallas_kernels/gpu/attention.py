@@ -7,13 +7,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import triton
 
 from pallas_kernels.gpu.backward import dkv_kernel, dq_kernel
 from pallas_kernels.gpu.forward import forward_kernel
 from pallas_kernels.gpu.launch import compute_capability, launch
 from pallas_kernels.gpu.plan import BlockPlan, Work, key_work, query_work
-from pallas_kernels.gpu.tuning import SMALLEST_TILE, Tile, choose_tile
+from pallas_kernels.gpu.tuning import Tile, choose_tile, padded
 from pallas_kernels.partition import divided
 from pallas_kernels.schedule import AttentionSpec
 
@@ -29,7 +28,7 @@ def _sizes(
     """Tile of the kernel, the arguments that every kernel takes, and its constants."""
     T, N, H = q_BTNH.shape[1:]
     S, K = k_BSKH.shape[1:3]
-    head_pad = max(SMALLEST_TILE, triton.next_power_of_2(H))
+    head_pad = padded(H)
     tile = choose_tile(kernel, compute_capability(), head_pad, q_BTNH.dtype.itemsize, spec.block_size)
     arguments = {
         "queries": T,

@@ -1,6 +1,6 @@
-"""What the GPU kernels are told about a call: runs of key blocks, ends of sequences, lists, and the order of work.
+"""What the GPU kernels read about a call: runs of key blocks, ends of sequences, and the order of work.
 
-Lists of the blocks that a boolean mask keeps, so that a kernel visits them one after the other.
+A boolean mask becomes lists of the blocks that it keeps, which a kernel visits one after the other.
 """
 
 from __future__ import annotations

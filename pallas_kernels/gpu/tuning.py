@@ -18,6 +18,11 @@ SMALLEST_TILE = 16
 """Rows that a tensor core product needs."""
 
 
+def padded(size: int) -> int:
+    """The power of two that holds `size` rows or channels of a tile."""
+    return max(SMALLEST_TILE, 1 << (size - 1).bit_length())
+
+
 @dataclass(frozen=True)
 class Tile:
     """How a kernel is cut up: rows of a query tile and of a key tile, warps of a program, depth of its pipeline."""

@@ -60,8 +60,8 @@ def hybrid_attention(
         lengths: int `[B]`, valid leading tokens of each row. Padding may hold anything; its outputs are 0.
         window: every head sees only the last `window` tokens, on top of its mode.
         scale: factor of the scores; 1 / sqrt(H) by default.
-        return_lse: also return the log-sum-exp of each query, differentiable too: parts of the keys attended apart are
-            put together again by it.
+        return_lse: also return the log-sum-exp of each query, differentiable too. With it, attention over parts of the
+            keys can be merged.
         impl: "auto" takes the best for the platform; or "reference", "xla", "tpu" (blocks of a multiple of 128
             tokens), "triton" (NVIDIA GPUs from compute capability 8.0, blocks of a multiple of 16 tokens) or
             "mosaic_gpu" (9.0, 16-bit operands, no masks).

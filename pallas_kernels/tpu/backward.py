@@ -1,8 +1,8 @@
 """Backward kernel: gradients of q, k and v in one sweep of every query block, five matmuls for each tile.
 
 Query blocks are visited in order. The gradient of q is summed in vector memory, those of k and v in HBM: a tile of
-them is read, added to and written back next to the matmuls, so whatever the forward pass skips costs nothing here
-either, by the same schedule or lists. Tiles are transposed, keys by rows: the statistics of the softmax then are rows
+them is read, added to and written back next to the matmuls, so what the forward pass skips by its schedule or
+lists costs nothing here either. Tiles are transposed, keys by rows: the statistics of the softmax then are rows
 of lanes as they are stored, and only the smallest operand of the five products needs a transpose.
 
 Two query blocks of a head must not run at once. On chips whose two cores act as one device each core therefore takes

@@ -53,7 +53,7 @@ class DecodeOperands(NamedTuple):
 
 WIDER = 4
 """A whole tile is so many times as wide as those that the rest of a head is computed in: waiting for the products of a
-tile before its softmax costs as much as eight groups, whatever the width."""
+tile before its softmax costs as much as eight groups, at any width."""
 
 
 class GroupSweep(NamedTuple):

@@ -1,7 +1,7 @@
 """Forward kernel: online softmax of every query block over its sweep, and optionally both outputs of it.
 
 The grid is (2, heads, query blocks / 2). Its first axis is parallel: on chips whose two cores act as one device (v4,
-v5p) each core takes every second query block of every head, so both have the same work whatever the routing. Within
+v5p) each core takes every second query block of every head, so both have the same work with any routing. Within
 a core the grid runs in order and a light head is simply followed by the next: no step waits for another, and the first
 tile of a step is loaded during the last tile of the step before, across heads.
 """

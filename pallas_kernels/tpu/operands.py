@@ -40,6 +40,6 @@ def launch_operands(call: AttentionCall, sparse: jax.Array) -> tuple[Operands, R
 
 
 def unfold_output(out_PQRH: jax.Array, sizes: LaunchSizes) -> jax.Array:
-    """`[P, Q, R, H]` -> `[B, T, N, H]`, whatever H is."""
+    """`[P, Q, R, H]` -> `[B, T, N, H]`, for any H."""
     out = out_PQRH[:, : sizes.geometry.query_blocks]
     return unfold_queries(out.reshape(sizes.batch, sizes.kv_heads, *out.shape[1:]), sizes.geometry)

@@ -1,7 +1,7 @@
-"""What a TPU kernel must know before it touches a key: prefetched scalars, listed blocks, and the plan they give.
+"""What a TPU kernel reads before any key: prefetched scalars, listed blocks, and the schedule that follows from them.
 
 Modes and segment starts go to scalar memory as they are, and the shared schedule is evaluated there, once for each
-query block; so the tables stay at O(batch * blocks) whatever the number of heads. Block masks become lists of key
+query block; so the tables have O(batch * blocks) entries for any number of heads. Block masks become lists of key
 blocks (compacted, with a count), which live in HBM and follow the query blocks one by one.
 
 Letters: P = B * K heads of the batch, Q query blocks (padded to an even number), R = G * block rows of a query block.

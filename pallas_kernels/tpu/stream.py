@@ -1,4 +1,4 @@
-"""Keys and values on their way from HBM: two buffers, the next tile is under way while one is computed."""
+"""Keys and values on their way from HBM: two buffers, so that one tile is copied while another is computed."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def run_tiles[S: Tiled](
     buffer_ref: Any,
     visit: Callable[[jax.Array, jax.Array], None],
 ) -> None:
-    """Calls `visit(tile, buffer)` for every tile of a sweep, and leaves the first tile of the next one under way.
+    """Calls `visit(tile, buffer)` for every tile of a sweep, and starts the copy of the first tile of the next sweep.
 
     `visit` waits for its tile, where it knows the number of slots: a wait of static size is much cheaper.
 

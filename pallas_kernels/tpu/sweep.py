@@ -23,7 +23,7 @@ class Sweep(NamedTuple):
     near: jax.Array
     """Blocks of the schedule or of the list."""
     middle: jax.Array | None
-    """Blocks that the schedule leaves out, where they are wanted too. None spares its scalar code, which is dear."""
+    """Blocks that the schedule leaves out, where they are visited as well. Otherwise None, which saves scalar code."""
     listed: jax.Array | None
     """Whether `blocks` replaces the schedule; None when no head has a list."""
     blocks: Any
@@ -117,7 +117,7 @@ def make_sweep(
     Args:
         tables: refs of the prefetched `Tables`.
         blocks: ref of the list of the query block, or None.
-        with_middle: go over the schedule of a sparse head, whatever the head is, and then over the rest.
+        with_middle: go over the schedule of a sparse head, even for a full one, and then over the rest.
     """
     sparse = jnp.bool_(True) if with_middle else is_sparse(tables, head, query_block, sizes)
     plan = read_plan(tables, sparse, head, query_block, sizes, spec)

@@ -154,7 +154,7 @@ def key_tile(x_PSH: jax.Array, head: jax.Array, block: jax.Array, blocks: int, s
     return lax.dynamic_slice(x_PSH, (head, block * spec.block_size, 0), size)[0]
 
 
-def visible(q_pos: jax.Array, k_pos: jax.Array, bounds: Bounds | None, spec: AttentionSpec) -> jax.Array:
+def tile_mask(q_pos: jax.Array, k_pos: jax.Array, bounds: Bounds | None, spec: AttentionSpec) -> jax.Array:
     """Token-level mask inside a tile: causal, inside the window, key blocks inside the bounds."""
     mask = k_pos <= q_pos
     if bounds is not None:
@@ -240,15 +240,15 @@ def query_tiles[X](x: X, tiling: Tiling) -> X:
     return jax.tree.map(lambda leaf: leaf.reshape(-1, tiling.query, *leaf.shape[3:]), x)
 
 
-def per_row(x_r: jax.Array, rows: int) -> jax.Array:
+def over_rows(x_r: jax.Array, rows: int) -> jax.Array:
     """Spreads a value of each query block over its rows."""
     return jnp.repeat(x_r, rows // x_r.shape[0])
 
 
-def query_positions(diag_r: jax.Array, rows: int, spec: AttentionSpec) -> jax.Array:
+def row_positions(diag_r: jax.Array, rows: int, spec: AttentionSpec) -> jax.Array:
     """Position of each row of a query tile."""
     offsets = jnp.tile(jnp.arange(spec.block_size), rows // spec.block_size)
-    return per_row(diag_r, rows) * spec.block_size + offsets
+    return over_rows(diag_r, rows) * spec.block_size + offsets
 
 
 def attend[O](
@@ -280,12 +280,12 @@ def attend[O](
         return Softmax(state.acc_RH * decay[:, None] + out, top, state.sum_R * decay + weights.sum(1))
 
     def follow_list(head, q_RH, diag, ends_J):
-        q_pos = query_positions(diag[None], q_RH.shape[0], spec)[:, None]
+        q_pos = row_positions(diag[None], q_RH.shape[0], spec)[:, None]
 
         def visit(tile, state):
             blocks, k_pos = list_tile(ends_J, tile, tiling, spec)
             k_SH, v_SH = (gather_keys(x, head, blocks, spec) for x in (k_PSH, v_PSH))
-            return update(state, q_RH, k_SH, v_SH, visible(q_pos, k_pos, None, spec))
+            return update(state, q_RH, k_SH, v_SH, tile_mask(q_pos, k_pos, None, spec))
 
         return lax.fori_loop(0, list_tiles(ends_J, tiling), visit, Softmax.empty(*q_RH.shape))
 
@@ -293,15 +293,15 @@ def attend[O](
         index, q_rRH, (plan, ends_rGJ) = item
         q_RH = q_rRH.reshape(rows, H)
         head = index * tiling.query // Q
-        q_pos = query_positions(plan.diag, rows, spec)
+        q_pos = row_positions(plan.diag, rows, spec)
 
         def visit(state, start, blocks, bounds):
             k_SH, v_SH = (key_tile(x, head, start, blocks, spec) for x in (k_PSH, v_PSH))
             if bounds is None:
                 return update(state, q_RH, k_SH, v_SH, None)
             k_pos = start * spec.block_size + jnp.arange(blocks * spec.block_size)
-            lower, upper = (per_row(x, rows)[:, None] for x in bounds)
-            return update(state, q_RH, k_SH, v_SH, visible(q_pos[:, None], k_pos, (lower, upper), spec))
+            lower, upper = (over_rows(x, rows)[:, None] for x in bounds)
+            return update(state, q_RH, k_SH, v_SH, tile_mask(q_pos[:, None], k_pos, (lower, upper), spec))
 
         def extend(state, lower, upper):
             return traverse((lower, upper), plan.diag, tiling.key, spec, visit, state)
@@ -309,7 +309,7 @@ def attend[O](
         state = Softmax.empty(rows, H)
         if ends_rGJ is not None:
             pairs = rows // spec.block_size
-            items = (q_RH.reshape(pairs, -1, H), per_row(plan.diag, pairs), ends_rGJ.reshape(pairs, -1))
+            items = (q_RH.reshape(pairs, -1, H), over_rows(plan.diag, pairs), ends_rGJ.reshape(pairs, -1))
             lists = lax.map(lambda item: follow_list(head, *item), items)
             state = jax.tree.map(lambda x: x.reshape(rows, *x.shape[2:]), lists)
         return collect(index, traverse_schedule(plan, tiling, spec, visit, state), plan, extend)

@@ -49,9 +49,9 @@ def test_packed_sequences_equal_the_sequences_alone(pattern):
 
 
 def test_heads_that_keep_every_block_equal_full_attention():
-    ids = random_ids((1, 100))
-    full = run(model_with("fa-ssa"), ids, jnp.zeros((2, 1, 2), int))
-    keen, choosy = (run(model_with("fa-xa", share), ids, jnp.ones((2, 1, 2), int)) for share in (1.0, 0.5))
+    ids, chosen = random_ids((1, 80)), jnp.ones_like(MIXED)
+    full, keen = (run(model_with("fa-xa", 1.0), ids, modes) for modes in (jnp.zeros_like(MIXED), chosen))
+    choosy = run(model_with("fa-xa"), ids, chosen)
     np.testing.assert_allclose(keen.logits, full.logits, atol=1e-3)
     assert np.abs(choosy.logits - full.logits).max() > 1e-2
 

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from checkpoints import WEIGHTS, copy_golden, edit_weights, same_bits
+from flax import nnx
 from safetensors.numpy import load_file
 from tiny import CONFIG, random_ids, tiny_model
 
@@ -35,29 +36,32 @@ def test_padding_never_changes_a_score(model: ElasticRewardModel) -> None:
     padded = jnp.concatenate([ids, random_ids((2, 50), seed=1)], axis=1)
     np.testing.assert_array_equal(model.score(ids), model.score(padded, jnp.array([70, 70])))
     short = model.score(padded, jnp.array([70, 33]))
-    np.testing.assert_allclose(short[1], model.score(ids[1:, :33])[0], rtol=1e-5)
+    np.testing.assert_allclose(short[1], model.score(ids[:, :33])[1], rtol=1e-5)
     assert abs(short[1] - model.score(ids)[1]) > 1e-3
 
 
 def test_what_is_padding_may_be_anything(model: ElasticRewardModel) -> None:
-    ids = np.asarray(random_ids((1, 70)))
+    """And rows may be wider than the model has positions."""
+    ids = np.asarray(random_ids((2, 70)))
     padded = np.pad(ids, ((0, 0), (0, 520 - 70)), constant_values=-100)
-    np.testing.assert_allclose(model.score(padded, [70]), model.score(ids), rtol=1e-5)
+    np.testing.assert_allclose(model.score(padded, [70, 70]), model.score(ids), rtol=1e-5)
 
 
 def test_a_score_is_that_of_full_attention_unless_the_routers_are_asked(model: ElasticRewardModel) -> None:
-    ids = random_ids((2, 150))
-    np.testing.assert_allclose(model.score(ids), model(ids, routing="full"), rtol=1e-5)
-    np.testing.assert_allclose(model.score(ids, routing=None), model(ids), rtol=1e-5)
+    ids = random_ids((2, 128))
+    full, routed = nnx.jit(lambda model, ids: (model(ids, routing="full"), model(ids)))(model, ids)
+    np.testing.assert_allclose(model.score(ids), full, rtol=1e-5)
+    np.testing.assert_allclose(model.score(ids, routing=None), routed, rtol=1e-5)
     assert abs(model.score(ids) - model.score(ids, routing=None)).max() > 1e-3
 
 
 def test_packed_sequences_score_as_alone(model: ElasticRewardModel) -> None:
-    first, second = random_ids((1, 20)), random_ids((1, 33), seed=1)
-    ids = jnp.zeros((1, 96), jnp.int32).at[:, :20].set(first).at[:, 32:65].set(second)
-    segments = jnp.zeros((1, 96), jnp.int32).at[:, :20].set(1).at[:, 32:65].set(2)
-    together = model(ids, segment_ids=segments, num_segments=3)
-    np.testing.assert_allclose(together[0, :2], [model.score(first)[0], model.score(second)[0]], rtol=1e-5, atol=1e-6)
+    rows, ids, segments = np.asarray(random_ids((2, 33))), np.zeros((1, 96), np.int32), np.zeros((1, 96), np.int32)
+    for index, (start, length) in enumerate([(0, 20), (32, 33)]):
+        ids[0, start : start + length], segments[0, start : start + length] = rows[index, :length], index + 1
+    packed = nnx.jit(lambda model, ids, segments: model(ids, segment_ids=segments, num_segments=3, routing="full"))
+    together = packed(model, ids, segments)
+    np.testing.assert_allclose(together[0, :2], model.score(rows, [20, 33]), rtol=1e-5, atol=1e-6)
     assert together[0, 2] == 0
 
 

@@ -1,12 +1,11 @@
-"""What needs eight simulated devices, run as a program because their number must be set before jax starts.
+"""What needs eight simulated devices, started by `programs.reports`.
 
-`python tests/support/mesh_program.py` prints one JSON object: the result of each check by its name.
+Prints one JSON object: the result of each check by its name.
 """
 
 from __future__ import annotations
 
 import json
-import os
 from typing import Any
 
 
@@ -127,7 +126,6 @@ def nll(**axes: int) -> dict[str, float]:
 
 
 def main() -> None:
-    os.environ |= {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
     checks = {
         "meshes": meshes(),
         "load": loads("qwen3_untied", fsdp=2, tensor=2, context=2),

@@ -1,20 +1,18 @@
-"""Trains a toy model by shipped recipes on eight simulated devices: `python FILE FOLDER RECIPE ...`.
+"""Trains a toy model by shipped recipes on eight simulated devices, started by `programs.reports`.
 
-A program, because the number of devices must be set before jax starts. The recipe's own mesh, batch, losses and
+The recipe's own mesh, batch, losses and
 schedules stay; rows, blocks and the number of steps are made small. Prints the losses of each recipe as JSON.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import sys
 from dataclasses import replace
 from pathlib import Path
 
 
 def main(folder: str, names: list[str]) -> None:
-    os.environ |= {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
     from tiny import CONFIG, tiny_model
     from train_run import tiny_samples
 

@@ -1,6 +1,6 @@
-"""One step of reward training on meshes of eight simulated devices: `python FILE CASE ...`.
+"""One step of reward training on meshes of eight simulated devices, started by `programs.reports`.
 
-A case is KIND:AXIS=N,AXIS=N. A program, as the number of devices must be set before jax starts. Prints as JSON, for
+A case is KIND:AXIS=N,AXIS=N. Prints as JSON, for
 each case, the largest difference of the loss and of Adam's averages of the gradient from one device, relative to the
 largest entry, and over how many devices the largest array of the optimizer is divided.
 """
@@ -8,14 +8,10 @@ largest entry, and over how many devices the largest array of the optimizer is d
 from __future__ import annotations
 
 import json
-import os
 import sys
-from pathlib import Path
 
 
 def main(cases: list[str]) -> None:
-    os.environ |= {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
-    sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parent)]
     import jax
     import jax.numpy as jnp
     import numpy as np

@@ -1,6 +1,5 @@
 """A whole router training run on a tiny random model, shared by the loop's tests; run as a script it can be killed."""
 
-import os
 import sys
 import tempfile
 from dataclasses import replace
@@ -42,12 +41,6 @@ def tiny_samples(count: int = 12) -> list[Sample]:
         prompt = np.array([size // 2], np.int32)
         samples.append(Sample(ids, labels, weights, prompt, np.array([index % 5], np.int32)))
     return samples
-
-
-def environment() -> dict[str, str]:
-    """Lets the script find the packages and the test helpers."""
-    here = Path(__file__).parent
-    return os.environ | {"PYTHONPATH": f"{here.parents[1]}:{here}"}
 
 
 def main(directory: str, *overrides: str) -> int:

@@ -1,14 +1,10 @@
-import json
-import os
-import subprocess
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import pytest
 from jax.sharding import AbstractMesh, AxisType
+from programs import reports
 from tiny import CONFIG, random_ids, tiny_model
 
 from elastic_jax.errors import ConfigError
@@ -17,7 +13,6 @@ from elastic_jax.sharding.division import Halo, context_size, find_division, fin
 from pallas_kernels import dual_attention, hybrid_attention, routed_attention
 from pallas_kernels.schedule import AttentionSpec
 
-ROOT = Path(__file__).parents[3]
 FAST = (
     "packed, halo",
     "packed, all keys",
@@ -49,13 +44,7 @@ PUBLISHED = AttentionSpec(sink_blocks=1, local_blocks=16, block_size=128, window
 
 
 def run_on_eight_devices(*checks: str) -> dict[str, dict]:
-    done = subprocess.run(
-        [sys.executable, ROOT / "tests" / "support" / "context_parallel_program.py", *checks],
-        capture_output=True, text=True, cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests' / 'support'}"},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    return {report["check"]: report for report in map(json.loads, done.stdout.splitlines())}
+    return {report["check"]: report for report in reports("context_parallel_program.py", *checks)}
 
 
 def assert_equal_to_one_device(reports: dict[str, dict], checks: tuple[str, ...]) -> None:

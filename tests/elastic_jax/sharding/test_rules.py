@@ -1,17 +1,13 @@
 """Meshes, the rules that divide parameters over them, and what is refused."""
 
 import dataclasses
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import jax
 import numpy as np
 import pytest
 from jax.sharding import AbstractMesh, PartitionSpec
+from programs import reports
 from tiny import CONFIG
 
 from elastic_jax.errors import ConfigError
@@ -20,7 +16,6 @@ from elastic_jax.sharding import MeshConfig, make_mesh, rules
 from elastic_jax.sharding.mesh import AXES
 from elastic_jax.sharding.rules import explain, param_specs
 
-HERE = Path(__file__).parents[2] / "support"
 BOTH = ("fsdp", "context")
 
 
@@ -31,14 +26,8 @@ def mesh_of(data: int = 1, fsdp: int = 1, tensor: int = 1, context: int = 1) -> 
 @pytest.fixture(scope="module")
 def on_eight() -> dict:
     """What the program with eight devices reports."""
-    done = subprocess.run(
-        [sys.executable, HERE / "mesh_program.py"],
-        env=os.environ | {"PYTHONPATH": f"{HERE.parents[1]}:{HERE}"},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
+    (found,) = reports("mesh_program.py")
+    return found
 
 
 def test_every_dimension_is_divided_as_the_rules_say():

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import train_run
+from programs import environment
 from tiny import tiny_model
 from train_run import STEPS, tiny_config, tiny_samples
 
@@ -59,7 +60,7 @@ def test_a_finished_run_started_again_changes_nothing(finished):
 def test_a_killed_run_goes_on_to_the_last_bit(finished, tmp_path, how):
     directory = tmp_path / "run"
     command = [sys.executable, train_run.__file__, str(directory)]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=train_run.environment())
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment())
     metrics = directory / "metrics.jsonl"
     after = int(np.random.default_rng().integers(1, STEPS // 2))
     while process.poll() is None and not (metrics.is_file() and metrics.read_text().count("\n") >= after):

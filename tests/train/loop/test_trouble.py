@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import toy_job
+from programs import environment
 from safetensors.numpy import load_file
 from toy_job import ToyConfig, ToyOptim
-from train_run import environment
 
 from elastic_jax.errors import ConfigError
 from train.loop.directory import claim
@@ -148,9 +148,7 @@ def test_the_profile_of_a_window_is_written(tmp_path):
 
 def script(directory: Path, *overrides: str, devices: int = 1, **trouble: str) -> subprocess.Popen:
     command = [sys.executable, toy_job.__file__, str(directory), *overrides]
-    # with the flags of this process, so that both compile to the same bits
-    flags = {"XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"}
-    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment() | flags | trouble)
+    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment(devices) | trouble)
 
 
 def finish(*processes: subprocess.Popen) -> list[tuple[int, str]]:

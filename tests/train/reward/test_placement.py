@@ -1,19 +1,14 @@
 """Meshes of simulated devices: the gradient is that of one device, and what a mesh cannot divide is refused."""
 
-import json
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 from jax.sharding import AbstractMesh
+from programs import reports
 
 from elastic_jax.errors import ConfigError
 from elastic_jax.sharding.mesh import AXES
 from train.reward.config import AdamConfig, SftConfig, SimpoTrainConfig
 from train.reward.placement import check_mesh
 
-PROGRAM = Path(__file__).parents[2] / "support" / "reward_on_devices.py"
 CASES = (
     "sft:context=8",
     "sft:data=2,context=4",
@@ -27,9 +22,7 @@ CASES = (
 @pytest.mark.slow
 @pytest.mark.timeout(3000)
 def test_gradients_on_meshes_equal_one_device() -> None:
-    done = subprocess.run([sys.executable, PROGRAM, *CASES], capture_output=True, text=True, timeout=3000)
-    assert done.returncode == 0, done.stderr[-2000:]
-    found = json.loads(done.stdout.splitlines()[-1])
+    (found,) = reports("reward_on_devices.py", *CASES)
     assert {case: found[case]["difference"] < 2e-5 for case in CASES} == dict.fromkeys(CASES, True), found
     assert found["sft:context=8"]["divided"] == 8 and found["simpo:data=4,fsdp=2"]["divided"] == 2
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import train_run
+from programs import environment
 from train_run import STEPS
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
@@ -27,8 +28,7 @@ def lines(directory: Path, name: str = "metrics.jsonl") -> list[dict]:
 
 def start(directory: Path, *overrides: str, devices: int) -> subprocess.Popen:
     command = [sys.executable, train_run.__file__, str(directory), *ROWS, *overrides]
-    environment = train_run.environment() | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
-    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
+    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment(devices))
 
 
 def finish(*processes: subprocess.Popen) -> list[tuple[int, str]]:

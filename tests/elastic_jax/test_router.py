@@ -1,3 +1,5 @@
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,46 +11,39 @@ from elastic_jax.layout import make_layout
 from elastic_jax.router import AttentionRouter, argmax_gates, pool_keys, pooling_weights, sample_gates
 
 
-def pooled(keys, layout, prompt_lengths_BM, config):
+@partial(jax.jit, static_argnames="config")
+def pooled(keys, prompt_lengths_BM, config, **rows):
+    layout = make_layout(keys.shape[:2], **rows)
     return pool_keys(keys, pooling_weights(layout, prompt_lengths_BM, config), layout)
 
 
-def keys_of(length, seed=0):
-    return jnp.asarray(np.random.default_rng(seed).normal(size=(1, length, 2, 4)), jnp.float32)
-
-
-def boundary_mean(keys_TKH, window=100):
-    return np.concatenate([keys_TKH[:window], keys_TKH[-window:]]).mean(0)
-
-
-@pytest.mark.parametrize("length", [1, 50, 99, 100, 150, 199, 200, 201, 5000])
-def test_boundary_pooling_is_the_mean_of_first_and_last_hundred_overlap_counted_twice(length):
-    keys = keys_of(length)
-    layout = make_layout((1, length))
-    result = pooled(keys, layout, layout.lengths_BM, RouterConfig())
-    np.testing.assert_allclose(result[0, 0], boundary_mean(np.asarray(keys[0])), atol=1e-6)
+def test_boundary_pooling_is_the_mean_of_first_and_last_hundred_overlap_counted_twice():
+    lengths = np.array([1, 50, 99, 100, 150, 199, 200, 201, 700])
+    keys = np.random.default_rng(0).normal(size=(9, 700, 2, 4)).astype(np.float32)
+    result = pooled(keys, lengths[:, None], RouterConfig(), lengths=lengths)
+    for row, length in enumerate(lengths):
+        first, last = keys[row, : min(100, length)], keys[row, max(0, length - 100) : length]
+        np.testing.assert_allclose(result[row, 0], np.concatenate([first, last]).mean(0), atol=1e-6)
 
 
 @pytest.mark.parametrize("pooling", ["boundary", "prompt"])
 def test_padded_and_packed_rows_pool_like_the_sequence_alone(pooling):
     config = RouterConfig(pooling=pooling, pool_window=20)
     lengths, prompts = (150, 70), (130, 70)
-    alone = []
-    for seed, (length, prompt) in enumerate(zip(lengths, prompts, strict=True)):
-        layout = make_layout((1, length))
-        alone.append(pooled(keys_of(length, seed), layout, jnp.array([[prompt]]), config)[0, 0])
+    keys = np.random.default_rng(0).normal(size=(2, 150, 2, 4)).astype(np.float32)
+    alone = [
+        pooled(keys[i : i + 1, :length], np.array([[prompt]]), config)[0, 0]
+        for i, (length, prompt) in enumerate(zip(lengths, prompts, strict=True))
+    ]
     row = np.full((1, 384, 2, 4), 7.0, np.float32)
     segments = np.zeros((1, 384), np.int32)
-    for seed, (length, start) in enumerate(zip(lengths, (0, 256), strict=True)):
-        row[:, start : start + length] = keys_of(length, seed)
-        segments[:, start : start + length] = seed + 1
-    packed = make_layout((1, 384), segment_ids=jnp.asarray(segments))
-    prompt_BM = jnp.array([[*prompts, 0]])
-    result = pooled(jnp.asarray(row), packed, prompt_BM, config)
+    for i, (length, start) in enumerate(zip(lengths, (0, 256), strict=True)):
+        row[:, start : start + length] = keys[i, :length]
+        segments[:, start : start + length] = i + 1
+    result = pooled(row, np.array([[*prompts, 0]]), config, segment_ids=segments)
     np.testing.assert_allclose(result[0, :2], np.stack(alone), atol=1e-6)
     assert (result[0, 2] == 0).all()
-    padded = make_layout((1, 384), lengths=jnp.array([150]))
-    result = pooled(jnp.asarray(row), padded, jnp.array([[130]]), config)
+    result = pooled(row, np.array([[130]]), config, lengths=np.array([150]))
     np.testing.assert_allclose(result[0, 0], alone[0], atol=1e-6)
 
 

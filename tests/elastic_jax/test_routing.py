@@ -1,3 +1,4 @@
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -44,12 +45,17 @@ def test_skipped_share_counts_the_pairs_of_the_kept_blocks(pattern):
     router = RouterConfig(block_size=16, local_blocks=1, pattern=pattern)
     config = ModelConfig("llama", 8, 8, 8, 2, 4, 2, 4, 8192, router=router)
     segments = np.r_[[1] * 40, [0] * 8, [2] * 50]
-    layout = make_layout((1, 98), segment_ids=jnp.asarray(segments[None]), num_segments=2, block_size=16)
     mask = np.random.default_rng(0).random((1, 4, 7, 7)) < 0.5
     mask[:, :, 3:, :3] = False
     mask |= np.eye(7, dtype=bool)
     gates = np.array([[[1, 0], [0, 1]]])
-    got = skipped_share(jnp.asarray(gates, jnp.float32), jnp.asarray(mask), layout, config)
+
+    @jax.jit
+    def share(gates, mask):
+        layout = make_layout((1, 98), segment_ids=segments[None], num_segments=2, block_size=16)
+        return skipped_share(gates, mask, layout, config)
+
+    got = share(gates.astype(np.float32), mask)
     token = np.arange(98)
     for segment, head in np.ndindex(2, 2):
         inside = np.flatnonzero(segments == segment + 1)

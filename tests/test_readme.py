@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from doc_pages import AS_IT_IS, blocks, text_of
+from programs import user_environment
 
 from elastic_jax.cli import find_verbs
 
@@ -19,7 +20,7 @@ PROGRAM = {"python": [sys.executable, "-c"], "sh": ["sh", "-ec"]}
 @pytest.mark.parametrize("block", MARKED, ids=[block.language for block in MARKED])
 def test_marked_example_runs(block, tmp_path: Path):
     (tmp_path / "README.md").write_text(README, encoding="utf-8")
-    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    environment = user_environment() | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     done = subprocess.run(
         [*PROGRAM[block.language], block.text], capture_output=True, text=True, cwd=tmp_path, env=environment,
         timeout=500,

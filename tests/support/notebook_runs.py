@@ -3,7 +3,6 @@
 import ast
 import asyncio
 import json
-import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +12,7 @@ import nbformat
 from jupyter_client.kernelspec import KernelSpecManager
 from jupyter_client.manager import AsyncKernelManager
 from nbclient import NotebookClient
+from programs import user_environment
 
 ROOT = Path(__file__).parents[2]
 
@@ -43,7 +43,7 @@ def run_notebook(name: str, folder: Path, *, size: str, facts: Mapping[str, str]
 
 async def _execute(client: NotebookClient) -> None:
     try:
-        await client.async_execute(env=os.environ | {"PYTHONPATH": str(ROOT)})
+        await client.async_execute(env=user_environment() | {"PYTHONPATH": str(ROOT)})
     finally:
         await client.km.shutdown_kernel(now=True)
 

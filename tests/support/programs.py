@@ -17,6 +17,11 @@ def environment(devices: int = 1) -> dict[str, str]:
     return os.environ | {"PYTHONPATH": f"{SUPPORT.parents[1]}:{SUPPORT}", "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
 
 
+def user_environment() -> dict[str, str]:
+    """That of a user, whose programs XLA optimises: a real model in a program runs longer than it compiles."""
+    return {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+
+
 def reports(program: str, *arguments: object, devices: int = 8) -> list[dict[str, Any]]:
     """The lines of JSON that a program in `tests/support` prints."""
     command = [sys.executable, SUPPORT / program, *map(str, arguments)]

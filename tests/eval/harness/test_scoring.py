@@ -84,7 +84,7 @@ def test_a_continuation_longer_than_one_chunk_of_the_head_is_scored_whole(model)
 
 
 def test_routers_see_the_prompt_only(scorer):
-    prompt = prompts()[0]
+    prompt = prompts()[1]
     samples = [prompt_of(str(seed), prompt, random_ids((WIDTH,), seed).tolist()) for seed in (7, 8)]
     first, second = score(scorer, samples, "elastic")
     assert first.msr == second.msr

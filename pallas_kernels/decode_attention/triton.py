@@ -8,19 +8,18 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-import triton
 
 from pallas_kernels.decode_attention.plan import group_runs, token_limits
 from pallas_kernels.decode_attention.view import CacheView, fold_query_heads, unfold_query_heads
-from pallas_kernels.gpu.decode import decode_kernel
+from pallas_kernels.gpu.decode import DecodeSizes, decode_kernel
 from pallas_kernels.gpu.launch import launch
-from pallas_kernels.gpu.tuning import SMALLEST_TILE
+from pallas_kernels.gpu.tuning import SMALLEST_TILE, padded
 from pallas_kernels.schedule import AttentionSpec
 
 PROGRAMS = 1024
 """Programs that fill a large chip (H100: 132 multiprocessors, eight small programs on each)."""
 LEAST_GROUPS = 4
-"""Groups that make a program worth its partial result."""
+"""Fewest groups for which another program pays for its partial result."""
 MOST_ROWS = 64
 WIDEST_HEAD = 256
 
@@ -62,8 +61,7 @@ def decode_attention_triton(
     parts = parts_of(B * K, J)
     channels = H // pages.v_scale.shape[-1]
     words = pages.k_codes.shape[1]
-    head_pad = max(SMALLEST_TILE, triton.next_power_of_2(H))
-    row_pad = max(SMALLEST_TILE, triton.next_power_of_2(R))
+    head_pad, row_pad = padded(H), padded(R)
     arguments = {f"{name}_ptr": x for name, x in pages._asdict().items() if x is not None} | {
         "q_ptr": q_BKRH,
         "table_ptr": view.table_BKJ,
@@ -89,22 +87,24 @@ def decode_attention_triton(
         warps=warps_of(head_pad, row_pad),
         stages=3,
         constants={
-            "HEAD": H,
-            "HEAD_PAD": head_pad,
-            "CHANNELS": channels,
-            "CHANNELS_PAD": max(SMALLEST_TILE, triton.next_power_of_2(channels)),
-            "GROUP": pages.group,
-            "WORDS": words,
-            "ROWS": max(SMALLEST_TILE, words),
-            "BITS": pages.bits,
-            "NORM": pages.k_norm is not None,
-            "WIDE": wide,
-            "T": T,
-            "R": R,
-            "R_PAD": row_pad,
-            "KEYS": 64,
-            "PARTS": parts,
-            "SINK_END": spec.sink_blocks * spec.block_size,
+            "SIZES": DecodeSizes(
+                HEAD=H,
+                HEAD_PAD=head_pad,
+                CHANNELS=channels,
+                CHANNELS_PAD=padded(channels),
+                GROUP=pages.group,
+                WORDS=words,
+                ROWS=max(SMALLEST_TILE, words),
+                BITS=pages.bits,
+                NORM=pages.k_norm is not None,
+                WIDE=wide,
+                T=T,
+                R=R,
+                R_PAD=row_pad,
+                KEYS=64,
+                PARTS=parts,
+                SINK_END=spec.sink_blocks * spec.block_size,
+            )
         },
     )
     out = merge_parts(written["acc_ptr"], written["top_ptr"], written["total_ptr"])

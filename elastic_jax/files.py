@@ -6,6 +6,7 @@ import fcntl
 import json
 import logging
 import os
+import re
 import shutil
 import socket
 import time
@@ -20,16 +21,40 @@ from elastic_jax.errors import CheckpointError, DataError, InUseError
 _LOG = logging.getLogger(__name__)
 
 
+_SURROGATE = re.compile("[\ud800-\udfff]")
+_SURROGATE_ESCAPE = re.compile(r"\\u[dD][89a-fA-F]")
+
+
+def valid_unicode(text: str) -> str:
+    """The text with U+FFFD for every half of a surrogate pair: JSON that was cut inside an emoji holds such halves."""
+    if not _SURROGATE.search(text):
+        return text
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+
+
 def parse_json(text: str | bytes) -> Any:
-    """The value of a JSON text.
+    """The value of a JSON text, a byte order mark before it or not; its strings are valid Unicode.
 
     Raises:
         ValueError: no JSON, no Unicode, or nested deeper than can be read.
     """
+    if isinstance(text, bytes):
+        text = text.decode("utf-8-sig")
     try:
-        return json.loads(text)
+        value = json.loads(text.removeprefix("\ufeff"))
+        return _valid_strings(value) if _SURROGATE_ESCAPE.search(text) else value
     except RecursionError:
         raise ValueError("it is nested too deep") from None
+
+
+def _valid_strings(value: Any) -> Any:
+    if isinstance(value, str):
+        return valid_unicode(value)
+    if isinstance(value, list):
+        return [_valid_strings(item) for item in value]
+    if isinstance(value, dict):
+        return {valid_unicode(name): _valid_strings(item) for name, item in value.items()}
+    return value
 
 
 def read_json(file: Path) -> dict[str, Any]:
@@ -39,7 +64,7 @@ def read_json(file: Path) -> dict[str, Any]:
         CheckpointError: the file is missing, is not JSON, or holds another kind of value.
     """
     try:
-        value = parse_json(file.read_text(encoding="utf-8"))
+        value = parse_json(file.read_bytes())
     except FileNotFoundError as error:
         raise CheckpointError(f"{file} does not exist; want a checkpoint with that file.") from error
     except (ValueError, OSError) as error:

@@ -53,7 +53,7 @@ def find_config(name: str | Path) -> Path:
 def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file, read safely; repeated keys are refused."""
     try:
-        values = _StrictLoader(path.read_text(encoding="utf-8")).get_single_data()
+        values = _StrictLoader(path.read_text(encoding="utf-8-sig")).get_single_data()
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise ConfigError(f"{path}: cannot be read as YAML: {error}") from error
     if values is None:

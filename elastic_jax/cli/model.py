@@ -10,6 +10,7 @@ from elastic_jax import smollm2
 from elastic_jax.errors import DataError
 from elastic_jax.files import read_text
 from elastic_jax.text.chat import chat_text
+from elastic_jax.text.tokens import encode_chat, encode_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -65,16 +66,18 @@ def read_prompt(file: str) -> str:
 def encode(tokenizer: PreTrainedTokenizerBase, text: str, *, chat: bool, system: str | None = None) -> list[int]:
     """Token ids of a prompt, wrapped in the model's chat template where asked.
 
+    Control tokens that the text spells are tokens in a prompt without template, and text in a chat.
+
     Raises:
         DataError: nothing to encode, or a chat prompt for a model without chat template.
     """
     if not text:
         raise DataError("the prompt is empty; want at least one character.")
     if not chat:
-        return tokenizer.encode(text)
+        return encode_text(tokenizer, text, begin=True, controls=True)
     turns = [{"role": "system", "content": system}] if system else []
     turns.append({"role": "user", "content": text})
-    return tokenizer.encode(chat_text(tokenizer, turns, thinking=True), add_special_tokens=False)
+    return encode_chat(tokenizer, chat_text(tokenizer, turns, thinking=True))
 
 
 def answer_text(tokenizer: PreTrainedTokenizerBase, answer: Generation) -> str:

@@ -10,6 +10,7 @@ import numpy as np
 
 from elastic_jax.errors import DataError
 from elastic_jax.text.chat import chat_text, check_template
+from elastic_jax.text.tokens import encode_chat, encode_text
 from eval.samples import Message, Prompt, Rendered, Sample, Segment, Showing, Tokens
 from eval.tasks import LengthPolicy
 
@@ -30,16 +31,16 @@ class Encoder:
 
     def ids(self, text: str) -> list[int]:
         """Tokens of a text without any special ones."""
-        return self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        return encode_text(self.tokenizer, text, begin=False)
 
     def encode(self, rendered: Rendered) -> list[int]:
         """Tokens of the whole prompt, the beginning of the reply included."""
         if self.chat and rendered.chat:
             turns = [{"role": message.role, "content": message.text} for message in rendered.messages]
-            return self.ids(f"{chat_text(self.tokenizer, turns)}{rendered.answer_prefix}")
+            return encode_chat(self.tokenizer, chat_text(self.tokenizer, turns) + rendered.answer_prefix)
         text = "\n\n".join(message.text for message in rendered.messages)
         gap = " " if rendered.answer_prefix and not text[-1:].isspace() else ""
-        return self.tokenizer(f"{text}{gap}{rendered.answer_prefix}", verbose=False)["input_ids"]
+        return encode_text(self.tokenizer, f"{text}{gap}{rendered.answer_prefix}", begin=True)
 
     def cut(self, key: str, content: Rendered, policy: LengthPolicy, limit: int) -> tuple[Rendered, list[int]] | None:
         """Takes tokens out of the middle, by the policy, until the whole has at most `limit`; None if it cannot.

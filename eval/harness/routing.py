@@ -143,7 +143,7 @@ def read_head_scores(path: str | Path) -> list[list[float]]:
         DataError: no such file, or another kind of file.
     """
     try:
-        scores = parse_json(Path(path).read_text(encoding="utf-8"))["needle_attention"]
+        scores = parse_json(Path(path).read_bytes())["needle_attention"]
         if np.asarray(scores, float).ndim != 2:
             raise ValueError("the scores are no table")
     except (OSError, ValueError, KeyError, TypeError) as error:

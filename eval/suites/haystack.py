@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from elastic_jax.errors import DataError
 from elastic_jax.files import read_text
 from elastic_jax.text.split import Split, on_side, split_of
+from elastic_jax.text.tokens import begin_ids, encode_texts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -71,7 +72,7 @@ def _read_folder(folder: Path, pattern: str, split: Split) -> dict[str, str]:
     for path in sorted(folder.rglob(pattern)):
         inside = path.relative_to(folder)
         if split_of(path.name) == split and not _NOT_LIBRARY_CODE.intersection(inside.parts):
-            texts[inside.as_posix()] = path.read_text(encoding="utf-8", errors="replace")
+            texts[inside.as_posix()] = path.read_text(encoding="utf-8-sig", errors="replace")
     if not texts:
         raise DataError(
             f"{folder} holds no {pattern} file on the {split} side; elastic_jax.text.split puts about one file name "
@@ -126,16 +127,21 @@ class Haystack:
         )
 
     def window(self, rng: random.Random, tokens: int) -> list[int]:
-        """`tokens` consecutive token ids of one text, from a random place; `DataError` if every text is shorter."""
+        """`tokens` token ids: those that begin a text of this tokenizer, then consecutive ones from a random place.
+
+        Raises `DataError` if every text is shorter.
+        """
+        begin = begin_ids(self._tokenizer)
+        tokens -= len(begin)
         for name in rng.sample(self._names, len(self._names)):
             ids = self._ids_of(name)
             if len(ids) >= tokens:
                 start = rng.randrange(len(ids) - tokens + 1)
-                return ids[start : start + tokens]
+                return begin + ids[start : start + tokens]
         raise DataError(f"None of the {len(self._names)} texts has {tokens} tokens; add longer texts or ask for less.")
 
     def _encode(self, texts: list[str]) -> list[list[int]]:
-        return self._tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+        return encode_texts(self._tokenizer, texts)
 
     def _ids_of(self, name: str) -> list[int]:
         if name not in self._ids:

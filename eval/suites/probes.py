@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 from elastic_jax.errors import ConfigError, DataError
 from elastic_jax.text.split import Split, on_side
+from elastic_jax.text.tokens import begin_ids, encode_text
 from eval.suites import words
 from eval.suites.haystack import Haystack, Piece
 
@@ -87,10 +88,10 @@ def make_probe(
     target = needles[0]
     tail = f"\n\nQuestion: {target.question}\nAnswer: {target.lead}"
     tail_ids, answer_ids = _split_tail(tokenizer, tail, f" {target.answer}")
-    begin_ids = tuple(tokenizer("")["input_ids"])
+    begin = tuple(begin_ids(tokenizer))
     planted = [_piece(tokenizer, f" {needle.statement}") for needle in needles]
 
-    room = length - len(begin_ids) - len(tail_ids) - len(answer_ids) - sum(len(piece.ids) for piece in planted)
+    room = length - len(begin) - len(tail_ids) - len(answer_ids) - sum(len(piece.ids) for piece in planted)
     if room <= config.sink_tokens + config.local_tokens:
         raise ConfigError(
             f"A {task} probe of {length} tokens has no place for its needle: the first {config.sink_tokens} and the "
@@ -105,8 +106,8 @@ def make_probe(
             f"None of {_EXCERPTS} excerpts of {room} tokens has {len(planted)} sentence starts, one for each needle, "
             "that sparse heads cannot see. Use running prose as haystack, longer prompts, or fewer distractors."
         )
-    needle_start = len(begin_ids) + sum(len(piece.ids) for piece in pieces[: pieces.index(planted[0])])
-    body_ids = sum((piece.ids for piece in pieces), begin_ids)
+    needle_start = len(begin) + sum(len(piece.ids) for piece in pieces[: pieces.index(planted[0])])
+    body_ids = sum((piece.ids for piece in pieces), begin)
     return Probe(
         task=task,
         length=length,
@@ -140,7 +141,7 @@ def _draw_needles(rng: random.Random, task: ProbeTask, count: int, split: Split)
 
 
 def _piece(tokenizer: PreTrainedTokenizerBase, text: str) -> Piece:
-    return Piece(text, tuple(tokenizer(text, add_special_tokens=False)["input_ids"]))
+    return Piece(text, tuple(encode_text(tokenizer, text, begin=False)))
 
 
 def _split_tail(tokenizer: PreTrainedTokenizerBase, tail: str, answer: str) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -11,6 +11,7 @@ class CheapTokenizer:
 
     chat_template = "cheap"
     all_special_ids = ()
+    added_tokens_decoder = {}
 
     def __init__(self):
         self._words: dict[int, str] = {}

@@ -8,7 +8,6 @@ The released code's packed rows (Elastic Attention, its `packed_maxseq` files) h
 from __future__ import annotations
 
 import ast
-import json
 from collections.abc import Iterable
 from itertools import chain, islice
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from elastic_jax.errors import DataError, shown
+from elastic_jax.files import parse_json
 from train.config import RouterTrainConfig
 from train.data.packing import Sample, task_sample, tokenise
 from train.data.records import TASKS, Record, parse_record
@@ -115,7 +115,7 @@ def _with_metadata(raw: Any, where: str) -> Any:
     if not isinstance(raw, dict) or not isinstance(raw.get("metadata"), str):
         return raw
     text = raw["metadata"]
-    for read in (json.loads, ast.literal_eval):
+    for read in (parse_json, ast.literal_eval):
         try:
             return raw | {"metadata": read(text)}
         except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):

@@ -59,7 +59,7 @@ def _files_of(folder: Path) -> list[Path]:
 def _saved_files(folder: Path) -> list[Path]:
     """The data files that `save_to_disk` lists; its caches lie beside them and are left alone."""
     try:
-        names = [entry["filename"] for entry in parse_json((folder / "state.json").read_text())["_data_files"]]
+        names = [entry["filename"] for entry in parse_json((folder / "state.json").read_bytes())["_data_files"]]
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"{folder / 'state.json'}: not the state of a saved data set ({error!r}).") from error
     missing = [name for name in names if not (folder / name).is_file()]

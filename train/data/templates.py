@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from elastic_jax.text.chat import answered_texts
+from elastic_jax.text.tokens import encode_chat, encode_text
 from train.data.records import CODE, ICL, SUMMARIZATION, Record
 
 Template = Literal["raw", "chat", "mixed"]
@@ -23,10 +24,10 @@ def render(record: Record, template: Template, tokenizer: Any, *, index: int = 0
     chat = template == "chat" or (template == "mixed" and index % 2 == 0)
     if not chat:
         prompt, answer = _raw(record)
-        return _encode(tokenizer, prompt), _encode(tokenizer, answer)
+        return encode_text(tokenizer, prompt, begin=True), encode_text(tokenizer, answer, begin=False)
     turns = [{"role": "user", "content": _join(record, record.question)}]
     prompt, (whole,) = answered_texts(tokenizer, turns, [record.answer.strip("\n")])
-    return _encode(tokenizer, prompt), _encode(tokenizer, whole[len(prompt) :])
+    return encode_chat(tokenizer, prompt), encode_chat(tokenizer, whole.after(prompt))
 
 
 def _join(record: Record, question: str) -> str:
@@ -46,7 +47,3 @@ def _raw(record: Record) -> tuple[str, str]:
     if record.is_prefix:
         return f"Question: {record.question}\n\n{record.context}\n\nAnswer:", answer
     return f"{record.context}\n\nQuestion: {record.question}\nAnswer:", answer
-
-
-def _encode(tokenizer: Any, text: str) -> list[int]:
-    return tokenizer.encode(text, add_special_tokens=False)

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from elastic_jax.text.tokens import encode_offsets, encode_text
+
 CHARACTERS_PER_TOKEN = 8
 """Generous, so that a slice of this many characters for each token is long enough to cut."""
 
@@ -22,7 +24,7 @@ class Windows:
 
     def count(self, text: str) -> int:
         """Number of tokens without special ones."""
-        return len(self.tokenizer.encode(text, add_special_tokens=False))
+        return len(encode_text(self.tokenizer, text, begin=False))
 
     def head(self, text: str, tokens: int) -> str:
         """The first `tokens` tokens of a text, or all of it."""
@@ -64,7 +66,7 @@ class Windows:
 
     def _offsets(self, text: str) -> list[tuple[int, int]]:
         """First and last character of every token."""
-        return self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+        return encode_offsets(self.tokenizer, text).offsets
 
 
 def sentence_ends(text: str) -> list[int]:

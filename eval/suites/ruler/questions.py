@@ -41,7 +41,7 @@ def read_questions(path: str | Path) -> QuestionFile:
     """
     path = Path(path)
     try:
-        content = parse_json(path.read_text(encoding="utf-8"))
+        content = parse_json(path.read_bytes())
     except (OSError, ValueError) as error:
         raise DataError(f"question file {path} cannot be read as JSON: {error}") from error
     try:

@@ -13,6 +13,7 @@ import numpy as np
 
 from elastic_jax.errors import DataError
 from elastic_jax.text.chat import answered_texts, chat_text
+from elastic_jax.text.tokens import encode_chat, encode_chat_offsets
 from train.reward.data.records import Message
 
 
@@ -33,23 +34,17 @@ def encode(tokenizer: Any, prompt: Sequence[Message], answers: Sequence[str], co
         context: the part of a message that may be cut; None for the longest message.
 
     Raises:
-        DataError: no chat template, one that begins twice or does not continue its prompt with the answer, or a context
-            that the templated prompt does not have.
+        DataError: no chat template, one that fails or does not continue its prompt with the answer, or a context that
+            the templated prompt does not have.
     """
     head, wholes = answered_texts(tokenizer, [message.to_json() for message in prompt], answers)
-    encoded = tokenizer(head, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-    rows = [np.array(ids, np.int32) for ids in tokenizer(wholes, add_special_tokens=False, verbose=False)["input_ids"]]
-    begin = tokenizer.bos_token_id
-    if begin is not None and rows[0][:2].tolist() == [begin, begin]:
-        raise DataError(
-            f"The conversation begins with {tokenizer.bos_token!r} twice: the chat template writes it, and the prompt "
-            "has it too. Take it out of the prompt."
-        )
-    shared = np.array(encoded["input_ids"], np.int32)
+    encoded = encode_chat_offsets(tokenizer, head)
+    rows = [np.array(encode_chat(tokenizer, whole), np.int32) for whole in wholes]
+    shared = np.array(encoded.ids, np.int32)
     for row in rows:
         shared = shared[: _common(shared, row)]
-    offsets = np.array(encoded["offset_mapping"])[: len(shared)]
-    return Encoded(shared, tuple(row[len(shared) :] for row in rows), _token_span(head, prompt, context, offsets))
+    offsets = np.array(encoded.offsets)[: len(shared)]
+    return Encoded(shared, tuple(row[len(shared) :] for row in rows), _token_span(head.text, prompt, context, offsets))
 
 
 def prompt_tokens(tokenizer: Any, prompt: Sequence[Message]) -> int:
@@ -59,7 +54,7 @@ def prompt_tokens(tokenizer: Any, prompt: Sequence[Message]) -> int:
         DataError: no chat template.
     """
     head = chat_text(tokenizer, [message.to_json() for message in prompt])
-    return len(tokenizer(head, add_special_tokens=False, verbose=False)["input_ids"])
+    return len(encode_chat(tokenizer, head))
 
 
 def cut_context(encoded: Encoded, limit: int) -> np.ndarray | None:

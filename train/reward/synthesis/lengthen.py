@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from elastic_jax.errors import ConfigError
+from elastic_jax.text.tokens import encode_text
 from train.reward.data.records import Message
 from train.reward.data.tokens import prompt_tokens
 from train.reward.synthesis.perspectives import PERSPECTIVES, judge_prompt
@@ -178,4 +179,4 @@ def _tagged(text: str, tag: str) -> str:
 
 
 def _counter(tokenizer: Any) -> Callable[[str], int]:
-    return lambda text: len(tokenizer.encode(text, add_special_tokens=False, verbose=False))
+    return lambda text: len(encode_text(tokenizer, text, begin=False))

@@ -82,16 +82,29 @@ def config_from_metadata(
         "tie_word_embeddings": tied,
         "rope_parameters": _rope(values, rope_factors, head_dim, context),
     }
-    for name in ("bos", "eos", "padding", "unknown"):
-        token = metadata.get(f"tokenizer.ggml.{name}_token_id")
-        raw[{"padding": "pad", "unknown": "unk"}.get(name, name) + "_token_id"] = token
+
+    def token(name: str) -> int | None:
+        """The id of a special token; None where the file has none, or writes -1 or another id beyond the vocabulary."""
+        value = metadata.get(f"tokenizer.ggml.{name}_token_id")
+        return value if isinstance(value, int) and 0 <= value < vocab_size else None
+
+    ends = [end for end in map(token, ("eos", "eot", "eom")) if end is not None]
+    ends = list(dict.fromkeys(ends))
+    raw["eos_token_id"] = ends if len(ends) > 1 else ends[0] if ends else None
+    raw |= {"bos_token_id": token("bos"), "pad_token_id": token("padding"), "unk_token_id": token("unknown")}
     return ModelConfig.from_hf(raw)
 
 
 def _rope(values: Mapping[str, Any], factors: np.ndarray | None, head_dim: int, context: int) -> dict[str, Any]:
     theta = _decimal(values.get("rope.freq_base", 10_000.0))
     kind = values.get("rope.scaling.type", "linear" if values.get("rope.scaling.factor") else "none")
+    factor = _decimal(values.get("rope.scaling.factor", 1.0))
     if factors is not None:
+        if kind != "none" and factor != 1.0:
+            raise ConfigError(
+                f"the GGUF file scales its positions twice: by divisors of its own (rope_freqs.weight) and by the "
+                f"{kind} factor {factor}. Only one of them is supported; convert the model anew."
+            )
         return {"rope_theta": theta, **_from_factors(factors, theta, head_dim)}
     if kind == "none":
         return {"rope_theta": theta, "rope_type": "default"}
@@ -99,7 +112,7 @@ def _rope(values: Mapping[str, Any], factors: np.ndarray | None, head_dim: int, 
     return {
         "rope_theta": theta,
         "rope_type": kind,
-        "factor": _decimal(values.get("rope.scaling.factor", 1.0)),
+        "factor": factor,
         "original_max_position_embeddings": original,
     }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -13,12 +14,16 @@ if TYPE_CHECKING:
     from tokenizers.models import BPE
     from tokenizers.pre_tokenizers import PreTokenizer
 
+_LOG = logging.getLogger(__name__)
+
 # The word-splitting rules behind `tokenizer.ggml.pre`, as public regular expressions of the models' authors.
 _WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+"
 _REST = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 _LLAMA3 = rf"{_WORDS}|\p{{N}}{{1,3}}|{_REST}"
 _QWEN2 = rf"{_WORDS}|\p{{N}}|{_REST}"
-_SPLITS = {"llama-bpe": _LLAMA3, "llama3": _LLAMA3, "qwen2": _QWEN2}
+_LLAMA3_NAMES = ("llama-bpe", "llama3", "llama-v3")
+_SPLITS = dict.fromkeys(_LLAMA3_NAMES, _LLAMA3) | dict.fromkeys(("qwen2", "deepseek-r1-qwen"), _QWEN2)
+_LLAMA3_BEGIN = "<|begin_of_text|>"
 _GPT2 = ("gpt-2", "default")
 _DIGITS_ONE_BY_ONE = ("smollm", "starcoder")
 _RULES = (*_GPT2, *_DIGITS_ONE_BY_ONE, *_SPLITS)
@@ -56,15 +61,23 @@ class Vocabulary:
         Raises:
             ConfigError: another kind of vocabulary, an unknown splitting rule, or lists of unequal length.
         """
-        kind, rule = metadata.get("ggml.model"), metadata.get("ggml.pre", "default")
+        kind, rule = metadata.get("ggml.model"), metadata.get("ggml.pre")
         if kind not in ("gpt2", "llama"):
             raise ConfigError(
                 f"{where} has a {kind!r} vocabulary; only byte-level BPE (gpt2) and SentencePiece BPE (llama) are read "
                 "from GGUF. Load the tokenizer of the original Hugging Face repository instead."
             )
+        tokens = metadata.get("ggml.tokens", [])
+        if kind == "gpt2" and rule is None:
+            rule = "llama-bpe" if _LLAMA3_BEGIN in tokens else "default"
+            _LOG.warning(
+                "%s does not say by which rule words are split (tokenizer.ggml.pre), as files before May 2024; it "
+                "is read as %s. Where the model was trained with another rule, its answers get worse: use a newer file.",
+                where,
+                "Llama 3" if rule == "llama-bpe" else "GPT-2",
+            )
         if kind == "gpt2" and rule not in _RULES:
             raise ConfigError(f"{where} splits words by the rule {rule!r}; known: {', '.join(_RULES)}.")
-        tokens = metadata.get("ggml.tokens", [])
         types = metadata.get("ggml.token_type", [_NORMAL] * len(tokens))
         scores = metadata.get("ggml.scores", []) if kind == "llama" else [0.0] * len(tokens)
         if not tokens:
@@ -75,14 +88,14 @@ class Vocabulary:
         ids = {name: metadata.get(f"ggml.{key}_token_id") for name, key in keys.items()}
         return cls(
             kind=kind,
-            rule=rule,
+            rule=rule or "default",
             tokens=tokens,
             types=types,
             merges=[(left, right) for left, _, right in (m.partition(" ") for m in metadata.get("ggml.merges", []))],
             scores=scores,
             named={name: tokens[i] for name, i in ids.items() if i is not None and 0 <= i < len(tokens)},
             # Llama 3's vocabularies begin with it too, and their files do not say so.
-            add_bos=metadata.get("ggml.add_bos_token", kind == "llama" or rule == "llama-bpe"),
+            add_bos=metadata.get("ggml.add_bos_token", kind == "llama" or rule in _LLAMA3_NAMES),
             add_prefix_space=metadata.get("ggml.add_space_prefix", True),
         )
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 from elastic_jax.config import ModelConfig
-from elastic_jax.errors import CheckpointError
+from elastic_jax.errors import CheckpointError, ConfigError, shown
 from elastic_jax.files import read_json
 from elastic_jax.weights.names import ROUTER_PROBE
 from elastic_jax.weights.router_only import ROUTER_CONFIG
@@ -14,6 +15,7 @@ from elastic_jax.weights.safetensors_dir import open_weights
 from elastic_jax.weights.source import Checkpoint
 
 CONFIG = "config.json"
+GENERATION_CONFIG = "generation_config.json"
 
 
 def open_directory(directory: Path) -> Checkpoint:
@@ -28,10 +30,24 @@ def open_directory(directory: Path) -> Checkpoint:
             f"{directory} holds routers only (no embed, layers.attn, layers.mlp, norm). "
             "Load their base model and pass this directory as router=."
         )
-    config = ModelConfig.from_hf(read_json(directory / CONFIG))
+    raw = read_json(directory / CONFIG)
+    if (directory / GENERATION_CONFIG).is_file():
+        raw = _with_end_tokens(raw, directory / GENERATION_CONFIG)
+    config = ModelConfig.from_hf(raw)
     source = open_weights(directory)
     probe = source.tensors.get(ROUTER_PROBE)
     if probe is not None and probe.shape[0] % config.head_dim == 0:
         router = dataclasses.replace(config.router, width=probe.shape[0] // config.head_dim)
         config = dataclasses.replace(config, router=router)
     return Checkpoint(str(directory), config, source)
+
+
+def _with_end_tokens(raw: dict[str, Any], file: Path) -> dict[str, Any]:
+    """The configuration with the end-of-text tokens of `generation_config.json`, which transformers prefers as well."""
+    ends = read_json(file).get("eos_token_id")
+    if ends is None:
+        return raw
+    for end in ends if isinstance(ends, list) else [ends]:
+        if isinstance(end, bool) or not isinstance(end, int) or end < 0:
+            raise ConfigError(f"{file} has eos_token_id {shown(ends)}; want the number of a token, or a list of them.")
+    return raw | {"eos_token_id": ends}

@@ -5,7 +5,6 @@ Only files that the index names are opened, and only inside the directory. Nothi
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
 
@@ -92,11 +91,6 @@ def _open_sharded(directory: Path) -> SafetensorsFiles:
 
     problems = [f"{name} is in the index but in no shard" for name in sorted(set(weight_map) - set(files.tensors))]
     problems += [f"{name} is in a shard but not in the index" for name in sorted(set(files.tensors) - set(weight_map))]
-    total = sum(math.prod(info.shape) * info.dtype.itemsize for info in files.tensors.values())
-    metadata = index.get("metadata")
-    stated = metadata.get("total_size", total) if isinstance(metadata, dict) else total
-    if stated != total:
-        problems.append(f"metadata.total_size is {stated} bytes, the shards hold {total}")
     if problems:
         raise CheckpointError(f"{index_file} does not fit its shards:\n  " + "\n  ".join(problems))
     return files

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import importlib
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from elastic_jax.errors import CheckpointError
+from elastic_jax.errors import CheckpointError, ElasticError, shown
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -32,10 +34,37 @@ def load_tokenizer(source: str | Path) -> PreTrainedTokenizerFast:
     if not any((path / name).exists() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
         raise CheckpointError(f"{path} has no tokenizer (tokenizer.json). Copy the files of the base model there.")
     AutoTokenizer = _transformers().AutoTokenizer
+    with _reading(path):
+        return _clean(AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False))
+
+
+def _clean(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
+    """Takes the byte order marks off the chat templates, which transformers would put before every prompt."""
+    template = tokenizer.chat_template
+    if isinstance(template, str):
+        tokenizer.chat_template = template.removeprefix("\ufeff")
+    elif isinstance(template, dict):
+        tokenizer.chat_template = {name: str(text).removeprefix("\ufeff") for name, text in template.items()}
+    elif template is not None:
+        raise ValueError(f"chat_template is {shown(template)}; want a text")
+    return tokenizer
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Turns the many ways in which the readers of other libraries fail on a damaged tokenizer into one error."""
     try:
-        return AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, ImportError, KeyError) as error:
-        raise CheckpointError(f"the tokenizer in {path} cannot be read: {error}") from error
+        yield
+    except ElasticError:
+        raise
+    except BaseException as error:
+        # a panic of the Rust code behind tokenizers is no Exception
+        if isinstance(error, Exception) or type(error).__name__ == "PanicException":
+            reason = " ".join(str(error).split())[:300]
+            raise CheckpointError(
+                f"the tokenizer in {path} cannot be read: {type(error).__name__}: {reason}. Fetch its files again."
+            ) from error
+        raise
 
 
 def _from_gguf(file: Path) -> PreTrainedTokenizerFast:
@@ -45,14 +74,18 @@ def _from_gguf(file: Path) -> PreTrainedTokenizerFast:
 
     prefix = "tokenizer."
     fields = open_reader(file).fields
-    metadata = {name.removeprefix(prefix): f.contents() for name, f in fields.items() if name.startswith(prefix)}
-    vocabulary = Vocabulary.from_metadata(metadata, str(file))
-    return _transformers().PreTrainedTokenizerFast(
-        tokenizer_object=build_tokenizer(vocabulary),
-        chat_template=metadata.get("chat_template"),
-        clean_up_tokenization_spaces=False,
-        **vocabulary.named,
-    )
+    with _reading(file):
+        metadata = {name.removeprefix(prefix): f.contents() for name, f in fields.items() if name.startswith(prefix)}
+        vocabulary = Vocabulary.from_metadata(metadata, str(file))
+        return _clean(
+            _transformers().PreTrainedTokenizerFast(
+                tokenizer_object=build_tokenizer(vocabulary),
+                chat_template=metadata.get("chat_template"),
+                clean_up_tokenization_spaces=False,
+                name_or_path=str(file),
+                **vocabulary.named,
+            )
+        )
 
 
 def _transformers() -> ModuleType:

@@ -26,6 +26,7 @@ from elastic_jax.errors import ConfigError, DataError, shown
 from elastic_jax.files import read_json_lines
 from elastic_jax.kv_cache import CacheConfig
 from elastic_jax.settings import settings_yaml
+from elastic_jax.text import stops
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -80,11 +81,18 @@ def answer_all(settings: GenerateSettings, prompts: list[str]) -> int:
         texts[request] = AnswerText(tokenizer, index)
     for event in engine.run():
         answer = texts[event.request]
+        if answer.stopped:
+            continue
         piece = "" if event.token is None else answer.add(event.token)
+        if event.finish is not None and not answer.stopped:
+            piece += answer.rest()
         if settings.stream and piece:
             _print({"index": answer.index, "piece": piece})
-        if event.finish is not None:
-            _print({"index": answer.index, "answer": answer.whole, "finish": event.finish})
+        if answer.stopped:
+            engine.cancel(event.request)
+        if event.finish is not None or answer.stopped:
+            finish = "stop" if answer.stopped else event.finish
+            _print({"index": answer.index, "answer": answer.whole, "finish": finish})
     if settings.stats:
         seconds, tokens = time.perf_counter() - start, sum(len(request.tokens) for request in texts)
         print(
@@ -96,21 +104,28 @@ def answer_all(settings: GenerateSettings, prompts: list[str]) -> int:
 
 
 class AnswerText:
-    """Text of a growing answer, without special tokens."""
+    """Text of a growing answer up to a stop string, without special tokens."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, index: int):
-        self.index, self.whole = index, ""
+        self.index, self.whole, self.stopped = index, "", False
         self._tokenizer = tokenizer
         self._tokens: list[int] = []
         self._told = 0
 
     def add(self, token: int) -> str:
-        """What one more token adds; nothing while a character is incomplete."""
+        """What one more token adds; nothing while a character, or what may be a stop string, is incomplete."""
         self._tokens.append(token)
-        self.whole = str(self._tokenizer.decode(self._tokens, skip_special_tokens=True))
-        if self.whole.endswith("\N{REPLACEMENT CHARACTER}"):
+        self.whole, self.stopped = stops.answer_text(self._tokenizer, self._tokens)
+        if self.whole.endswith("\N{REPLACEMENT CHARACTER}") and not self.stopped:
             return ""
-        piece, self._told = self.whole[self._told :], len(self.whole)
+        return self._up_to(len(self.whole) - (0 if self.stopped else stops.held_back(self._tokenizer, self.whole)))
+
+    def rest(self) -> str:
+        """What was held back of an answer that has ended."""
+        return self._up_to(len(self.whole))
+
+    def _up_to(self, end: int) -> str:
+        piece, self._told = self.whole[self._told : end], max(self._told, end)
         return piece
 
 

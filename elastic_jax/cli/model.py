@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 from elastic_jax import smollm2
 from elastic_jax.errors import DataError
 from elastic_jax.files import read_text
+from elastic_jax.text import stops
 from elastic_jax.text.chat import chat_text
 from elastic_jax.text.tokens import encode_chat, encode_text
 
@@ -81,6 +82,5 @@ def encode(tokenizer: PreTrainedTokenizerBase, text: str, *, chat: bool, system:
 
 
 def answer_text(tokenizer: PreTrainedTokenizerBase, answer: Generation) -> str:
-    """Text of the first generated row, without special tokens."""
-    ids = answer.tokens[0, : int(answer.lengths[0])].tolist()
-    return str(tokenizer.decode(ids, skip_special_tokens=True))
+    """Text of the first generated row up to a stop string, without special tokens."""
+    return stops.answer_text(tokenizer, answer.tokens[0, : int(answer.lengths[0])].tolist())[0]

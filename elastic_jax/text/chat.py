@@ -26,7 +26,7 @@ Turn = Mapping[str, str]
 Span = tuple[int, int]
 """First character and last + 1 of a part of a text."""
 
-_REASONING = re.compile(r"</?think(?:ing)?>|\[/?THINK\]")
+_PART_OF_ANSWER = re.compile(r"</?(?:think|thinking|tool_call)>|\[/?THINK\]")
 """Tags that an assistant's message may hold as tokens: they are part of the answer and end no turn."""
 _REASONING_END = "</think>"
 _PROBE = "Be brief."
@@ -225,7 +225,7 @@ def _marks(tokenizer: Any, turns: Iterable[Turn]) -> dict[str, str]:
 def _mark(turn: Turn, marks: Mapping[str, str]) -> str:
     content = turn["content"]
     for token, mark in marks.items():  # longer tokens first: one may hold another
-        if turn["role"] != "assistant" or not _REASONING.fullmatch(token):
+        if turn["role"] != "assistant" or not _PART_OF_ANSWER.fullmatch(token):
             content = content.replace(token, mark)
     return content
 

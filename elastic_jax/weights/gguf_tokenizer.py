@@ -72,7 +72,7 @@ class Vocabulary:
             rule = "llama-bpe" if _LLAMA3_BEGIN in tokens else "default"
             _LOG.warning(
                 "%s does not say by which rule words are split (tokenizer.ggml.pre), as files before May 2024; it "
-                "is read as %s. Where the model was trained with another rule, its answers get worse: use a newer file.",
+                "is read as %s. Where the model was trained with another rule, its answers get worse: use a newer one.",
                 where,
                 "Llama 3" if rule == "llama-bpe" else "GPT-2",
             )

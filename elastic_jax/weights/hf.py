@@ -13,9 +13,9 @@ from elastic_jax.weights.names import ROUTER_PROBE
 from elastic_jax.weights.router_only import ROUTER_CONFIG
 from elastic_jax.weights.safetensors_dir import open_weights
 from elastic_jax.weights.source import Checkpoint
+from elastic_jax.weights.tokenizer import GENERATION_CONFIG
 
 CONFIG = "config.json"
-GENERATION_CONFIG = "generation_config.json"
 
 
 def open_directory(directory: Path) -> Checkpoint:

@@ -20,7 +20,7 @@ from elastic_jax.errors import ConfigError
 from elastic_jax.files import atomic_directory, read_json, write_json
 from elastic_jax.int8_linear import int8_maps
 from elastic_jax.model import ElasticForCausalLM, to_params
-from elastic_jax.weights.hf import CONFIG, GENERATION_CONFIG
+from elastic_jax.weights.hf import CONFIG
 from elastic_jax.weights.names import ROUTER_PREFIX, SCORE, Entry, entries
 from elastic_jax.weights.router_only import (
     ROUTER_CONFIG,
@@ -30,7 +30,7 @@ from elastic_jax.weights.router_only import (
     router_json,
 )
 from elastic_jax.weights.safetensors_dir import INDEX, SINGLE
-from elastic_jax.weights.tokenizer import load_tokenizer
+from elastic_jax.weights.tokenizer import GENERATION_CONFIG, load_tokenizer
 
 _LOG = logging.getLogger(__name__)
 

@@ -11,13 +11,16 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 from elastic_jax.errors import CheckpointError, ElasticError, shown
+from elastic_jax.files import read_json
+
+GENERATION_CONFIG = "generation_config.json"
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 
 def load_tokenizer(source: str | Path) -> PreTrainedTokenizerFast:
-    """The tokenizer of a checkpoint, with its chat template.
+    """The tokenizer of a checkpoint, with its chat template and the stop strings of its generation defaults.
 
     Args:
         source: a Hugging Face directory, a hub id or a `.gguf` file.
@@ -35,7 +38,17 @@ def load_tokenizer(source: str | Path) -> PreTrainedTokenizerFast:
         raise CheckpointError(f"{path} has no tokenizer (tokenizer.json). Copy the files of the base model there.")
     AutoTokenizer = _transformers().AutoTokenizer
     with _reading(path):
-        return _clean(AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False))
+        tokenizer = _clean(AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False))
+    tokenizer.stop_strings = _stop_strings(path / GENERATION_CONFIG)
+    return tokenizer
+
+
+def _stop_strings(file: Path) -> tuple[str, ...]:
+    stops = read_json(file).get("stop_strings") if file.is_file() else None
+    stops = [stops] if isinstance(stops, str) else stops or []
+    if not isinstance(stops, list) or not all(isinstance(stop, str) and stop for stop in stops):
+        raise CheckpointError(f"{file} has stop_strings {shown(stops)}; want a text, or a list of texts.")
+    return tuple(stops)
 
 
 def _clean(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:

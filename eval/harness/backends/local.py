@@ -15,6 +15,7 @@ from elastic_jax.generation import bucket, generate
 from elastic_jax.kv_cache import CacheConfig
 from elastic_jax.layout import pad_rows
 from elastic_jax.model import ElasticForCausalLM, from_params, to_params
+from elastic_jax.text.stops import answer_text
 from eval.harness.provenance import backbone_digest, router_digest
 from eval.harness.routing import needle_attention, read_routing
 from eval.harness.scoring import Scorer, arm_gates
@@ -120,7 +121,8 @@ class ModelBackend:
         replies = []
         for row, prompt in enumerate(batch):
             answer = written[row, : counts[row]][: prompt.max_new_tokens].tolist()
-            stopped = counts[row] < prompt.max_new_tokens or answer[-1] in self._tokenizer.all_special_ids
+            text, cut = answer_text(self._tokenizer, answer)
+            stopped = cut or counts[row] < prompt.max_new_tokens or answer[-1] in self._tokenizer.all_special_ids
             numbers = out.routing.measures(lengths, self.model.config, row)
             numbers |= {
                 "cache_bytes": out.cache_bytes / rows,
@@ -129,7 +131,7 @@ class ModelBackend:
             }
             replies.append(
                 Reply(
-                    str(self._tokenizer.decode(answer, skip_special_tokens=True)),
+                    text,
                     len(answer),
                     "stop" if stopped else "length",
                     numbers,

@@ -11,6 +11,7 @@ from gguf_files import write_gguf
 
 from elastic_jax.config import ModelConfig
 from elastic_jax.errors import CheckpointError, ConfigError
+from elastic_jax.generation import end_ids
 from elastic_jax.model import to_params
 from elastic_jax.weights import from_pretrained
 from elastic_jax.weights.gguf import open_gguf
@@ -104,6 +105,28 @@ def test_llama3_rope_divisors(tmp_path: Path) -> None:
     rope = open_gguf(odd).config.rope
     assert (rope.type, rope.attention_factor) == ("longrope", 1.0)
     assert rope.long_factor == rope.short_factor == tuple(other)
+
+    scaling = {"rope.scaling.type": "linear", "rope.scaling.factor": 4.0}
+    extra = {"rope_freqs.weight": other}
+    both = write_gguf(tmp_path / "both.gguf", "llama_tied", extra_metadata=scaling, extra_tensors=extra)
+    with pytest.raises(ConfigError, match="scales its positions twice"):
+        open_gguf(both)
+
+
+@pytest.mark.parametrize(
+    ("ids", "ends"),
+    [
+        ({"eos": 0, "eot": 2, "eom": 5}, [0, 2, 5]),
+        ({"eos": 2, "eot": 2, "padding": 2**32 - 1}, [2]),
+        ({"eos": 2**32 - 1, "eot": 3}, [3]),
+        ({}, []),
+    ],
+)
+def test_end_tokens(ids: dict[str, int], ends: list[int], tmp_path: Path) -> None:
+    extra = {f"tokenizer.ggml.{name}_token_id": value for name, value in ids.items()}
+    config = open_gguf(write_gguf(tmp_path / "model.gguf", "llama_tied", extra_metadata=extra)).config
+    assert end_ids(config) == ends
+    assert config.hf_extra.get("pad_token_id") is None
 
 
 def test_rope_scaling_in_metadata(tmp_path: Path) -> None:

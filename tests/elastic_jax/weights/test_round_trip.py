@@ -11,8 +11,11 @@ from checkpoints import GOLDEN, WEIGHTS, copy_golden, edit_json, edit_weights, s
 from safetensors.numpy import load_file
 
 from elastic_jax.config import ModelConfig, RouterConfig
+from elastic_jax.errors import ConfigError
+from elastic_jax.files import read_json
 from elastic_jax.model import param_shapes, to_params
 from elastic_jax.weights import from_pretrained, save_pretrained
+from elastic_jax.weights.hf import open_directory
 
 NAMES = sorted(path.parent.name for path in GOLDEN.glob("*/config.json"))
 OFFICIAL = GOLDEN / "official_qwen3"
@@ -106,6 +109,20 @@ def test_generation_defaults_are_written_from_the_token_ids(tmp_path: Path) -> N
     save_pretrained(from_pretrained(source), tmp_path / "out")
     written = json.loads((tmp_path / "out" / "generation_config.json").read_text())
     assert written == {"bos_token_id": 1, "eos_token_id": [2, 5]}
+
+
+def test_end_tokens_of_the_generation_defaults_are_taken(tmp_path: Path) -> None:
+    source = copy_golden("llama3", tmp_path)
+    file = source / "generation_config.json"
+    for ends in ([2, 5], 7, None):
+        file.write_text(json.dumps({"eos_token_id": ends, "do_sample": True}), encoding="utf-8-sig")
+        config = read_json(source / "config.json")
+        want = config["eos_token_id"] if ends is None else ends
+        assert open_directory(source).config.hf_extra["eos_token_id"] == want
+    for ends in ("</s>", [2, "5"], -1, True):
+        file.write_text(json.dumps({"eos_token_id": ends}))
+        with pytest.raises(ConfigError, match="want the number of a token"):
+            open_directory(source)
 
 
 def test_fresh_routers_are_the_same_every_time() -> None:

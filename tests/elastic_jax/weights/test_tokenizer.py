@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerFast
 
 from elastic_jax.errors import CheckpointError, ConfigError
 from elastic_jax.weights import from_pretrained, save_pretrained
+from elastic_jax.weights.gguf import open_reader
 from elastic_jax.weights.tokenizer import load_tokenizer
 
 SPECIAL = ["<|end|>", "<|im_start|>", "<|im_end|>"]
@@ -57,7 +58,8 @@ def write(file: Path, tokenizer: PreTrainedTokenizerFast, **changes: object) -> 
         "ggml.unknown_token_id": 0,
         "chat_template": TEMPLATE,
     } | changes
-    return write_gguf(file, "llama_tied", extra_metadata={f"tokenizer.{k}": v for k, v in values.items()})
+    kept = {f"tokenizer.{key}": value for key, value in values.items() if value is not None}
+    return write_gguf(file, "llama_tied", extra_metadata=kept)
 
 
 @pytest.fixture(scope="module")
@@ -92,9 +94,32 @@ def test_beginning_token_where_the_file_asks_for_it(original: PreTrainedTokenize
     assert tokenizer("ships")["input_ids"] == [1, *original("ships")["input_ids"]]
 
 
-def test_llama_3_files_do_not_say_that_they_want_it(original: PreTrainedTokenizerFast, tmp_path: Path) -> None:
-    tokenizer = load_tokenizer(write(tmp_path / "model.gguf", original, **{"ggml.pre": "llama-bpe"}))
+@pytest.mark.parametrize("rule", ["llama-bpe", "llama3", "llama-v3"])
+def test_llama_3_files_do_not_say_that_they_want_it(
+    rule: str, original: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    tokenizer = load_tokenizer(write(tmp_path / "model.gguf", original, **{"ggml.pre": rule}))
     assert tokenizer("ships")["input_ids"][0] == 1
+
+
+@pytest.mark.parametrize(("token", "rule"), [("<|begin_of_text|>", "Llama 3"), ("<|end|>", "GPT-2")])
+def test_files_without_splitting_rule(
+    token: str, rule: str, original: PreTrainedTokenizerFast, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = write(tmp_path / "model.gguf", original, **{"ggml.pre": None})
+    vocabulary = [token, *open_reader(file).fields["tokenizer.ggml.tokens"].contents()[1:]]
+    tokenizer = load_tokenizer(write(tmp_path / "m.gguf", original, **{"ggml.pre": None, "ggml.tokens": vocabulary}))
+    assert f"read as {rule}" in caplog.text
+    words = tokenizer.backend_tokenizer.pre_tokenizer.pre_tokenize_str("12345")
+    assert len(words) == (2 if rule == "Llama 3" else 1)
+
+
+def test_templates_lose_their_byte_order_mark(original: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    file = write(tmp_path / "model.gguf", original, **{"chat_template": "\ufeff" + TEMPLATE})
+    assert load_tokenizer(file).chat_template == TEMPLATE
+    original.save_pretrained(tmp_path / "hf")
+    (tmp_path / "hf" / "chat_template.jinja").write_text(TEMPLATE, encoding="utf-8-sig")
+    assert load_tokenizer(tmp_path / "hf").chat_template == TEMPLATE
 
 
 def test_digits_in_groups(original: PreTrainedTokenizerFast, tmp_path: Path) -> None:
@@ -138,6 +163,8 @@ def test_directory(original: PreTrainedTokenizerFast, tmp_path: Path) -> None:
     assert_same(load_tokenizer(tmp_path), original)
     with pytest.raises(CheckpointError, match="has no tokenizer"):
         load_tokenizer(GOLDEN / "llama3")
-    (tmp_path / "tokenizer.json").write_text("{}")
-    with pytest.raises(CheckpointError, match="cannot be read"):
-        load_tokenizer(tmp_path)
+    for damaged in ("{}", "", "[1]", '{"model": {"type": "BPE", "vocab": {"a": -1}}}'):
+        (tmp_path / "tokenizer.json").write_text(damaged)
+        with pytest.raises(CheckpointError, match="cannot be read") as caught:
+            load_tokenizer(tmp_path)
+        assert "\n" not in str(caught.value)

@@ -1,0 +1,30 @@
+"""Stop strings: texts that end an answer, as `generation_config.json` of a checkpoint names them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+
+def answer_text(tokenizer: Any, ids: Sequence[int]) -> tuple[str, bool]:
+    """The text of generated tokens up to the first stop string, and whether there is one.
+
+    Special tokens are left out of the text; one that is itself a stop string ends it all the same.
+    """
+    stops = stop_strings(tokenizer)
+    ends = {tokenizer.convert_tokens_to_ids(stop) for stop in stops if stop in tokenizer.added_tokens_encoder}
+    place = next((place for place, token in enumerate(ids) if token in ends), None)
+    text = str(tokenizer.decode(list(ids[:place]), skip_special_tokens=True))
+    first = min((at for at in map(text.find, stops) if at >= 0), default=None)
+    return text[:first], place is not None or first is not None
+
+
+def stop_strings(tokenizer: Any) -> tuple[str, ...]:
+    """The stop strings that `load_tokenizer` found beside a tokenizer."""
+    return getattr(tokenizer, "stop_strings", ())
+
+
+def held_back(tokenizer: Any, text: str) -> int:
+    """How many characters at the end of a growing answer may be the beginning of a stop string."""
+    sizes = (size for stop in stop_strings(tokenizer) for size in range(1, len(stop)) if text.endswith(stop[:size]))
+    return max(sizes, default=0)

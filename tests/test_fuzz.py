@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import random
@@ -15,22 +16,28 @@ from typing import Any, NamedTuple
 
 import pytest
 import yaml
+from chat_tokenizers import chat_tokenizer
 from checkpoints import GOLDEN
 from gguf_files import write_gguf
 from mutations import deep_json, mutate_bytes, mutate_json, survives
+from transformers import PreTrainedTokenizerFast
 
 from elastic_jax.cli.generate import read_prompts
 from elastic_jax.config import ModelConfig
 from elastic_jax.config.model import config_to_hf
-from elastic_jax.files import read_json
+from elastic_jax.files import read_json, read_text
 from elastic_jax.journal import Journal
 from elastic_jax.journal import read_records as read_journals
 from elastic_jax.settings import load_settings, settings_dict
+from elastic_jax.text.chat import answered_texts
+from elastic_jax.text.tokens import encode_chat, encode_text
 from elastic_jax.weights import from_pretrained, save_pretrained
 from elastic_jax.weights.gguf import open_gguf
+from elastic_jax.weights.hf import open_directory
 from elastic_jax.weights.router_only import open_router
 from elastic_jax.weights.safetensors_dir import open_weights
 from elastic_jax.weights.tokenizer import load_tokenizer
+from eval.suites.haystack import read_texts
 from eval.suites.longbench.v1 import longbench_groups
 from eval.suites.longbench.v2 import longbench_v2_group
 from eval.suites.rewardbench import long, memory
@@ -40,6 +47,14 @@ from train.data.foreign import read_evidence
 from train.data.sources import parse_records
 from train.data.tables import read_rows
 
+TEMPLATE = (
+    "{%- set day = strftime_now('%d %b %Y') if strftime_now is defined else '26 Jul 2024' -%}"
+    "{%- for message in messages -%}"
+    "{%- if message.role not in ('system', 'user', 'assistant') -%}"
+    "{{ raise_exception('Unknown role ' ~ message.role) }}{%- endif -%}"
+    "{{ '<|im_start|>' + message['role'] + '\\n' }}{{ message.content | trim }}{{ '<|im_end|>\\n' }}"
+    "{%- endfor -%}{%- if add_generation_prompt -%}{{ '<|im_start|>assistant\\n' }}{%- endif -%}"
+)
 QUICK = 25
 MANY = int(os.environ.get("FUZZ_CASES", "2000"))
 LONG = {
@@ -174,6 +189,29 @@ def _tensors(folder: Path) -> None:
         source.read(name)
 
 
+def _tokenizer(folder: Path) -> None:
+    tokenizer = copy.deepcopy(chat_tokenizer())
+    tokenizer.save_pretrained(folder)
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [1, 2], "stop_strings": ["###"]}))
+
+
+def _encode(folder: Path) -> None:
+    tokenizer = load_tokenizer(folder)
+    encode_text(tokenizer, "A lamp, and a <|im_end|>.", begin=True)
+
+
+def _template(folder: Path) -> None:
+    (folder / "chat_template.jinja").write_text(TEMPLATE, encoding="utf-8")
+
+
+def _render(folder: Path) -> None:
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=chat_tokenizer().backend_tokenizer)
+    tokenizer.chat_template = read_text(folder / "chat_template.jinja")
+    turns = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Who?<|im_end|>"}]
+    _, (whole,) = answered_texts(tokenizer, turns, ["<think>Hm.</think>Ann."])
+    encode_chat(tokenizer, whole)
+
+
 BASE = ModelConfig.from_hf(read_json(GOLDEN / "qwen3_tied" / "config.json"))
 KINDS = {
     "config.json of Llama": Kind(_copy("llama3", "config.json"), "config.json", _config, "json"),
@@ -185,6 +223,17 @@ KINDS = {
     "router_config.json": Kind(_routers, "router_config.json", lambda f: open_router(f, BASE), "json"),
     "GGUF": Kind(lambda f: write_gguf(f / "model.gguf", "llama_tied"), "model.gguf", _tensors, "bytes"),
     "GGUF vocabulary": Kind(_vocabulary, "model.gguf", lambda f: load_tokenizer(f / "model.gguf"), "bytes"),
+    "tokenizer.json": Kind(_tokenizer, "tokenizer.json", _encode, "json"),
+    "tokenizer_config.json": Kind(_tokenizer, "tokenizer_config.json", _encode, "json"),
+    "stop strings": Kind(_tokenizer, "generation_config.json", _encode, "json"),
+    "end tokens": Kind(
+        lambda f: (_copy("llama_tied")(f), _tokenizer(f)), "generation_config.json", open_directory, "json"
+    ),
+    "chat template": Kind(_template, "chat_template.jinja", _render, "bytes"),
+    "haystack": Kind(lambda f: (f / "t.txt").write_text("Ann keeps it."), "t.txt", lambda f: read_texts(f), "bytes"),
+    "prompt": Kind(
+        lambda f: (f / "p.txt").write_text("Who?\nWhat?"), "p.txt", lambda f: read_prompts(str(f / "p.txt")), "bytes"
+    ),
     "settings": Kind(_settings, "run.yaml", lambda f: load_settings(RouterTrainConfig, f / "run.yaml"), "yaml"),
     "training records": Kind(
         _lines("r.jsonl", RECORD, RECORD), "r.jsonl", lambda f: parse_records(read_rows(f / "r.jsonl"), f), "jsonl"
@@ -260,6 +309,12 @@ def fuzz(kind: Kind, folder: Path, cases: int) -> int:
         assert sorted(path.name for path in folder.iterdir()) == ["target"], f"case {case} wrote outside"
         assert sorted(path.name for path in target.iterdir()) == names, f"case {case} left files behind"
     return accepted
+
+
+@pytest.mark.parametrize("text", ["{{ " + "(" * 100_000, "{% if 1 %}" * 20_000, "{{ 1" + "+1" * 50_000 + " }}"])
+def test_templates_nested_deeper_than_the_stack(text: str, tmp_path: Path) -> None:
+    (tmp_path / "chat_template.jinja").write_text(text)
+    assert not survives(lambda: _render(tmp_path))
 
 
 @pytest.mark.parametrize("name", KINDS)

@@ -29,6 +29,13 @@ Span = tuple[int, int]
 _PART_OF_ANSWER = re.compile(r"</?(?:think|thinking|tool_call)>|\[/?THINK\]")
 """Tags that an assistant's message may hold as tokens: they are part of the answer and end no turn."""
 _REASONING_END = "</think>"
+_FORMAT = re.compile(r"""(?=(["'])([^"'\n]*%[^"'\n]*)\1)""")
+_FIXED_DATE = (
+    "{%- macro strftime_now(format) -%}"
+    "{%- if format not in fixed_dates -%}{{ raise_exception('no date for ' ~ format) }}{%- endif -%}"
+    "{{ fixed_dates[format] }}{%- endmacro +%}"
+)
+"""Put before a template, this hides the clock of transformers."""
 _PROBE = "Be brief."
 _MARKS = range(0xF0000, 0xFFFFE)
 """Private characters, which stand for spelled control tokens while the template works on the messages."""
@@ -163,15 +170,16 @@ def _date(tokenizer: Any) -> datetime.date:
 
 
 def _render(tokenizer: Any, turns: Sequence[Turn], *, thinking: bool) -> str:
-    _template(tokenizer)
+    template = _template(tokenizer)
     options: dict[str, Any] = {} if thinking else {"enable_thinking": False}
     try:
+        if "strftime_now" in template:
+            options |= {"chat_template": _FIXED_DATE + template, "fixed_dates": _dates(template, _date(tokenizer))}
         return str(
             tokenizer.apply_chat_template(
                 list(turns),
                 tokenize=False,
                 add_generation_prompt=not turns or turns[-1]["role"] != "assistant",
-                strftime_now=_date(tokenizer).strftime,
                 **options,
             )
         )
@@ -183,6 +191,11 @@ def _render(tokenizer: Any, turns: Sequence[Turn], *, thinking: bool) -> str:
             f"The chat template of {_name(tokenizer)} fails on a conversation of {roles or 'no messages'}{line}: "
             f"{reason[:300]}. Correct the template, use other roles, or ask for prompts without template."
         ) from error
+
+
+def _dates(template: str, date: datetime.date) -> dict[str, str]:
+    """The date in every format that the template may ask for: its quoted strings with a percent sign."""
+    return {form: date.strftime(form) for _, form in _FORMAT.findall(template)}
 
 
 def _takes_system(tokenizer: Any) -> bool:

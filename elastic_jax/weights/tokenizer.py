@@ -39,6 +39,7 @@ def load_tokenizer(source: str | Path) -> PreTrainedTokenizerFast:
     AutoTokenizer = _transformers().AutoTokenizer
     with _reading(path):
         tokenizer = _clean(AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False))
+        tokenizer.encode("a")  # some damaged ones fail only here
     tokenizer.stop_strings = _stop_strings(path / GENERATION_CONFIG)
     return tokenizer
 

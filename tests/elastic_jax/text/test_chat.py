@@ -34,7 +34,7 @@ def with_template(template: object) -> PreTrainedTokenizerFast:
     [
         ("{% for m in messages %}", "line 1"),
         ("{{ raise_exception('Roles must\nalternate') }}", "Roles must alternate"),
-        ("{{ messages[7].content }}", "undefined"),
+        ("{{ messages[7].content }}", "no element 7"),
         ("{{ 1 / 0 }}", "division"),
         ("{{ messages.append }}{{ 'a' + 1 }}", "str"),
         ({"tool_use": "x", "rag": "y"}, r"several chat templates \(rag, tool_use\)"),

@@ -64,15 +64,6 @@ def test_elastic_format_of_a_plain_model_has_every_official_tensor(tmp_path: Pat
         np.testing.assert_array_equal(array, to_params(again)[path], path)
 
 
-def test_elastic_export_as_hf_keeps_the_backbone_only(tmp_path: Path) -> None:
-    save_pretrained(from_pretrained(OFFICIAL, dtype="auto"), tmp_path / "out")
-    written = load_file(tmp_path / "out" / WEIGHTS)
-    official = load_file(OFFICIAL / WEIGHTS)
-    backbone = {k: v for k, v in official.items() if "mask" not in k and "sparsity" not in k}
-    assert same_bits(written, backbone)
-    assert "toggle_type" not in json.loads((tmp_path / "out" / "config.json").read_text())
-
-
 def test_shards_are_bounded_and_read_back(tmp_path: Path) -> None:
     save_pretrained(from_pretrained(GOLDEN / "llama3"), tmp_path / "out", max_shard_bytes=20_000)
     shards = sorted((tmp_path / "out").glob("*.safetensors"))

@@ -1,11 +1,13 @@
 """Writing never loses or half-writes anything."""
 
 import errno
+import json
 from pathlib import Path
 
 import pytest
 import safetensors.numpy
-from checkpoints import GOLDEN, WEIGHTS
+from checkpoints import GOLDEN, WEIGHTS, same_bits
+from safetensors.numpy import load_file
 
 from elastic_jax.errors import CheckpointError, ConfigError
 from elastic_jax.files import atomic_directory
@@ -100,6 +102,15 @@ def test_a_lost_source_costs_the_tokenizer_only(tmp_path: Path, caplog: pytest.L
     model.source = str(tmp_path / "gone")
     save_pretrained(model, tmp_path / "out")
     assert "is gone" in caplog.text
+
+
+def test_elastic_export_as_hf_keeps_the_backbone_only(tmp_path: Path) -> None:
+    official = GOLDEN / "official_qwen3"
+    save_pretrained(from_pretrained(official, dtype="auto"), tmp_path / "out")
+    written = load_file(tmp_path / "out" / WEIGHTS)
+    backbone = {k: v for k, v in load_file(official / WEIGHTS).items() if "mask" not in k and "sparsity" not in k}
+    assert same_bits(written, backbone)
+    assert "toggle_type" not in json.loads((tmp_path / "out" / "config.json").read_text())
 
 
 def test_unknown_format(model: ElasticForCausalLM, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerFast
 from elastic_jax.errors import CheckpointError, ConfigError
 from elastic_jax.weights import from_pretrained, save_pretrained
 from elastic_jax.weights.gguf import open_reader
+from elastic_jax.weights.gguf_tokenizer import Vocabulary
 from elastic_jax.weights.tokenizer import load_tokenizer
 
 SPECIAL = ["<|end|>", "<|im_start|>", "<|im_end|>"]
@@ -147,9 +148,14 @@ def test_sentencepiece_vocabulary(tmp_path: Path) -> None:
     assert tokenizer("</s>", add_special_tokens=False)["input_ids"] == [2]
 
 
-def test_lists_of_unequal_length(original: PreTrainedTokenizerFast, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="tokens, 1 types"):
-        load_tokenizer(write(tmp_path / "model.gguf", original, **{"ggml.token_type": [1]}))
+@pytest.mark.parametrize(
+    ("short", "words"), [("tokens", "1 tokens"), ("token_type", "1 types"), ("scores", "1 scores")]
+)
+def test_lists_of_unequal_length(short: str, words: str, tmp_path: Path) -> None:
+    lists = {"tokens": ["a", "b"], "token_type": [1, 1], "scores": [0.0, 0.0]}
+    lists[short] = lists[short][:1]
+    with pytest.raises(ConfigError, match=words):
+        Vocabulary.from_metadata({"ggml.model": "llama"} | {f"ggml.{key}": x for key, x in lists.items()}, "model.gguf")
 
 
 @pytest.mark.parametrize(("key", "value"), [("ggml.pre", "klingon"), ("ggml.model", "wordpiece")])

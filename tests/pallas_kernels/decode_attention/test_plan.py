@@ -1,3 +1,5 @@
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -66,6 +68,15 @@ def test_what_a_kernel_does_not_take_is_refused_with_a_way_out(monkeypatch):
     monkeypatch.setattr("jax.default_backend", lambda: "tpu")
     assert "groups of a multiple of 128 tokens; got 64" in tpu.why_not(short, view)
     assert all(refusal(*decode_shapes(1024)[:2]) is None for refusal in REFUSALS.values())
+
+
+def test_exact_tokens_beyond_the_memory_of_a_tpu_are_refused_with_both_sizes():
+    inputs = decode_shapes(1024, slots=60_000)
+    with pytest.raises(ValueError, match=r"wanted at most 60\. Use impl='xla'") as error:
+        jax.eval_shape(lambda *a: decode_attention(*a, impl="tpu"), *inputs)
+    need = float(re.search(r"needs (\S+) MiB .* for 60000 exact tokens", str(error.value))[1])
+    keys_and_values = 2 * 60_000 * 128 * 2 / 2**20
+    assert need > 60 and 2 * keys_and_values < need < 3 * keys_and_values, "two buffers, and what the kernel computes"
 
 
 def test_auto_falls_back_to_xla_where_the_kernel_refuses(monkeypatch):

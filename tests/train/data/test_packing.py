@@ -59,6 +59,9 @@ def test_chat_prompt_is_the_one_of_inference():
     prompt = tokenizer.decode(sample.input_ids[: sample.prompt_lengths[0]])
     assert prompt.startswith("<user>Ada") and prompt.endswith("live?</><assistant>")
     assert tokenizer.decode(sample.input_ids[sample.prompt_lengths[0] :]) == "In Rome.</>"
+    mixed = tokenise([QA] * 3, tokenizer, config(template="mixed"))
+    for got, wanted in zip(mixed, (sample, one_sample(QA), sample), strict=True):
+        np.testing.assert_array_equal(got.input_ids, wanted.input_ids)
 
 
 def test_bad_input_is_refused():

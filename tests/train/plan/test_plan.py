@@ -64,7 +64,10 @@ def test_int8_weights_are_half_as_many_bytes_to_keep_and_to_gather():
     assert before.weights * 64 == pytest.approx(2 * 6.95e9 + vocabulary, rel=0.01)
     scales = 2 * 36 * 38_912
     assert after.weights * 64 == pytest.approx(6.95e9 + vocabulary + 64 * scales, rel=0.01), "scales are everywhere"
-    assert after.gathered < before.gathered and after.total < before.total
+    layer, largest = 6.95e9 / 36, 2 * 4096 * 12_288
+    assert before.gathered == pytest.approx(2 * layer, rel=0.01)
+    assert after.gathered == pytest.approx(layer + largest, rel=0.01), "the largest matrix is converted to bfloat16"
+    assert after.total < before.total
     received = [step_work(QWEN, config, mesh, topology, 0.8).received for config in (kept, int8)]
     passes = RUN.optim.accumulate * RUN.gates.draws
     assert received[0] - received[1] == pytest.approx(2 * 63 / 64 * 6.95e9 * passes, rel=0.01), "forward and backward"
@@ -107,6 +110,13 @@ def test_an_estimate_must_leave_some_memory_free(filled, fits):
     plan = plan._replace(memory=plan.memory._replace(layer_inputs=plan.memory.layer_inputs + room))
     assert plan.fits is fits
     assert plan_text(plan, None).splitlines()[-1].startswith("fits" if fits else "does not fit: 0.6 GiB too much")
+
+
+def test_text_names_the_number_of_slices_where_there_are_several():
+    topology = parse_topology("v6e:8x8")
+    meshes = (replace(RUN.mesh, slices=slices) for slices in (1, 2))
+    one, two = (plan_text(make_plan(QWEN, replace(RUN, mesh=mesh), topology, 0.8), None) for mesh in meshes)
+    assert "slices" not in one and two.startswith("v6e:8x8: 128 devices") and two.splitlines()[0].endswith(", 2 slices")
 
 
 def test_nothing_fits_on_one_small_chip():

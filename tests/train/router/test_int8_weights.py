@@ -18,6 +18,7 @@ from elastic_jax.layers import INPUT_RANKS
 from elastic_jax.model import to_params
 from train.config import DataConfig, OptimConfig, RunConfig, WarmStartConfig
 from train.router.run import train_router
+from train.router.warm_loop import MEASURED_FILE
 
 CONFIG = tiny_config(
     weights="int8",
@@ -38,6 +39,7 @@ def trained(tmp_path_factory):
 
 def test_a_run_trains_evaluates_and_exports_its_routers(trained):
     directory, model = trained
+    assert (directory / MEASURED_FILE).is_file(), "a new run begins with the warm start"
     lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [0, 1, 2] and np.isfinite([line["loss"] for line in lines]).all()
     assert json.loads((directory / "evaluation.jsonl").read_text())["step"] == 3
@@ -55,7 +57,9 @@ def test_a_stopped_run_goes_on(trained, tmp_path):
     shutil.copytree(trained[0], directory)
     shutil.rmtree(directory / "checkpoints" / "3")
     shutil.rmtree(directory / "router")
+    (directory / MEASURED_FILE).unlink()
     train_router(CONFIG, tiny_model(), tiny_samples(), directory)
+    assert not (directory / MEASURED_FILE).exists(), "a run with a checkpoint measures no warm start"
     want, got = (load_file(run / "router" / "router.safetensors") for run in (trained[0], directory))
     jax.tree.map(np.testing.assert_array_equal, got, want)
     with pytest.raises(ConfigError, match="weights: was 'int8', now 'model'"):

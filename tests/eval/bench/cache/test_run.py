@@ -187,7 +187,7 @@ def test_the_largest_batch_is_the_last_that_fits():
         (["--no-speed"], "neither speed nor quality"),
         (["--batch", "0"], "batch is 0"),
         (["--scored-tokens", "4096"], "scored_tokens is 4096"),
-        (["--tokens", "600"], "the model has 512"),
+        (["--tokens", "470", "--steps", "15", "--rounds", "2"], "515 tokens are asked for; the model has 512"),
     ],
 )
 def test_settings_that_cannot_work_are_refused(checkpoint, tmp_path, capsys, flags, words):

@@ -5,20 +5,23 @@ from types import SimpleNamespace
 from tiny import random_ids
 
 from eval.harness.backends.local import ModelBackend
-from eval.samples import Arm, Prompt, Sample
+from eval.samples import Arm, Kind, Prompt, Sample
 
 
-def timed(backend: ModelBackend, count: int, arm: Arm) -> list[bool]:
+def timed(backend: ModelBackend, count: int, arm: Arm, kind: Kind = "generate") -> list[bool]:
     """Whether each of `count` prompts, asked one by one, came with times."""
     sample = Sample("toy", {}, (), {}, 4, {})
-    prompts = [Prompt(sample, random_ids((1, 40), seed=i)[0], max_new_tokens=4) for i in range(count)]
-    replies = backend.run("generate", prompts, arm, batch_tokens=1, most_rows=8)
+    prompts = [
+        Prompt(sample, random_ids((1, 40), seed=i)[0], max_new_tokens=4, option_ids=((1,), (2,))) for i in range(count)
+    ]
+    replies = backend.run(kind, prompts, arm, batch_tokens=1, most_rows=8)
     return [{"prefill_s", "decode_s"} <= reply.numbers.keys() for _, reply in replies]
 
 
 def test_no_time_holds_the_compilers(model):
     tokenizer = SimpleNamespace(decode=lambda ids, **_: " ".join(map(str, ids)), all_special_ids=())
     backend = ModelBackend(model, tokenizer)
+    assert timed(backend, 2, Arm("full"), "choose") == [False, False], "another program, which compiles none of these"
     assert timed(backend, 3, Arm("full")) == [False, True, True], "the first batch compiles"
     assert timed(backend, 2, Arm("full")) == [True, True]
     assert timed(backend, 1, Arm("all-sparse", "sparse")) == [True], "a single batch runs again"

@@ -187,7 +187,6 @@ def test_the_largest_batch_is_the_last_that_fits():
         (["--no-speed"], "neither speed nor quality"),
         (["--batch", "0"], "batch is 0"),
         (["--scored-tokens", "4096"], "scored_tokens is 4096"),
-        (["--tokens", "470", "--steps", "15", "--rounds", "2"], "515 tokens are asked for; the model has 512"),
     ],
 )
 def test_settings_that_cannot_work_are_refused(checkpoint, tmp_path, capsys, flags, words):
@@ -198,6 +197,11 @@ def test_settings_that_cannot_work_are_refused(checkpoint, tmp_path, capsys, fla
         code = stop.code
     assert code == 2
     assert words in " ".join(capsys.readouterr().err.replace("│", " ").split())
+
+
+def test_the_timed_calls_and_the_warming_one_need_room_in_the_model(settings, tmp_path):
+    with pytest.raises(ConfigError, match="513 tokens are asked for; the model has 512"):
+        run_cache_bench(dataclasses.replace(settings, tokens=511), tmp_path)
 
 
 def test_a_python_without_transformers_is_a_clear_error(settings, tmp_path):

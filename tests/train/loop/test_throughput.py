@@ -5,6 +5,7 @@ import pytest
 from tiny import CONFIG
 from train_run import tiny_config, tiny_samples
 
+from elastic_jax.model import param_shapes
 from train.config import GateConfig
 from train.data.packing import Rows, RowShape
 from train.data.pipeline import in_batches, whole_epoch
@@ -43,6 +44,18 @@ def step_flops(rows: Rows, sparse: float, **changes) -> float:
     return router_step_flops(CONFIG, config, rows, {"msr": [sparse] * 5})
 
 
+EACH_PAIR = 12 * CONFIG.head_dim * CONFIG.num_heads * CONFIG.num_layers
+
+
+def test_flops_count_each_weight_twice_and_the_head_where_a_label_is_learnt():
+    shapes = {path: spec.shape for path, spec in param_shapes(CONFIG).items() if not path.startswith("layers.router.")}
+    weights = sum(np.prod(shape) for path, shape in shapes.items() if path.startswith("layers.") and "kernel" in path)
+    lengths = np.array([len(sample.input_ids) for sample in tiny_samples()])
+    products = weights * lengths.sum() + CONFIG.hidden_size * CONFIG.vocab_size * (lengths - 1).sum()
+    pairs = (lengths * (lengths + 1) / 2).sum()
+    assert step_flops(packed_samples(), 0.0) == pytest.approx(4 * products + EACH_PAIR * pairs)
+
+
 def test_flops_count_the_pairs_that_the_routing_asks_for():
     rows = packed_samples()
     block, kept = CONFIG.router.block_size, CONFIG.router.local_blocks
@@ -52,9 +65,8 @@ def test_flops_count_the_pairs_that_the_routing_asks_for():
         query, key = places[:, None], places[None]
         skipped += ((key >= CONFIG.router.sink_blocks) & (key <= query - kept)).sum()
     assert skipped > 0
-    each_pair = 12 * CONFIG.head_dim * CONFIG.num_heads * CONFIG.num_layers
-    assert step_flops(rows, 0.0) - step_flops(rows, 1.0) == pytest.approx(each_pair * skipped, rel=1e-5)
-    assert step_flops(rows, 0.0) - step_flops(rows, 0.5) == pytest.approx(each_pair * skipped / 2, rel=1e-5)
+    assert step_flops(rows, 0.0) - step_flops(rows, 1.0) == pytest.approx(EACH_PAIR * skipped, rel=1e-5)
+    assert step_flops(rows, 0.0) - step_flops(rows, 0.5) == pytest.approx(EACH_PAIR * skipped / 2, rel=1e-5)
 
 
 def test_flops_grow_with_draws_and_not_with_padding():

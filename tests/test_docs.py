@@ -6,9 +6,10 @@ import importlib
 import json
 import pkgutil
 import re
+import sys
 import tomllib
 import typing
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 import yaml
@@ -51,12 +52,20 @@ class Parsed(Exception):
     """A verb has read its arguments and would start to work."""
 
 
+def replace_parser(patch: pytest.MonkeyPatch, parser: Callable) -> None:
+    """Puts `parser` in place of `parse_verb` in every module of the product that has it, verbs and what they share."""
+    for entry in cli.find_verbs().values():
+        importlib.import_module(entry.module)
+    for module in list(sys.modules.values()):
+        if getattr(module, "parse_verb", None) is parse_verb and module.__name__ != __name__:
+            patch.setattr(module, "parse_verb", parser)
+
+
 @pytest.fixture
 def stop_after_parsing(monkeypatch):
     """Every verb stops when its own parser has taken the command line."""
     with monkeypatch.context() as patch:
-        for entry in cli.find_verbs().values():
-            patch.setattr(importlib.import_module(entry.module), "parse_verb", _parse_and_stop)
+        replace_parser(patch, _parse_and_stop)
         yield
 
 
@@ -99,8 +108,8 @@ def verb_settings() -> list[type]:
 
     found: list[type] = []
     with pytest.MonkeyPatch.context() as patch:
+        replace_parser(patch, show)
         for entry in cli.find_verbs().values():
-            patch.setattr(importlib.import_module(entry.module), "parse_verb", show)
             with pytest.raises(Parsed):
                 entry.load()([])
     return found

@@ -85,7 +85,7 @@ def test_files_of_prompts_that_cannot_be_used_are_refused(capsys, checkpoint, tm
     for content, says in (
         ('{"prompt": "a"}\n{"text": 1}', ":2: want a JSON object"),
         ('{"prompt": 1}', "a string under"),
-        (" ", "empty"),
+        (" ", "holds no prompt"),
     ):
         broken.write_text(content)
         assert says in refusal(capsys, *common)

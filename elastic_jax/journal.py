@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, ItemsView, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -27,15 +27,21 @@ class _Log:
             fit on the disk, which leaves the file readable.
     """
 
-    def __init__(self, path: Path, settings: Mapping[str, Any], take: Callable[[dict[str, Any]], None]):
-        """`take` gets each record that the file holds already."""
+    def __init__(
+        self,
+        path: Path,
+        settings: Mapping[str, Any],
+        take: Callable[[dict[str, Any]], None],
+        newer: Collection[str] = (),
+    ):
+        """`take` gets each record that the file holds already; it may lack the settings that `newer` names."""
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
         self._lock = FileLock(path.with_name(f".{path.name}.lock"), path)
         try:
             settings = _as_json(settings)
             # the lock comes first: what another process appended between reading and cutting would be lost
-            whole_bytes = _read(path, settings, take) if path.exists() else 0
+            whole_bytes = _read(path, settings, take, newer) if path.exists() else 0
             self._file = path.open("ab")
             self._file.truncate(whole_bytes)
             if whole_bytes == 0:
@@ -72,14 +78,24 @@ class _Log:
 class Journal(_Log):
     """Values of finished work by key; each append is one line `{"key": ..., "value": ...}` for each value.
 
-    `others` are journals of the same settings that other processes write: what they hold counts as done.
+    `others` are journals of the same settings that other processes write: what they hold counts as done. Journals of
+    earlier versions may lack the settings that `newer` names.
     """
 
-    def __init__(self, path: str | Path, settings: Mapping[str, Any], *, others: Iterable[Path] = ()):
+    def __init__(
+        self,
+        path: str | Path,
+        settings: Mapping[str, Any],
+        *,
+        others: Iterable[Path] = (),
+        newer: Collection[str] = (),
+    ):
         self._values: dict[str, Any] = {}
         for other in others:
-            _read(other, _as_json(settings), self._take)
-        super().__init__(Path(path), settings, self._take)
+            _read(other, _as_json(settings), self._take, newer)
+        super().__init__(Path(path), settings, self._take, newer)
+        self.settings: dict[str, Any] = journal_settings(self.path) or {}
+        """The settings as the file has them."""
 
     def __contains__(self, key: str) -> bool:
         return key in self._values
@@ -90,6 +106,10 @@ class Journal(_Log):
     def __len__(self) -> int:
         return len(self._values)
 
+    def items(self) -> ItemsView[str, Any]:
+        """Keys and values."""
+        return self._values.items()
+
     def append(self, values: Mapping[str, Any]) -> None:
         """Records finished work by key, all of it with one write."""
         self._write(*({"key": key, "value": value} for key, value in values.items()))
@@ -97,6 +117,28 @@ class Journal(_Log):
 
     def _take(self, record: dict[str, Any]) -> None:
         self._values[record["key"]] = record["value"]
+
+
+def journal_settings(path: Path) -> dict[str, Any] | None:
+    """The settings of a journal; None where there is none, or not a whole line of it.
+
+    Raises:
+        DataError: the first line is no journal record.
+    """
+    try:
+        with path.open("rb") as file:
+            first = file.readline()
+    except FileNotFoundError:
+        return None
+    if not first.endswith(b"\n"):
+        return None
+    try:
+        settings = parse_json(first)["settings"]
+        if not isinstance(settings, dict):
+            raise TypeError(f"the settings are a {type(settings).__name__}")
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path}, line 1 is no journal record ({error}).") from None
+    return settings
 
 
 def read_records(folder: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -108,12 +150,7 @@ def read_records(folder: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
     paths = sorted(Path(folder).glob("journal*.jsonl"))
     if not paths:
         raise DataError(f"{folder} holds no journal*.jsonl; want the output folder of an evaluation.")
-    with paths[0].open("rb") as file:
-        first = file.readline()
-    try:
-        settings = parse_json(first)["settings"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{paths[0]}, line 1 is no journal record ({error}).") from None
+    settings = journal_settings(paths[0]) or {}
     values: dict[str, Any] = {}
     for path in paths:
         _read(path, settings, lambda record: values.update({record["key"]: record["value"]}))
@@ -170,7 +207,9 @@ def _as_json(settings: Mapping[str, Any]) -> dict[str, Any]:
     return json.loads(json.dumps(settings))
 
 
-def _read(path: Path, wanted: dict[str, Any], take: Callable[[dict[str, Any]], None]) -> int:
+def _read(
+    path: Path, wanted: dict[str, Any], take: Callable[[dict[str, Any]], None], newer: Collection[str] = ()
+) -> int:
     """Checks the settings of a file, gives every record to `take`, and returns the bytes of all whole lines."""
     size = 0
     with path.open("rb") as file:
@@ -180,7 +219,7 @@ def _read(path: Path, wanted: dict[str, Any], take: Callable[[dict[str, Any]], N
             try:
                 record = parse_json(line)
                 if number == 1:
-                    _check(path, record["settings"], wanted)
+                    _check(path, record["settings"], wanted, newer)
                 else:
                     take(record)
             except DataError:
@@ -194,10 +233,10 @@ def _read(path: Path, wanted: dict[str, Any], take: Callable[[dict[str, Any]], N
     return size
 
 
-def _check(path: Path, found: Any, wanted: dict[str, Any]) -> None:
+def _check(path: Path, found: Any, wanted: dict[str, Any], newer: Collection[str]) -> None:
     if not isinstance(found, dict):
         raise TypeError(f"the settings are a {type(found).__name__}")
-    names = sorted(found.keys() | wanted.keys())
+    names = sorted(found.keys() | {name for name in wanted if name in found or name not in newer})
     changed = [
         f"{name}: the journal has {found.get(name)!r}, this run {wanted.get(name)!r}"
         for name in names

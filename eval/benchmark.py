@@ -15,12 +15,13 @@ from elastic_jax.settings import settings_yaml
 from eval.harness.backends.base import Backend
 from eval.harness.encoding import Encoder
 from eval.harness.opening import arms_of, open_backend
-from eval.harness.provenance import command_line, program, prompts_digest
+from eval.harness.provenance import command_line, program, prompts_digest, text_digest
+from eval.harness.records import check_record
 from eval.harness.runner import Outcome, Record, Shard, first_prompts, measure
 from eval.harness.settings import BenchmarkSettings
 from eval.report.figures import draw_benchmark
 from eval.report.page import csv_text, render_benchmark
-from eval.report.tables import Row, means_over_tasks, summarise
+from eval.report.tables import Row, means_over_tasks, overall_rows, summarise
 from eval.samples import Arm
 from eval.tasks import Group
 
@@ -43,6 +44,9 @@ class Benchmark:
     """Axes of the samples by which results are grouped."""
     identity: Mapping[str, Any] = field(default_factory=dict)
     """Settings that results depend on and that the prompts do not show."""
+    inputs: Callable[[], Mapping[str, str]] = dict
+    """Digests, by name, of the texts that samples are made of; asked once the groups are made. Records of a file need
+    none: their groups have a digest of each (`Group.contents`)."""
     limit: int | None = None
     """Most tokens of prompt and answer; by default what the model can take."""
     method: str = ""
@@ -53,6 +57,8 @@ class Benchmark:
     """Makes the records to report out of those of the journal, where one result takes several replies."""
     open_backend: Callable[[Any, PreTrainedTokenizerBase], Backend] = open_backend
     """Opens what the settings (a `BenchmarkSettings` or a class of it) name to be measured."""
+    overall: bool = False
+    """All samples together, and those of each value of an axis, get a row of their own."""
     refuse_too_long: bool = True
     """Prompts that cannot fit are an error in the settings; otherwise they are counted."""
 
@@ -87,21 +93,13 @@ def run_benchmark(
         backend = benchmark.open_backend(settings, tokenizer)
     if benchmark.refuse_too_long:
         _check_lengths(groups, backend)
-    identity = {
-        **backend.identity(),
-        **benchmark.identity,
-        "benchmark": benchmark.title,
-        "seed": settings.seed,
-        "chat": settings.chat,
-        "limit_tokens": benchmark.limit,
-        "first_prompts": {
-            prompt.sample.uid: prompts_digest([prompt]) for prompt in first_prompts(groups, encoder, benchmark.limit)
-        },
-    }
+    identity = _identity(benchmark, settings, backend, encoder, groups)
     name = "journal.jsonl" if shard.count == 1 else f"journal-{shard.index}-of-{shard.count}.jsonl"
     others = [path for path in sorted(out.glob("journal*.jsonl")) if path.name != name]
     outcome = Outcome()
-    with Journal(out / name, identity, others=others) as journal:
+    with Journal(out / name, identity, others=others, newer=_NEWER) as journal:
+        for key, value in journal.items():
+            check_record(f"{journal.path}, key {key!r},", value)
         records = measure(
             backend,
             encoder,
@@ -113,7 +111,35 @@ def run_benchmark(
             shard=shard,
             outcome=outcome,
         )
-    return write_report(benchmark, settings, out, records, arms, groups, identity, outcome)
+        made_with = journal.settings
+    return write_report(benchmark, settings, out, records, arms, groups, made_with, outcome)
+
+
+_NEWER = ("inputs", "chat_template")
+"""Settings that journals of earlier versions lack; in those, the tokens of the first prompts stand for them."""
+
+
+def _identity(
+    benchmark: Benchmark, settings: BenchmarkSettings, backend: Backend, encoder: Encoder, groups: Sequence[Group]
+) -> dict[str, Any]:
+    """What results depend on."""
+    identity = {
+        **backend.identity(),
+        **benchmark.identity,
+        "benchmark": benchmark.title,
+        "seed": settings.seed,
+        "chat": settings.chat,
+        "limit_tokens": benchmark.limit,
+        "first_prompts": {
+            prompt.sample.uid: prompts_digest([prompt]) for prompt in first_prompts(groups, encoder, benchmark.limit)
+        },
+    }
+    inputs = benchmark.inputs()
+    if inputs:
+        identity["inputs"] = dict(inputs)
+    if settings.chat:
+        identity["chat_template"] = text_digest(str(encoder.tokenizer.chat_template))
+    return identity
 
 
 def write_report(
@@ -140,7 +166,8 @@ def write_report(
         "axes": list(benchmark.axes),
         "arms": [arm.name for arm in arms],
         "rows": rows,
-        "means": means_over_tasks(rows, benchmark.axes),
+        "means": means_over_tasks(rows, benchmark.axes)
+        + (overall_rows(records, benchmark.axes) if benchmark.overall else []),
         "done": done,
         "wanted": wanted,
         "errors": outcome.errors,

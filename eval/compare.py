@@ -13,12 +13,14 @@ import numpy as np
 from elastic_jax.errors import DataError
 from elastic_jax.files import write_text
 from elastic_jax.journal import read_records
-from eval.harness.runner import Record
+from eval.harness.records import Record, check_record
 from eval.report.page import csv_text, table
 from eval.report.tables import bootstrap_mean, sign_test
 from eval.suites.rewardbench.items import hashed_order
 from eval.suites.rewardbench.results import join_rewards
 
+_COMPARED = ("task", "uid", "arm", "showing", "main", "scores")
+"""Fields of a record that a comparison needs."""
 _Samples = dict[tuple[str, str], dict[str, Record]]
 """Records by task and uid, then by the label of the showing."""
 
@@ -68,7 +70,9 @@ def compare_runs(a: str | Path, b: str | Path, arm_a: str | None, arm_b: str | N
 
 
 def _records(folder: str | Path) -> list[Record]:
-    return [record for record in read_records(folder)[1].values() if isinstance(record, dict) and "uid" in record]
+    values = read_records(folder)[1].items()
+    found = {key: record for key, record in values if isinstance(record, dict) and "uid" in record}
+    return [check_record(f"{folder}, key {key!r},", record, _COMPARED) for key, record in found.items()]
 
 
 def _by_arm(records: Sequence[Record], answers: Mapping[str, int]) -> dict[str, _Samples]:

@@ -16,8 +16,9 @@ Kind = Literal["generate", "score", "choose", "reward", "route", "attend"]
 some options; the scalar reward of a conversation; what the routers make of the prompt; how much each head looks at
 `Sample.fields["needle"]` (first and last + 1 token of the prompt) while it answers."""
 
-Status = Literal["ok", "empty", "unparsed", "too_long"]
-"""How a sample ended. `too_long` was never shown to the model; all but `ok` count as the metric says, usually wrong."""
+Status = Literal["ok", "empty", "unparsed", "unfinished", "too_long"]
+"""How a sample ended. `unfinished` replies end inside their thinking; `too_long` was never shown to the model. All but
+`ok` count as the metric says, usually wrong."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,8 @@ class Sample:
     """Room for the answer of a generating task."""
     notes: Mapping[str, Any] = field(default_factory=dict)
     """Plain values that go into the journal with the result, such as where a needle lies."""
+    content: str | None = None
+    """Digest of what the template shows, for a record of a file: see `Group.contents`."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +99,8 @@ class Tokens:
     """Equal parts of the continuation, each of which gets a score of its own."""
     option_ids: tuple[tuple[int, ...], ...] = ()
     """Continuations to choose from."""
+    chat: bool = False
+    """Whether these are the tokens of a prompt in the chat template."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,6 +121,8 @@ class Prompt:
     answer_prefix: str = ""
     cut_tokens: int = 0
     """Tokens that the length policy took out."""
+    thinking_tag: str = ""
+    """The tag with which the prompt has the model begin to think, as some chat templates do."""
     showing: Showing = Showing()
 
     def __len__(self) -> int:
@@ -127,6 +134,7 @@ class Reply:
     """What a backend returns for one prompt. A reply with an `error` is not journalled: a restart asks again."""
 
     text: str = ""
+    """With the tags of its thinking, the one that the prompt ends with included."""
     new_tokens: int = 0
     finish: Literal["stop", "length"] = "stop"
     numbers: Mapping[str, float] = field(default_factory=dict)

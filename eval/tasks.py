@@ -5,10 +5,15 @@ Tasks on token ids: is a given continuation what the model would write, and how 
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
+import json
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
+from elastic_jax.errors import DataError
 from eval.samples import Kind, Rendered, Reply, Sample, Showing, Tokens, Verdict
 
 LengthPolicy = Literal["skip", "middle", "context"]
@@ -48,16 +53,59 @@ class Group:
     """About how long the prompts are: orders the work and feeds the progress bar."""
     showings: Callable[[int], Sequence[Showing]] = lambda index: ONCE
     """The view plan, asked before a sample is built."""
+    contents: Sequence[str] | None = None
+    """Digests of what the task's template shows of each sample, where samples are records of a file: a journal's result
+    of another content is made anew. None where the settings of the journal say all that samples depend on."""
 
     @property
     def count(self) -> int:
         return len(self.uids)
 
 
-def loaded_group(task: Task, samples: Sequence[Sample], *, tokens: int, views: ViewPlan = lambda sample: ONCE) -> Group:
-    """A group of samples that are in memory already, such as the records of a file."""
-    uids = [sample.uid for sample in samples]
-    return Group(task, uids, samples.__getitem__, tokens, lambda index: views(samples[index]))
+def loaded_group(task: Task, samples: Sequence[Sample], *, tokens: int, views: ViewPlan | None = None) -> Group:
+    """A group of samples that can be had at any time, such as the records of a file.
+
+    Samples that share a uid get uids of their own: `name`, `name#2`, ...
+
+    Args:
+        samples: goes through once at first, then asked for one by one.
+        views: the ways in which a sample is shown; once by default.
+
+    Raises:
+        DataError: (when built) a sample that is another one than at first.
+    """
+    taken: set[str] = set()
+    shared: Counter[str] = Counter()
+    uids, contents = [], []
+    for sample in samples:
+        uid = sample.uid
+        while uid in taken:
+            shared[sample.uid] += 1
+            uid = f"{sample.uid}#{shared[sample.uid] + 1}"
+        taken.add(uid)
+        uids.append(uid)
+        contents.append(_content(sample))
+
+    def build(index: int) -> Sample:
+        sample = samples[index]
+        if _content(sample) != contents[index]:
+            raise DataError(f"sample {uids[index]} changed in its file during the run. Give the command again.")
+        return dataclasses.replace(sample, uid=uids[index], content=contents[index])
+
+    def showings(index: int) -> Sequence[Showing]:
+        return ONCE if views is None else views(samples[index])
+
+    return Group(task, uids, build, tokens, showings, contents)
+
+
+def _content(sample: Sample) -> str:
+    """Sixteen hex digits that stand for the fields and the room for the answer; references are in the records."""
+    text = json.dumps([dict(sample.fields), sample.max_new_tokens], sort_keys=True, default=_plain)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _plain(value: Any) -> Any:
+    return dataclasses.asdict(value)
 
 
 def likelihood_task(name: str, *, main_score: Literal["exact", "log_prob"]) -> Task:

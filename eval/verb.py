@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
     from eval.benchmark import Benchmark
 
 
+EXIT_INCOMPLETE = 3
+
+
 def benchmark_verb[S: BenchmarkSettings](
     cls: type[S],
     argv: Sequence[str],
@@ -27,6 +31,8 @@ def benchmark_verb[S: BenchmarkSettings](
 ) -> int:
     """Runs the benchmark that `make` builds from the settings, and says where its report is.
 
+    Returns the exit code: `EXIT_INCOMPLETE` where samples failed, or are missing from a run that is no shard.
+
     Args:
         further: names of other files of the report, by what they hold.
     """
@@ -35,10 +41,19 @@ def benchmark_verb[S: BenchmarkSettings](
 
     from eval.benchmark import run_benchmark
 
-    run_benchmark(make(asked.settings), asked.settings, out, dry_run=asked.dry_run)
-    if not asked.dry_run:
-        files = {"Report": "results.md", **further}
-        print(", ".join(f"{what}: {out / name}" for what, name in files.items()))
+    report = run_benchmark(make(asked.settings), asked.settings, out, dry_run=asked.dry_run)
+    if asked.dry_run:
+        return 0
+    files = {"Report": "results.md", **further}
+    print(", ".join(f"{what}: {out / name}" for what, name in files.items()))
+    failed, missing = len(report["errors"]), report["wanted"] - report["done"]
+    if failed or (missing and asked.settings.shard == BenchmarkSettings.shard):
+        print(
+            f"elastic-jax {verb}: incomplete, {missing} of {report['wanted']} samples are missing and {failed} failed. "
+            "The same command asks for them again.",
+            file=sys.stderr,
+        )
+        return EXIT_INCOMPLETE
     return 0
 
 

@@ -37,11 +37,17 @@ from elastic_jax.weights.hf import open_directory
 from elastic_jax.weights.router_only import open_router
 from elastic_jax.weights.safetensors_dir import open_weights
 from elastic_jax.weights.tokenizer import load_tokenizer
+from eval.compare import compare_runs
+from eval.harness.records import check_record
+from eval.harness.routing import read_head_scores
+from eval.samples import Reply
 from eval.suites.haystack import read_texts
 from eval.suites.longbench.v1 import longbench_groups
 from eval.suites.longbench.v2 import longbench_v2_group
 from eval.suites.rewardbench import long, memory
+from eval.suites.routing.tasks import record_groups
 from eval.suites.ruler.questions import read_questions
+from eval.tasks import ONCE
 from train.config import RouterTrainConfig
 from train.data.foreign import read_evidence
 from train.data.sources import parse_records
@@ -119,6 +125,26 @@ LONGBENCH2 = {
     **{f"choice_{letter}": letter for letter in "ABCD"},
 }
 
+ANSWERED = {
+    "task": "vt",
+    "uid": "vt/0",
+    "showing": {"label": "answer0", "order": [0], "repeat": 0},
+    "arm": "full",
+    "axes": {"length": 8},
+    "notes": {},
+    "status": "ok",
+    "main": "reward",
+    "scores": {"reward": 0.5},
+    "parsed": None,
+    "references": ["Ann"],
+    "text": "<think>Bob?</think>Ann",
+    "finish": "stop",
+    "prompt_tokens": 7,
+    "cut_tokens": 0,
+    "new_tokens": 2,
+    "numbers": {"msr": 0.5},
+}
+
 
 class Kind(NamedTuple):
     """One kind of outside file: `write(folder)` makes valid ones, `damaged` is the one to change, `parse(folder)` reads
@@ -181,6 +207,24 @@ def _config(folder: Path) -> None:
 def _journal(folder: Path) -> None:
     read_journals(folder)
     Journal(folder / "journal.jsonl", {"tokens": 5}).close()
+
+
+def _compared(folder: Path) -> None:
+    _, values = read_journals(folder)
+    for key, value in values.items():
+        check_record(key, value)
+    compare_runs(folder, folder, None, None)
+
+
+def _longbench(task: str, *, extended: bool = False) -> Callable[[Path], object]:
+    """Reads the records and scores a reply to each."""
+
+    def parse(folder: Path) -> None:
+        (group,) = longbench_groups(folder, [task], extended=extended, count=None, tokens=100)
+        for index in range(group.count):
+            group.task.metric(group.build(index), ONCE[0], Reply("<think>no</think>Ann 1"))
+
+    return parse
 
 
 def _tensors(folder: Path) -> None:
@@ -247,11 +291,25 @@ KINDS = {
     ),
     "SQuAD": Kind(_dump("s.json", SQUAD), "s.json", lambda f: read_questions(f / "s.json"), "json"),
     "HotpotQA": Kind(_dump("h.json", HOTPOT), "h.json", lambda f: read_questions(f / "h.json"), "json"),
-    "LongBench": Kind(
-        _lines("trec.jsonl", LONGBENCH),
-        "trec.jsonl",
-        lambda f: longbench_groups(f, ["trec"], extended=False, count=None, tokens=100),
+    "LongBench": Kind(_lines("trec.jsonl", LONGBENCH), "trec.jsonl", _longbench("trec"), "jsonl"),
+    "LongBench-E": Kind(
+        _lines("passage_count_e.jsonl", LONGBENCH | {"answers": ["1"], "length": 5000}),
+        "passage_count_e.jsonl",
+        _longbench("passage_count", extended=True),
         "jsonl",
+    ),
+    "LongBench, code": Kind(_lines("lcc.jsonl", LONGBENCH, LONGBENCH), "lcc.jsonl", _longbench("lcc"), "jsonl"),
+    "records to route": Kind(
+        _lines("r.jsonl", RECORD, RECORD), "r.jsonl", lambda f: record_groups(f / "r.jsonl", 2, tokens=9), "jsonl"
+    ),
+    "journal of rewards": Kind(
+        _lines("journal.jsonl", {"settings": {}}, {"key": "a", "value": ANSWERED}), "journal.jsonl", _compared, "jsonl"
+    ),
+    "ranking of heads": Kind(
+        _dump("heads.json", {"needle_attention": [[0.5, 0.25], [0.0, 1.0]]}),
+        "heads.json",
+        lambda f: read_head_scores(str(f / "heads.json")),
+        "json",
     ),
     "LongBench v2": Kind(
         _dump("data.json", [LONGBENCH2]),

@@ -27,7 +27,7 @@ EXIT_INTERRUPTED = 128 + signal.SIGINT
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one verb. Exit codes: 0 done, 1 failed, 2 wrong usage or input, 130 interrupted."""
+    """Runs one verb. Exit codes: 0 done, 1 failed, 2 wrong usage or input, 3 incomplete, 130 interrupted."""
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # it recommends torch, which is never used here
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments

@@ -9,6 +9,7 @@ from elastic_jax import smollm2
 from elastic_jax.cli.model import ModelSettings
 from elastic_jax.errors import ConfigError
 from elastic_jax.kv_cache.config import BITS, KEY_TRANSFORMS, KeyTransform
+from eval.harness.settings import refuse_doubles
 
 LONGEST = 2**18
 
@@ -41,6 +42,7 @@ class BenchKernelSettings:
     """Picture of the results; the ending names the format."""
 
     def __post_init__(self) -> None:
+        refuse_doubles(self)
         if any(not 1 <= tokens <= LONGEST for tokens in self.lengths):
             raise ConfigError(f"lengths holds {self.lengths}; want 1 to {LONGEST:,} tokens.")
         if any(not 0 <= share <= 1 for share in self.sparse):
@@ -69,6 +71,7 @@ class BenchAttentionSettings:
     """JSON file for the results."""
 
     def __post_init__(self) -> None:
+        refuse_doubles(self)
         if self.query_heads % self.kv_heads:
             raise ConfigError(f"query_heads is {self.query_heads}; want a multiple of kv_heads, {self.kv_heads}.")
         if min(self.tokens, self.sparse_tokens, self.rounds, self.head_dim) < 1:
@@ -95,6 +98,7 @@ class BenchPrefillSettings:
     """JSON file for the results."""
 
     def __post_init__(self) -> None:
+        refuse_doubles(self)
         if not self.lengths or min(self.lengths) < 1 or not self.dtypes or self.repeats < 1:
             raise ConfigError("lengths and dtypes want at least one value each, lengths and repeats at least 1.")
 
@@ -147,6 +151,7 @@ class BenchCacheSettings(ModelSettings):
     """Chooses texts, needles and their places."""
 
     def __post_init__(self) -> None:
+        refuse_doubles(self)
         unknown = [bits for bits in self.bits if bits not in BITS]
         if unknown or 16 not in self.bits:
             raise ConfigError(f"bits is {list(self.bits)}; want 16, to compare with, and any of 2, 4 and 8.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,6 +12,7 @@ import numpy as np
 from elastic_jax.errors import DataError
 from elastic_jax.text.chat import chat_text, check_template
 from elastic_jax.text.tokens import encode_chat, encode_text
+from eval.harness.thinking import opened_by
 from eval.samples import Message, Prompt, Rendered, Sample, Segment, Showing, Tokens
 from eval.tasks import LengthPolicy
 
@@ -41,6 +43,11 @@ class Encoder:
         text = "\n\n".join(message.text for message in rendered.messages)
         gap = " " if rendered.answer_prefix and not text[-1:].isspace() else ""
         return encode_text(self.tokenizer, f"{text}{gap}{rendered.answer_prefix}", begin=True)
+
+    @cached_property
+    def thinking_tag(self) -> str:
+        """The tag with which the chat template ends a prompt, so that the reply begins inside its thinking; or ""."""
+        return opened_by(chat_text(self.tokenizer, [{"role": "user", "content": ""}]).text) if self.chat else ""
 
     def cut(self, key: str, content: Rendered, policy: LengthPolicy, limit: int) -> tuple[Rendered, list[int]] | None:
         """Takes tokens out of the middle, by the policy, until the whole has at most `limit`; None if it cannot.
@@ -93,6 +100,7 @@ def make_prompt(
             parts=content.parts,
             option_ids=content.option_ids,
             max_new_tokens=new,
+            thinking_tag=encoder.thinking_tag if encoder is not None and content.chat else "",
             showing=showing,
         )
         reserve = new + max(map(len, content.option_ids), default=0)
@@ -119,6 +127,7 @@ def make_prompt(
         messages=content.messages,
         answer_prefix=content.answer_prefix,
         cut_tokens=cut,
+        thinking_tag=encoder.thinking_tag if content.chat else "",
         showing=showing,
     )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from elastic_jax.cli.model import load_model
+from elastic_jax.errors import ConfigError
 from eval.harness.settings import BenchmarkSettings
 from eval.samples import ALL_SPARSE, ELASTIC, ENDPOINT_ARM, FULL, Arm
 
@@ -18,6 +19,7 @@ def arms_of(settings: BenchmarkSettings) -> list[Arm]:
     """What is compared, the reference first. Names of arms are part of journal keys: another name is another result.
 
     Raises:
+        ConfigError: values so close that their results would share a name.
         DataError: a ranking of the heads that cannot be read.
     """
     if settings.endpoint is not None:
@@ -38,6 +40,10 @@ def arms_of(settings: BenchmarkSettings) -> list[Arm]:
             Arm(f"forced MSR {share:g}", "elastic", modes_LK=forced_modes(scores_LK, share))
             for share in settings.forced_msr
         ]
+    names = [arm.name for arm in arms]
+    if len(set(names)) < len(names):
+        double = next(name for place, name in enumerate(names) if name in names[:place])
+        raise ConfigError(f"two runs would be named {double!r}; want values that differ in their first six digits.")
     return arms
 
 

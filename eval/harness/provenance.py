@@ -57,6 +57,14 @@ def _device() -> str:
     return f"{jax.devices()[0].device_kind if jax else 'no device'} ({platform.machine()})"
 
 
+def text_digest(*texts: str) -> str:
+    """Of texts in their order."""
+    digest = hashlib.sha256()
+    for text in texts:
+        digest.update(f"{len(text)}:{text}".encode())
+    return digest.hexdigest()[:16]
+
+
 def prompts_digest(prompts: Iterable[Prompt]) -> str:
     """Of prompts token by token: another tokenizer, or another way to make prompts, shows in it."""
     digest = hashlib.sha256()

@@ -146,6 +146,8 @@ def read_head_scores(path: str | Path) -> list[list[float]]:
         scores = parse_json(Path(path).read_bytes())["needle_attention"]
         if np.asarray(scores, float).ndim != 2:
             raise ValueError("the scores are no table")
+        if not np.isfinite(np.asarray(scores, float)).all():
+            raise ValueError("the scores are not all finite")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path} is no heads.json of `eval heads`: {error!r}") from error
     return scores

@@ -9,18 +9,14 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
 
 from elastic_jax.errors import ConfigError, DataError
 from elastic_jax.journal import Journal
 from eval.harness.backends.base import Backend
 from eval.harness.encoding import Encoder, make_prompt
+from eval.harness.records import Record, lowest, new_record, record_key, refresh, valid_record, verdict_of
 from eval.samples import Arm, Prompt, Reply, Sample, Showing, Verdict
-from eval.tasks import Group, Task
-
-Record = dict[str, Any]
-"""One journal value: task, uid, showing, arm, axes, notes, status, scores, main, parsed, references, text,
-prompt_tokens, cut_tokens, new_tokens, finish, numbers. Reports need nothing else."""
+from eval.tasks import Group
 
 _WINDOW_TOKENS = 4_000_000
 """Prompt tokens that are held in memory at one time."""
@@ -59,17 +55,11 @@ class Outcome:
     errors: dict[str, str] = field(default_factory=dict)
 
 
-def record_key(uid: str, showing: Showing, label: str) -> str:
-    """The journal key of a sample, shown in one way, under the arm that `Backend.label` names."""
-    return "|".join((uid, showing.label, label))
-
-
 def records_of(group: Group, label: str, journal: Journal) -> list[Record]:
     """The journal's records of a group under one arm, in the order of its samples and their showings."""
-    keys = [
-        record_key(uid, showing, label) for index, uid in enumerate(group.uids) for showing in group.showings(index)
-    ]
-    return [journal[key] for key in keys if key in journal]
+    shown = ((index, showing) for index in range(group.count) for showing in group.showings(index))
+    found = (valid_record(group, index, showing, label, journal) for index, showing in shown)
+    return [record for record in found if record is not None]
 
 
 def pending(group: Group, label: str, journal: Journal, shard: Shard = WHOLE) -> dict[int, list[Showing]]:
@@ -77,7 +67,7 @@ def pending(group: Group, label: str, journal: Journal, shard: Shard = WHOLE) ->
     missing = {}
     for index, uid in enumerate(group.uids):
         if shard.holds(uid):
-            todo = [s for s in group.showings(index) if record_key(uid, s, label) not in journal]
+            todo = [s for s in group.showings(index) if valid_record(group, index, s, label, journal) is None]
             if todo:
                 missing[index] = todo
     return missing
@@ -104,6 +94,7 @@ def measure(
     outcome: Outcome | None = None,
 ) -> list[Record]:
     """`run_groups` with a progress bar; returns the journal's records by group, arm and sample."""
+    refresh(backend, encoder, groups, arms, journal, limit)
     with token_progress(pending_tokens(groups, arms, backend, journal, shard)) as advance:
         for tokens in run_groups(
             backend,
@@ -149,11 +140,11 @@ def run_groups(
                 f"task {group.task.name} wants a backend that can {group.task.kind}; this one can "
                 f"{', '.join(sorted(backend.kinds))}."
             )
-    limits = [bound for bound in (limit, backend.max_tokens) if bound is not None]
+    _check_keys(groups)
     failures = _Failures(outcome or Outcome())
     for group in groups:
         for window in _windows(group, {arm: pending(group, backend.label(arm), journal, shard) for arm in arms}):
-            prompts = _prompts(group, window, encoder, min(limits, default=None))
+            prompts = _prompts(group, window, encoder, lowest(limit, backend.max_tokens))
             for arm in arms:
                 label = backend.label(arm)
                 shown: list[Prompt] = []
@@ -161,13 +152,9 @@ def run_groups(
                     if showing in window.get(arm, {}).get(index, ()):
                         if prompt is None:
                             skipped = Verdict({group.task.main_score: 0.0}, "too_long")
-                            journal.append(
-                                {
-                                    record_key(sample.uid, showing, label): _record(
-                                        group.task, sample, showing, arm, skipped, None, Reply()
-                                    )
-                                }
-                            )
+                            key = record_key(sample.uid, showing, label)
+                            record = new_record(group.task, sample, showing, arm, skipped, None, Reply())
+                            journal.append({key: record})
                             yield group.tokens
                         else:
                             shown.append(prompt)
@@ -176,10 +163,20 @@ def run_groups(
                 ):
                     key = record_key(prompt.sample.uid, prompt.showing, label)
                     if not failures.note(key, reply.error):
-                        verdict = group.task.metric(prompt.sample, prompt.showing, reply)
-                        record = _record(group.task, prompt.sample, prompt.showing, arm, verdict, prompt, reply)
+                        verdict = verdict_of(group.task, prompt.sample, prompt.showing, reply)
+                        record = new_record(group.task, prompt.sample, prompt.showing, arm, verdict, prompt, reply)
                         journal.append({key: record})
                     yield group.tokens
+
+
+def _check_keys(groups: Sequence[Group]) -> None:
+    """Two samples of one uid would share a result."""
+    met: set[str] = set()
+    for group in groups:
+        for uid in group.uids:
+            if uid in met:
+                raise DataError(f"sample {uid} is there twice, and would have one result. Ask for each task once.")
+            met.add(uid)
 
 
 def first_prompts(groups: Sequence[Group], encoder: Encoder | None, limit: int | None = None) -> Iterator[Prompt]:
@@ -235,30 +232,6 @@ def _prompts(
                 made = make_prompt(content, encoder, group.task.policy, limit, sample, showing)
                 prompts[index, showing] = (sample, made)
     return prompts
-
-
-def _record(
-    task: Task, sample: Sample, showing: Showing, arm: Arm, verdict: Verdict, prompt: Prompt | None, reply: Reply
-) -> Record:
-    return {
-        "task": task.name,
-        "uid": sample.uid,
-        "showing": {"label": showing.label, "order": showing.order, "repeat": showing.repeat},
-        "arm": arm.name,
-        "axes": dict(sample.axes),
-        "notes": dict(sample.notes),
-        "status": verdict.status,
-        "main": task.main_score,
-        "scores": dict(verdict.scores),
-        "parsed": verdict.parsed,
-        "references": sample.references,
-        "text": reply.text,
-        "finish": reply.finish,
-        "prompt_tokens": None if prompt is None else len(prompt.prompt_ids),
-        "cut_tokens": 0 if prompt is None else prompt.cut_tokens,
-        "new_tokens": reply.new_tokens,
-        "numbers": dict(reply.numbers),
-    } | ({"details": dict(reply.details)} if reply.details else {})
 
 
 @contextmanager

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from elastic_jax.cli.model import ModelSettings
 from elastic_jax.errors import ConfigError
@@ -59,6 +60,7 @@ class BenchmarkSettings(ModelSettings):
     """Chooses what is left to chance."""
 
     def __post_init__(self) -> None:
+        refuse_doubles(self)
         for name in ("limit", "batch_tokens", "endpoint_tokens", "concurrency"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -79,6 +81,15 @@ class BenchmarkSettings(ModelSettings):
     def samples(self, wanted: int) -> int:
         """How many samples `limit` leaves of those wanted."""
         return wanted if self.limit is None else min(wanted, self.limit)
+
+
+def refuse_doubles(settings: Any) -> None:
+    """Raises `ConfigError` for a setting that has a value twice, which would be measured, and counted, twice."""
+    for field in dataclasses.fields(settings):
+        values = getattr(settings, field.name)
+        if isinstance(values, tuple) and len(set(values)) < len(values):
+            double = next(value for place, value in enumerate(values) if value in values[:place])
+            raise ConfigError(f"{field.name} has {double!r} twice; want each value once.")
 
 
 def split_commas(argv: Sequence[str], *flags: str) -> list[str]:

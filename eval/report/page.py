@@ -10,7 +10,7 @@ from typing import Any
 from eval.report.tables import Row, row_key, time_ratios
 from eval.samples import FULL
 
-_STATUSES = ("empty", "unparsed", "too_long")
+_STATUSES = ("empty", "unparsed", "unfinished", "too_long")
 
 
 def render_benchmark(report: dict[str, Any], method: str, further: str, pictures: Sequence[str]) -> str:
@@ -101,10 +101,12 @@ def _failures(report: dict[str, Any]) -> str:
     ]
     if not rows:
         return "No reply was empty or unreadable, and no prompt was cut or too long."
-    header = ["task", *report["axes"], "arm", "empty", "unreadable", "too long", "cut", "ran out of room"]
+    header = ["task", *report["axes"], "arm", "empty", "unreadable", "still thinking", "too long", "cut"]
+    header.append("ran out of room")
     return (
         "## Counted failures\n\nAll of these are in the scores above. Cut prompts were shown without the tokens that "
-        "did not fit; prompts too long were not shown and score 0.\n\n" + table(header, rows)
+        "did not fit; prompts too long were not shown and score 0; replies still thinking ended before an answer.\n\n"
+        + table(header, rows)
     )
 
 

@@ -143,6 +143,23 @@ def means_over_tasks(rows: Sequence[Row], axes: Sequence[str] = ()) -> list[Row]
     return means
 
 
+OVERALL = "overall"
+
+
+def overall_rows(records: Sequence[Record], axes: Sequence[str]) -> list[Row]:
+    """A row per arm over all samples, and one per arm and value of each axis over those with this value.
+
+    A row has None for the axes over which it counts; samples weigh alike.
+    """
+    rows = []
+    alike = [record | {"task": OVERALL} for record in records]
+    for kept in ((), *((axis,) for axis in axes)):
+        for row in summarise(alike, kept):
+            about = {name: row.pop(name, None) for name in ("task", *axes)}
+            rows.append(about | row)
+    return rows
+
+
 def time_ratios(rows: Sequence[Row], baseline: str) -> dict[tuple, float]:
     """Time of an arm over that of the baseline arm, by (task, axis values ..., arm) as `row_key` gives it."""
     seconds = {row_key(row): row["prefill_s"] + row.get("decode_s", 0.0) for row in rows if "prefill_s" in row}

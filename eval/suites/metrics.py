@@ -1,7 +1,8 @@
 """Metrics of free answers: token F1, ROUGE-L, edit similarity, class names, numbers, multiple choice.
 
-Each compares one reply with one reference and gives 0 to 1; over several references the best counts. Definitions
-follow the published descriptions of LongBench (arXiv 2308.14508) and LongBench v2 (arXiv 2412.15204).
+Each compares one reply, without its thinking, with one reference and gives 0 to 1; over several references the best
+counts. They equal LongBench's published metrics (arXiv 2308.14508), which use the packages `rouge` 1.0.1, `jieba`
+0.42.1 and `fuzzywuzzy` 0.18.0; the answer sentence is that of LongBench v2 (arXiv 2412.15204).
 
 RULER's string-match metrics (arXiv 2404.06654): are the references, word for word, in the reply?
 """
@@ -12,77 +13,80 @@ import re
 import string
 from collections import Counter
 from collections.abc import Sequence
+from difflib import SequenceMatcher
+
+from eval.harness.thinking import answer_of
+from eval.suites.rouge import rouge_l_of_words
+from eval.suites.segmentation import chinese_words
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 _HAN = re.compile(r"[\u3400-\u9fff]")
-_WIDE_PUNCTUATION = "！？｡。＂＃＄％＆＇（）＊＋，－／：；＜＝＞＠［＼］＾＿｀｛｜｝～、《》「」『』【】〔〕–—‘’“”…·"
+_WIDE_PUNCTUATION = str.maketrans(
+    "",
+    "",
+    string.punctuation
+    + "！？｡。＂＃＄％＆＇（）＊＋，－／：；＜＝＞＠［＼］＾＿｀｛｜｝～｟｠｢｣､、〃》「」『』【】〔〕"
+    + "〖〗〘〙〚〛〜〝〞〟〰〾〿–—‘’‛“”„‟…‧﹏",
+)
 
 
-def answer_tokens(text: str) -> list[str]:
-    """Words in lower case without punctuation and articles; Chinese text character by character."""
-    text = text.lower().translate(_PUNCTUATION)
-    if _HAN.search(text):
-        return [mark for mark in text if not mark.isspace() and mark not in _WIDE_PUNCTUATION]
-    return _ARTICLES.sub(" ", text).split()
+def token_f1(reply: str, reference: str, *, chinese: bool | None = None) -> float:
+    """F1 of the words that reply and reference share, counted with repeats, in lower case without punctuation.
 
-
-def token_f1(reply: str, reference: str) -> float:
-    """F1 of the tokens that reply and reference share, counted with repeats."""
-    said, wanted = answer_tokens(reply), answer_tokens(reference)
+    Args:
+        chinese: words are those of jieba; otherwise they stand between white space, and articles do not count. By
+            default as the texts are.
+    """
+    words = _chinese_tokens if _is_chinese(reply, reference, chinese) else _english_tokens
+    said, wanted = words(reply), words(reference)
     shared = sum((Counter(said) & Counter(wanted)).values())
-    if not shared:
-        return 0.0
-    return 2 * shared / (len(said) + len(wanted))
+    return 2 * shared / (len(said) + len(wanted)) if shared else 0.0
 
 
-def rouge_l(reply: str, reference: str) -> float:
-    """F1 of the longest common subsequence of words (characters for Chinese)."""
-    said, wanted = _rouge_words(reply), _rouge_words(reference)
-    if not said or not wanted:
-        return 0.0
-    common = _longest_common_subsequence(said, wanted)
-    return 2 * common / (len(said) + len(wanted))
+def rouge_l(reply: str, reference: str, *, chinese: bool | None = None) -> float:
+    """ROUGE-L of the words; `chinese` as in `token_f1`."""
+    if _is_chinese(reply, reference, chinese):
+        reply, reference = " ".join(chinese_words(reply)), " ".join(chinese_words(reference))
+    return rouge_l_of_words(reply, reference)
 
 
-def _rouge_words(text: str) -> list[str]:
-    if _HAN.search(text):
-        return [mark for mark in text if not mark.isspace()]
-    return text.split()
+def _is_chinese(reply: str, reference: str, wanted: bool | None) -> bool:
+    return bool(_HAN.search(reference) or _HAN.search(reply)) if wanted is None else wanted
 
 
-def _longest_common_subsequence(a: Sequence[str], b: Sequence[str]) -> int:
-    """By bits: one wide integer holds a row of the table, so that reports of thousands of words take no time."""
-    where: dict[str, int] = {}
-    for place, word in enumerate(b):
-        where[word] = where.get(word, 0) | 1 << place
-    row = 0
-    for word in a:
-        grown = row | where.get(word, 0)
-        row = grown & ~(grown - ((row << 1) | 1))
-    return row.bit_count()
+def _english_tokens(text: str) -> list[str]:
+    return _ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split()
+
+
+def _chinese_tokens(text: str) -> list[str]:
+    plain = ("".join(word.lower().translate(_WIDE_PUNCTUATION).split()) for word in chinese_words(text))
+    return [word for word in plain if word]
 
 
 def classification(reply: str, gold: str, classes: Sequence[str]) -> float:
     """1 / number of class names found in the reply if the gold one is among them, else 0.
 
-    A found name that is part of the gold name, and not the gold name itself, does not count.
+    A found name that is part of the gold name, and not the gold name itself, does not count, unless one before it in
+    the list was dropped for the same reason: the published loop skips the name after each that it drops.
     """
     found = [name for name in classes if name in reply]
-    found = [name for name in found if name == gold or name not in gold]
+    for name in found:
+        if name in gold and name != gold:
+            found.remove(name)
     return 1 / len(found) if gold in found else 0.0
 
 
 def number_share(reply: str, gold: str) -> float:
-    """Share of the numbers in the reply that equal the gold number; 0 if there is none."""
+    """Share of the numbers in the reply that equal the gold number, digit by digit; 0 if there is none."""
     numbers = re.findall(r"\d+", reply)
-    return numbers.count(str(int(gold))) / len(numbers) if numbers else 0.0
+    return numbers.count(gold) / len(numbers) if numbers else 0.0
 
 
 def paragraph_share(reply: str, gold: str) -> float:
     """`number_share` for a gold such as `Paragraph 7`."""
-    number = re.search(r"\d+", gold)
-    return number_share(reply, number.group()) if number else 0.0
+    number = re.search(r"(?:Paragraph |段落)(\d+)", gold)
+    return number_share(reply, number.group(1)) if number else 0.0
 
 
 def code_similarity(reply: str, reference: str) -> float:
@@ -92,11 +96,13 @@ def code_similarity(reply: str, reference: str) -> float:
 
 
 def edit_similarity(a: str, b: str) -> float:
-    """1 - (insertions + deletions) / (length of both), in whole percent as fuzzywuzzy's ratio has it."""
-    if not a and not b:
+    """2 * characters in matching blocks / characters of both, in whole percent: fuzzywuzzy's ratio by `difflib`.
+
+    The published scores were made without python-Levenshtein, with which fuzzywuzzy gives slightly other ratios.
+    """
+    if a == b:
         return 1.0
-    common = _longest_common_subsequence(list(a), list(b))
-    return round(100 * 2 * common / (len(a) + len(b))) / 100
+    return round(100 * SequenceMatcher(None, a, b).ratio()) / 100 if a and b else 0.0
 
 
 _CHOICES = (re.compile(r"[Tt]he correct answer is \(([A-D])\)"), re.compile(r"[Tt]he correct answer is ([A-D])\b"))
@@ -104,7 +110,7 @@ _CHOICES = (re.compile(r"[Tt]he correct answer is \(([A-D])\)"), re.compile(r"[T
 
 def chosen_letter(reply: str) -> str | None:
     """The letter of LongBench v2's answer sentence, with or without brackets, stars left aside; None if none."""
-    plain = reply.replace("*", "")
+    plain = answer_of(reply).replace("*", "")
     for form in _CHOICES:
         found = form.search(plain)
         if found:
@@ -121,8 +127,8 @@ _CONTROL = re.compile(r"[\x00-\x1f]")
 
 
 def cleaned(reply: str) -> str:
-    """The reply as RULER compares it: control characters as line breaks, no blanks around."""
-    return _CONTROL.sub("\n", reply.strip()).strip()
+    """The answer in a reply as RULER compares it: control characters as line breaks, no blanks around."""
+    return _CONTROL.sub("\n", answer_of(reply).strip()).strip()
 
 
 def match_all(reply: str, references: Sequence[str]) -> float:

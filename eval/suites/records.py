@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from codecs import BOM_UTF8
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 from elastic_jax.errors import DataError, shown
-from elastic_jax.files import parse_json, read_json_lines, read_text
+from elastic_jax.files import parse_json, read_text
 
 
 @dataclass(frozen=True)
@@ -48,28 +49,80 @@ class JsonRecord:
         return f"holds {shown(self.fields[name])}"
 
 
-def read_records(source: str | Path, name: str = "", *, folder: str = "") -> list[JsonRecord]:
+class Lazy[T](Sequence[T]):
+    """A sequence whose members are made each time they are asked for: contexts of a benchmark fill gigabytes."""
+
+    def __init__(self, count: int, make: Callable[[int], T]):
+        self._count, self._make = count, make
+
+    def __len__(self) -> int:
+        return self._count
+
+    @overload
+    def __getitem__(self, index: int) -> T: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[T]: ...
+    def __getitem__(self, index: int | slice) -> T | Sequence[T]:
+        places = range(self._count)[index]
+        return self._make(places) if isinstance(places, int) else [self._make(place) for place in places]
+
+
+def _json_lines(path: Path) -> Lazy[JsonRecord]:
+    starts: list[tuple[int, int]] = []  # byte and number of each line that is not blank
+    try:
+        with path.open("rb") as lines:
+            start = 0
+            for number, line in enumerate(lines, 1):
+                if line.removeprefix(BOM_UTF8).strip():
+                    starts.append((start, number))
+                start += len(line)
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error}.") from error
+
+    def read(index: int) -> JsonRecord:
+        start, number = starts[index]
+        try:
+            with path.open("rb") as lines:
+                lines.seek(start)
+                line = lines.readline().decode("utf-8-sig")
+        except (OSError, UnicodeDecodeError) as error:
+            raise DataError(f"{path} cannot be read as UTF-8 text: {error}.") from error
+        try:
+            return _record(f"{path}:{number}", parse_json(line))
+        except DataError:
+            raise
+        except ValueError as error:
+            raise DataError(f"{path}:{number}: not valid JSON ({error}).") from error
+
+    return Lazy(len(starts), read)
+
+
+def _record(where: str, item: Any) -> JsonRecord:
+    if not isinstance(item, dict):
+        raise DataError(f"{where}: a {type(item).__name__}; want a JSON object.")
+    return JsonRecord(where, item)
+
+
+def read_records(source: str | Path, name: str = "", *, folder: str = "") -> Sequence[JsonRecord]:
     """Records of the file `name` in a folder (or in its sub-folder `folder`), or of a data set on the hub.
 
-    `source` may be the file itself. Files that end in `.json` hold a list, others one object per line.
+    `source` may be the file itself. Files that end in `.json` hold a list, others one object per line, which is read
+    anew each time it is asked for.
 
     Raises:
-        DataError: no such file, or a line that is no JSON object, by file and line.
+        DataError: no such file, or (when it is asked for) a line that is no JSON object, by file and line.
     """
     path = _find(source, name, folder)
+    records: Sequence[JsonRecord]
     if path.suffix == ".json":
         try:
             content = parse_json(read_text(path))
         except ValueError as error:
             raise DataError(f"{path} is not valid JSON: {error}.") from error
-        items = ((f"{path}:{n}", item) for n, item in enumerate(content if isinstance(content, list) else [content], 1))
+        items = content if isinstance(content, list) else [content]
+        records = [_record(f"{path}:{number}", item) for number, item in enumerate(items, 1)]
     else:
-        items = read_json_lines(path)
-    records = []
-    for where, item in items:
-        if not isinstance(item, dict):
-            raise DataError(f"{where}: a {type(item).__name__}; want a JSON object.")
-        records.append(JsonRecord(where, item))
+        records = _json_lines(path)
     if not records:
         raise DataError(f"{path} holds no record.")
     return records

@@ -60,8 +60,11 @@ def heads_benchmark(settings: HeadsSettings) -> Benchmark:
     from eval.suites.routing.tasks import head_groups
     from eval.tasks import Group
 
+    digests: dict[str, str] = {}
+
     def groups(encoder: Encoder) -> Sequence[Group]:
         haystack = Haystack(read_texts(settings.haystack), encoder.tokenizer)
+        digests["haystack"] = haystack.digest()
         count = settings.samples(settings.per_task)
         return head_groups(settings.tasks, sorted(settings.lengths), count, haystack, encoder, seed=settings.seed)
 
@@ -70,6 +73,7 @@ def heads_benchmark(settings: HeadsSettings) -> Benchmark:
         "Heads that retrieve",
         groups,
         ("length",),
+        inputs=lambda: digests,
         method=(
             "The score of a head on a prompt is the share of its attention that lies on the needle while the answer is "
             "read in, mean over the answer's tokens, largest of the query heads of a KV head; that of the table is the "

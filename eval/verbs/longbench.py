@@ -76,12 +76,16 @@ def longbench_benchmark(settings: LongBenchSettings) -> Benchmark:
 
     title = {"1": "LongBench", "e": "LongBench-E", "2": "LongBench v2"}[settings.version]
     axes = {"1": (), "e": ("words",), "2": ("difficulty", "size")}[settings.version]
-    return Benchmark("eval longbench", title, groups, axes, limit=limit, method=_METHOD)
+    return Benchmark(
+        "eval longbench", title, groups, axes, limit=limit, method=_METHOD, overall=settings.version == "2"
+    )
 
 
 _METHOD = (
     "Records are the published ones; prompts are in our own words, so that scores are close to, not the same as, "
     "published ones. A prompt that is too long loses the middle of its user message, counted in tokens of this model; "
-    "the beginning and the end stay. Metrics are those of the benchmark: token F1, ROUGE-L, edit similarity, class "
-    "names, numbers, the letter of the answer sentence; the best of several references counts. Decoding is greedy."
+    "the beginning and the end stay. Metrics are those of the benchmark: token F1, ROUGE-L (Chinese words by jieba), "
+    "edit similarity, class names, numbers, the letter of the answer sentence; the best of several references counts. "
+    "What a reply thinks before its answer is not scored, and one that ends while thinking scores 0. Decoding is "
+    "greedy."
 )

@@ -58,20 +58,31 @@ def needles_benchmark(settings: NeedlesSettings) -> Benchmark:
     from eval.suites.probes import ProbeConfig
     from eval.tasks import Group
 
+    digests: dict[str, str] = {}
+
     def groups(encoder: Encoder) -> Sequence[Group]:
+        haystack = Haystack(read_texts(settings.haystack), encoder.tokenizer)
+        digests["haystack"] = haystack.digest()
         return probe_groups(
             written_answer if settings.generate else scored_answer,
             settings.tasks,
             sorted(settings.lengths),
             settings.samples(settings.per_cell),
-            Haystack(read_texts(settings.haystack), encoder.tokenizer),
+            haystack,
             encoder.tokenizer,
             ProbeConfig(sink_tokens=0, local_tokens=0, distractors=settings.distractors, seed=settings.seed),
             depths=settings.depths,
             new_tokens=NEW_TOKENS if settings.generate else 0,
         )
 
-    return Benchmark("eval needles", "Needles by depth and length", groups, ("length", "depth"), method=_METHOD)
+    return Benchmark(
+        "eval needles",
+        "Needles by depth and length",
+        groups,
+        ("length", "depth"),
+        inputs=lambda: digests,
+        method=_METHOD,
+    )
 
 
 _METHOD = (

@@ -53,11 +53,14 @@ def perplexity_benchmark(settings: PerplexitySettings) -> Benchmark:
     from eval.suites.perplexity import positions_groups, positions_section
     from eval.tasks import Group
 
+    digests: dict[str, str] = {}
+
     def groups(encoder: Encoder) -> Sequence[Group]:
         haystacks = {
             "prose": Haystack(read_texts(settings.texts), encoder.tokenizer),
             "code": Haystack(code_texts(settings.code, "evaluation"), encoder.tokenizer),
         }
+        digests.update({name: haystack.digest() for name, haystack in haystacks.items()})
         count = settings.samples(settings.windows)
         return positions_groups(sorted(settings.lengths), count, haystacks, parts=settings.parts, seed=settings.seed)
 
@@ -66,6 +69,7 @@ def perplexity_benchmark(settings: PerplexitySettings) -> Benchmark:
         "Perplexity by position",
         groups,
         ("length",),
+        inputs=lambda: digests,
         identity={"parts": settings.parts},
         method="Windows are consecutive tokens of one text. Score: share of tokens that were the most likely ones.",
         notes=positions_section,

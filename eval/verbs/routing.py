@@ -56,6 +56,8 @@ def routing_benchmark(settings: RoutingSettings) -> Benchmark:
 
     count, longest = settings.samples(settings.per_task), max(settings.lengths)
 
+    digests: dict[str, str] = {}
+
     def groups(encoder: Encoder) -> Sequence[Group]:
         if settings.records is not None:
             return record_groups(settings.records, count, tokens=longest)
@@ -63,6 +65,7 @@ def routing_benchmark(settings: RoutingSettings) -> Benchmark:
             "prose": Haystack(read_texts(settings.haystack), encoder.tokenizer),
             "code": Haystack(code_texts(settings.code, "evaluation"), encoder.tokenizer),
         }
+        digests.update({name: haystack.digest() for name, haystack in haystacks.items()})
         return routing_groups(sorted(settings.lengths), count, haystacks, encoder, seed=settings.seed)
 
     return Benchmark(
@@ -70,6 +73,7 @@ def routing_benchmark(settings: RoutingSettings) -> Benchmark:
         "Routing by task",
         groups,
         ("length",),
+        inputs=lambda: digests,
         limit=longest if settings.records is not None else None,
         method="Each prompt is read once; the score is its MSR, the share of (layer, KV head) pairs that run sparse.",
         notes=routing_section,

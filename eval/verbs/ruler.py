@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -55,8 +55,9 @@ def ruler_benchmark(settings: RulerSettings) -> Benchmark:
 
     from eval.benchmark import Benchmark
     from eval.harness.encoding import Encoder
+    from eval.harness.provenance import text_digest
     from eval.suites.haystack import read_texts
-    from eval.suites.ruler.niah import Essay
+    from eval.suites.ruler.niah import FORMS, Essay
     from eval.suites.ruler.questions import read_questions
     from eval.suites.ruler.tasks import TASKS, RulerSources, family, ruler_groups
     from eval.tasks import Group
@@ -69,11 +70,17 @@ def ruler_benchmark(settings: RulerSettings) -> Benchmark:
     def essay() -> Essay:
         return Essay(list(read_texts(settings.haystack).values()))
 
+    def inputs() -> Mapping[str, str]:
+        digests = {name: text_digest(repr(questions[name])) for name in tasks if name in questions}
+        if any(name in FORMS and FORMS[name].haystack == "essay" for name in tasks):
+            digests["haystack"] = text_digest(*essay().words)
+        return digests
+
     def groups(encoder: Encoder) -> Sequence[Group]:
         sources = RulerSources(encoder, essay, questions, settings.seed)
         return ruler_groups(tasks, sorted(settings.lengths), settings.samples(settings.per_task), sources)
 
-    return Benchmark("eval ruler", "RULER", groups, ("length",), method=_METHOD)
+    return Benchmark("eval ruler", "RULER", groups, ("length",), method=_METHOD, inputs=inputs)
 
 
 _METHOD = (

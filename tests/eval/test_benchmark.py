@@ -104,6 +104,24 @@ def test_a_changed_setting_is_refused_and_the_journal_left_alone(tmp_path):
     assert (tmp_path / "journal.jsonl").read_bytes() == before
 
 
+def test_texts_that_the_first_prompts_do_not_show_are_part_of_the_run(tmp_path):
+    settings = ruler(tasks=("niah_single_2",), haystack=str(tmp_path / "texts.txt"), per_task=1)
+    words = " ".join(f"Sentence {i} of a long story ends here." for i in range(400))
+    Path(settings.haystack).write_text(words)
+    report = run(settings, tmp_path / "out")
+    assert run(settings, tmp_path / "out")["rows"] == report["rows"]
+    Path(settings.haystack).write_text(words + " An end.")
+    with pytest.raises(DataError, match="inputs: the journal has {'haystack': "):
+        run(settings, tmp_path / "out")
+
+    journal = tmp_path / "out" / "journal.jsonl"
+    head, rest = journal.read_text().split("\n", 1)
+    settings_before = json.loads(head)["settings"]
+    del settings_before["inputs"]  # as an earlier version left it
+    journal.write_text(json.dumps({"settings": settings_before}) + "\n" + rest)
+    assert run(settings, tmp_path / "out")["settings"] == settings_before
+
+
 def test_missing_samples_are_said_and_come_with_the_next_run(tmp_path):
     fails = lambda prompt: Reply(error="down") if prompt.sample.uid.endswith("/1") else "nothing"  # noqa: E731
     report = run(ruler(), tmp_path, fails)
@@ -184,6 +202,9 @@ def test_a_sweep_of_the_router_bias_draws_quality_against_sparsity(tmp_path):
         (["ruler", "--lengths", "100"], "the shortest prompt has"),
         (["ruler", "--limit", "0"], "limit is 0"),
         (["ruler", "--shard", "2"], "shard is '2'"),
+        (["ruler", "--views", "full,elastic,full"], "views has 'full' twice"),
+        (["ruler", "--lengths", "448,448"], "lengths has 448 twice"),
+        (["ruler", "--router-bias", "0.1", "0.10000001"], "two runs would be named"),
         (["ruler", "--cache-bits", "16"], "cache_bits has 16"),
         (["ruler", "--chat"], "no chat template"),
         (["ruler", "--haystack", "nowhere", "--tasks", "niah_single_2", "--lengths", "448"], "no text at nowhere"),
@@ -223,6 +244,13 @@ def test_a_dry_run_makes_prompts_and_writes_nothing(checkpoint, tmp_path, capsys
     said = capsys.readouterr().out
     assert "# niah_multikey_2, about 448 tokens: 25 samples, the first has" in said and "tokens to read in all" in said
     assert not (tmp_path / "out").exists()
+
+
+def test_an_evaluation_that_lacks_samples_exits_with_a_code_of_its_own(checkpoint, tmp_path, capsys):
+    words = "eval ruler --lengths 448 --per-task 1 --tasks niah_single_1 --retries 0".split()
+    words += ["--endpoint", "http://127.0.0.1:9/v1", "--endpoint-model", "x", "--model", str(checkpoint)]
+    assert elastic_jax_cli([*words, "--out", str(tmp_path)]) == 3
+    assert "incomplete, 1 of 1 samples are missing" in capsys.readouterr().err
 
 
 def test_an_endpoint_takes_the_place_of_the_model():

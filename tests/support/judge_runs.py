@@ -19,6 +19,8 @@ from eval.suites.rewardbench.items import JudgeItem
 class WordEncoder:
     """Counts every four characters as a token: enough for judges that read the messages."""
 
+    thinking_tag = ""
+
     def ids(self, text):
         return [0] * (len(text) // 4)
 

@@ -25,6 +25,7 @@ from elastic_jax.kv_cache.config import KeyTransform
 from elastic_jax.layout import pad_rows
 from elastic_jax.model import ElasticForCausalLM
 from elastic_jax.routing import gates_from
+from eval.harness.backends.local import check_ids
 from eval.samples import Arm, Kind, Prompt, Reply, Sample, View
 from eval.suites.haystack import Haystack
 from eval.suites.probes import PROBE_TASKS, ProbeConfig, ProbeTask, make_probe
@@ -118,6 +119,7 @@ class CacheBackend:
     def run(
         self, kind: Kind, prompts: Sequence[Prompt], arm: Arm, *, batch_tokens: int, most_rows: int
     ) -> Iterator[tuple[Prompt, Reply]]:
+        check_ids(prompts, self._model.config)
         tokens = bucket(max((len(prompt.prompt_ids) for prompt in prompts), default=1))
         for batch in batched(prompts, self._rows):
             ids, lengths = pad_rows([prompt.prompt_ids for prompt in batch], tokens, self._rows)

@@ -15,6 +15,7 @@ from typing import Any
 
 from elastic_jax.errors import ConfigError, DataError
 from elastic_jax.files import parse_json
+from eval.harness.thinking import answer_of, with_opening
 from eval.samples import Arm, Kind, Prompt, Reply
 
 _RETRIED = {408, 409, 425, 429, 500, 502, 503, 504}
@@ -95,7 +96,7 @@ class EndpointBackend:
                 wait *= 2
             try:
                 answer = self._post(prompt)
-                return _reply(answer, time.perf_counter() - start)
+                return _reply(prompt, answer, time.perf_counter() - start)
             except urllib.error.HTTPError as refused:
                 error = f"HTTP {refused.code}: {_detail(refused)}"
                 if refused.code in (401, 403, 404):
@@ -132,16 +133,17 @@ class EndpointBackend:
             return parse_json(response.read())
 
 
-def _reply(answer: dict[str, Any], seconds: float) -> Reply:
+def _reply(prompt: Prompt, answer: dict[str, Any], seconds: float) -> Reply:
     choice = answer["choices"][0]
-    text = choice["message"]["content"] if "message" in choice else choice["text"]
+    message = choice["message"] if "message" in choice else {"content": choice["text"]}
+    text, thinking = message["content"] or "", message.get("reasoning_content") or message.get("reasoning")
+    finish = "length" if choice.get("finish_reason") == "length" else "stop"
+    if thinking and not text:
+        text = f"<think>{thinking}"
+    elif finish == "length" and not thinking and answer_of(text) == text:
+        text = with_opening(prompt.thinking_tag, text)  # the endpoint's template has opened the thinking, as ours has
     usage = answer.get("usage") or {}
-    return Reply(
-        text or "",
-        int(usage.get("completion_tokens") or 0),
-        "length" if choice.get("finish_reason") == "length" else "stop",
-        {"seconds": seconds},
-    )
+    return Reply(text, int(usage.get("completion_tokens") or 0), finish, {"seconds": seconds})
 
 
 def _detail(refused: urllib.error.HTTPError) -> str:

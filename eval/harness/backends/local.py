@@ -11,14 +11,17 @@ from typing import TYPE_CHECKING, Any
 import jax.numpy as jnp
 import numpy as np
 
+from elastic_jax.config import ModelConfig
+from elastic_jax.errors import DataError, ShapeError
 from elastic_jax.generation import bucket, generate
 from elastic_jax.kv_cache import CacheConfig
-from elastic_jax.layout import pad_rows
+from elastic_jax.layout import check_token_ids, pad_rows
 from elastic_jax.model import ElasticForCausalLM, from_params, to_params
 from elastic_jax.text.stops import answer_text
 from eval.harness.provenance import backbone_digest, router_digest
 from eval.harness.routing import needle_attention, read_routing
 from eval.harness.scoring import Scorer, arm_gates
+from eval.harness.thinking import is_thinking_tag, with_opening
 from eval.samples import Arm, Kind, Prompt, Reply
 
 if TYPE_CHECKING:
@@ -38,6 +41,10 @@ class ModelBackend:
         self.max_tokens: int | None = model.config.max_position_embeddings
         self._tokenizer = tokenizer
         self._scorer = Scorer(model)
+        added = getattr(tokenizer, "added_tokens_decoder", {})
+        self._thinking_tags = {
+            number: token.content for number, token in added.items() if token.special and is_thinking_tag(token.content)
+        }
         self._router = router_digest(model)
         self._met: set[tuple] = set()
 
@@ -63,6 +70,7 @@ class ModelBackend:
     ) -> Iterator[tuple[Prompt, Reply]]:
         ways = {"generate": self._generate, "score": self._score, "choose": self._choose, "route": self._route}
         ways["attend"] = self._attend
+        check_ids(prompts, self.model.config)
         batches = list(length_batches(prompts, batch_tokens=batch_tokens, most_rows=most_rows))
         left = Counter(tokens for tokens, _, _ in batches)
         for tokens, rows, batch in batches:
@@ -121,7 +129,7 @@ class ModelBackend:
         replies = []
         for row, prompt in enumerate(batch):
             answer = written[row, : counts[row]][: prompt.max_new_tokens].tolist()
-            text, cut = answer_text(self._tokenizer, answer)
+            text, cut = self._text(answer)
             stopped = cut or counts[row] < prompt.max_new_tokens or answer[-1] in self._tokenizer.all_special_ids
             numbers = out.routing.measures(lengths, self.model.config, row)
             numbers |= {
@@ -131,13 +139,38 @@ class ModelBackend:
             }
             replies.append(
                 Reply(
-                    text,
+                    with_opening(prompt.thinking_tag, text),
                     len(answer),
                     "stop" if stopped else "length",
                     numbers,
                 )
             )
         return replies
+
+    def _text(self, ids: list[int]) -> tuple[str, bool]:
+        """The text of a reply, without special tokens but those that say where its thinking is; and whether a stop
+        string ended it."""
+        assert self._tokenizer is not None
+        pieces, start = [], 0
+        for place in (*(place for place, token in enumerate(ids) if token in self._thinking_tags), len(ids)):
+            text, cut = answer_text(self._tokenizer, ids[start:place])
+            pieces.append(text)
+            if cut or place == len(ids):
+                return "".join(pieces), cut
+            pieces.append(self._thinking_tags[ids[place]])
+            start = place + 1
+        raise AssertionError
+
+
+def check_ids(prompts: Sequence[Prompt], config: ModelConfig) -> None:
+    """Raises `DataError` for a prompt with token ids that the embedding table does not have."""
+    for prompt in prompts:
+        for ids in (prompt.prompt_ids, prompt.continuation_ids, *prompt.option_ids):
+            try:
+                if len(ids):
+                    check_token_ids(ids, config)
+            except ShapeError as error:
+                raise DataError(f"sample {prompt.sample.uid}: {error}") from None
 
 
 def _untimed(reply: Reply) -> Reply:

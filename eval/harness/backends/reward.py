@@ -16,7 +16,7 @@ from elastic_jax.errors import ShapeError
 from elastic_jax.layout import pad_rows
 from elastic_jax.reward import ElasticRewardModel
 from elastic_jax.routing import Gates
-from eval.harness.backends.local import arm_label, length_batches
+from eval.harness.backends.local import arm_label, check_ids, length_batches
 from eval.harness.provenance import reward_digest, router_digest
 from eval.harness.scoring import arm_gates
 from eval.samples import Arm, Kind, Prompt, Reply
@@ -55,9 +55,13 @@ class RewardBackend:
         """Rewards `[B]` of a batch; a model that is no `ElasticRewardModel` scores alike under every arm."""
         return self.model.score(ids, lengths)
 
+    def check(self, prompts: Sequence[Prompt]) -> None:
+        """Refuses prompts that the model cannot read."""
+
     def run(
         self, kind: Kind, prompts: Sequence[Prompt], arm: Arm, *, batch_tokens: int, most_rows: int
     ) -> Iterator[tuple[Prompt, Reply]]:
+        self.check(prompts)
         for tokens, rows, batch in length_batches(prompts, batch_tokens=batch_tokens, most_rows=most_rows):
             # Rows left over hold one token: they cost no new shape.
             ids, lengths = pad_rows([prompt.prompt_ids for prompt in batch], tokens, rows)
@@ -86,6 +90,9 @@ class ElasticRewardBackend(RewardBackend):
 
     def label(self, arm: Arm) -> str:
         return arm_label(arm, self._router)
+
+    def check(self, prompts: Sequence[Prompt]) -> None:
+        check_ids(prompts, self._elastic.config)
 
     def rewards(self, ids: np.ndarray, lengths: np.ndarray, arm: Arm) -> ArrayLike:
         gates = arm_gates(arm, self._elastic.config, len(ids))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from eval.harness.thinking import with_opening
 from eval.samples import Arm, Kind, Prompt, Reply
 
 
@@ -32,4 +34,5 @@ class ScriptedBackend:
     ) -> Iterator[tuple[Prompt, Reply]]:
         for prompt in prompts:
             said = self._answer(prompt)
-            yield prompt, Reply(said) if isinstance(said, str) else said
+            reply = Reply(said) if isinstance(said, str) else said
+            yield prompt, dataclasses.replace(reply, text=with_opening(prompt.thinking_tag, reply.text))

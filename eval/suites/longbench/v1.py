@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from elastic_jax.errors import ConfigError
+from eval.harness.thinking import answer_of
 from eval.samples import Message, Rendered, Reply, Sample, Segment, Showing, Verdict
 from eval.suites.metrics import (
     classification,
@@ -18,7 +20,8 @@ from eval.suites.metrics import (
     rouge_l,
     token_f1,
 )
-from eval.suites.records import JsonRecord, read_records
+from eval.suites.records import JsonRecord, Lazy, read_records
+from eval.suites.segmentation import chinese_words
 from eval.tasks import Group, Task, loaded_group
 
 _QA = (
@@ -36,13 +39,19 @@ _QA_CHINESE = (
 )
 
 
+_F1 = partial(token_f1, chinese=False)
+_F1_CHINESE = partial(token_f1, chinese=True)
+_ROUGE = partial(rouge_l, chinese=False)
+_ROUGE_CHINESE = partial(rouge_l, chinese=True)
+
+
 @dataclass(frozen=True)
 class Form:
     """What one task asks and how it is scored. `{context}` is the part that may be long."""
 
     prompt: str
     new_tokens: int
-    metric: Callable[[str, str], float] | None = token_f1
+    metric: Callable[[str, str], float] | None = _F1
     """None for class names, which need the record's list."""
     chat: bool = True
     """False for prompts that show examples or code to go on with: no chat template, even for chat models."""
@@ -65,30 +74,30 @@ FORMS = {
         128,
     ),
     "multifieldqa_en": Form(_QA, 64),
-    "multifieldqa_zh": Form(_QA_CHINESE, 64),
+    "multifieldqa_zh": Form(_QA_CHINESE, 64, _F1_CHINESE),
     "hotpotqa": Form(_QA_DOCUMENTS, 32),
     "2wikimqa": Form(_QA_DOCUMENTS, 32),
     "musique": Form(_QA_DOCUMENTS, 32),
-    "dureader": Form(_QA_CHINESE, 128, rouge_l),
+    "dureader": Form(_QA_CHINESE, 128, _ROUGE_CHINESE),
     "gov_report": Form(
         "Below is a report by a government agency. Write a one-page summary of it.\n\nReport:\n{context}\n\n"
         "Now write a one-page summary of the report.\n\nSummary:",
         512,
-        rouge_l,
+        _ROUGE,
     ),
     "qmsum": Form(
         "Below is the transcript of a meeting. Answer the query about it in one or more sentences.\n\nTranscript:\n"
         "{context}\n\nNow answer the query about the meeting in one or more sentences.\n\nQuery: {input}\nAnswer:",
         512,
-        rouge_l,
+        _ROUGE,
     ),
     "multi_news": Form(
         "Below are several news articles. Write a one-page summary of all of them.\n\nNews:\n{context}\n\n"
         "Now write a one-page summary of all the news.\n\nSummary:",
         512,
-        rouge_l,
+        _ROUGE,
     ),
-    "vcsum": Form("下面是一份会议记录，请写一段总结。\n\n会议记录：\n{context}\n\n会议总结：", 512, rouge_l),
+    "vcsum": Form("下面是一份会议记录，请写一段总结。\n\n会议记录：\n{context}\n\n会议总结：", 512, _ROUGE_CHINESE),
     "trec": Form(
         "Find the type of the last question. Here are some questions with their types.\n\n{context}\n{input}",
         64,
@@ -105,7 +114,7 @@ FORMS = {
     "samsum": Form(
         "Sum up the dialogue in a few short sentences. Here are some examples.\n\n{context}\n\n{input}",
         128,
-        rouge_l,
+        _ROUGE,
         chat=False,
         one_line=True,
     ),
@@ -150,16 +159,21 @@ def longbench_groups(
         tokens: about how long prompts are: the limit that they are cut to.
 
     Raises:
-        ConfigError: a task that LongBench does not have.
+        ConfigError: a task that LongBench does not have, or one in Chinese without the word segmenter.
         DataError: a file that is missing or a record that cannot be used, by file and line.
     """
     for name in tasks:
         if name not in FORMS:
             raise ConfigError(f"LongBench has no task {name!r}; it has {', '.join(FORMS)}.")
+        if FORMS[name].metric in (_F1_CHINESE, _ROUGE_CHINESE):
+            chinese_words("")  # fails now rather than at the first score
     groups = []
     for name in tasks:
         records = read_records(source, f"{name}_e.jsonl" if extended else f"{name}.jsonl", folder="data")
-        samples = [_sample(name, record, number, extended) for number, record in enumerate(records[: count or None])]
+        samples = Lazy(
+            min(count or len(records), len(records)),
+            lambda number, name=name, records=records: _sample(name, records[number], number, extended),
+        )
         groups.append(loaded_group(_task(name), samples, tokens=tokens))
     return groups
 
@@ -169,7 +183,7 @@ def _sample(name: str, record: JsonRecord, number: int, extended: bool) -> Sampl
     answers = record.fields.get("answers")
     if not isinstance(answers, list) or not answers or not all(isinstance(answer, str) for answer in answers):
         raise record.error(f"answers is {answers!r}; want a list of one or more texts")
-    if FORMS[name].metric is number_share and not all(answer.strip().isdecimal() for answer in answers):
+    if FORMS[name].metric is number_share and not all(answer.isdecimal() for answer in answers):
         raise record.error(f"answers is {answers!r}; want whole numbers")
     classes = record.fields.get("all_classes")
     if FORMS[name].metric is None and not (isinstance(classes, list) and answers[0] in classes):
@@ -194,10 +208,13 @@ def _task(name: str) -> Task:
         return Rendered((Message("user", parts),), chat=form.chat)
 
     def judge(sample: Sample, showing: Showing, reply: Reply) -> Verdict:
-        said = first_line(reply.text) if form.one_line else reply.text
+        answer = answer_of(reply.text)
+        if answer != reply.text:
+            answer = answer.strip()  # the blank lines between thinking and answer
+        said = first_line(answer) if form.one_line else answer
         classes: Any = sample.fields["classes"]
         metric = form.metric or (lambda text, gold: classification(text, gold, classes))
         score = max(metric(said, gold) for gold in sample.references)
-        return Verdict({"score": score}, "ok" if reply.text.strip() else "empty")
+        return Verdict({"score": score}, "ok" if answer.strip() else "empty")
 
     return Task(name, "generate", template, judge, "score", policy="middle")

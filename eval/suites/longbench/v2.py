@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from eval.harness.thinking import answer_of
 from eval.samples import Message, Rendered, Reply, Sample, Segment, Showing, Verdict
 from eval.suites.metrics import chosen_letter
 from eval.suites.records import JsonRecord, read_records
@@ -36,7 +37,9 @@ def _sample(record: JsonRecord, number: int, forced: bool) -> Sample:
     answer = record.text("answer")
     if answer not in tuple(LETTERS):
         raise record.error(f"answer is {answer!r}; want A, B, C or D")
-    axes = {"difficulty": record.fields.get("difficulty", ""), "size": record.fields.get("length", "")}
+    axes: dict[str, str | int] = {}
+    for axis, name in (("difficulty", "difficulty"), ("size", "length")):
+        axes[axis] = record.text(name, empty=True) if name in record.fields else ""
     uid = f"longbench_v2/{record.fields.get('_id') or number}"
     return Sample(uid, fields, (answer,), axes, 0 if forced else _NEW_TOKENS)
 
@@ -61,7 +64,7 @@ def _forced(sample: Sample, _: Showing) -> Rendered:
 
 def _judge_written(sample: Sample, _: Showing, reply: Reply) -> Verdict:
     letter = chosen_letter(reply.text)
-    status = "ok" if letter else "unparsed" if reply.text.strip() else "empty"
+    status = "ok" if letter else "unparsed" if answer_of(reply.text).strip() else "empty"
     return Verdict({"correct": float(letter == sample.references[0])}, status, letter)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from itertools import combinations
 
+from eval.harness.thinking import answer_of
 from eval.suites.rewardbench.items import Order
 
 type Ranks = tuple[int, ...]
@@ -23,11 +24,6 @@ _WHO = "(?:agent|assistant|answer|trajectory|one)"
 _NAMED = rf"\b(?:better|best|winner|verdict|choice|preferred|chosen)\b(?:\W+{_WHO})?\W*(?::|\bis\b)\W*(?:{_WHO}\s+)?"
 _LABEL = re.compile(rf"(?i:{_NAMED})([AB])\b")
 _MANY_ARROWS = 10
-
-
-def strip_reasoning(reply: str) -> str:
-    """The reply without its thinking: whatever precedes the last `</think>`, and a `<think>` that never ends."""
-    return reply.rpartition("</think>")[2].partition("<think>")[0]
 
 
 def official_pair(reply: str) -> Ranks | None:
@@ -55,13 +51,13 @@ def strict5(reply: str) -> Ranks | None:
 
 def first_tag(reply: str) -> Ranks | None:
     """The first `[[A]]` or `[[B]]` after the thinking."""
-    found = _TAG.search(strip_reasoning(reply))
+    found = _TAG.search(answer_of(reply))
     return None if found is None else _of_letter(found.group(1))
 
 
 def last_tag(reply: str) -> Ranks | None:
     """The last `[[A]]` or `[[B]]` after the thinking."""
-    found = _TAG.findall(strip_reasoning(reply))
+    found = _TAG.findall(answer_of(reply))
     return _of_letter(found[-1]) if found else None
 
 
@@ -70,13 +66,13 @@ def last_label(reply: str) -> Ranks | None:
     tagged = last_tag(reply)
     if tagged is not None:
         return tagged
-    found = _LABEL.findall(strip_reasoning(reply))
+    found = _LABEL.findall(answer_of(reply))
     return _of_letter(found[-1]) if found else None
 
 
 def last_ranking(reply: str, size: int) -> Ranks | None:
     """The last `[[X>Y>...]]` after the thinking, if it ranks each of the `size` answers once."""
-    found = _STRICT_RANKING.findall(strip_reasoning(reply))
+    found = _STRICT_RANKING.findall(answer_of(reply))
     if not found:
         return None
     letters = re.sub(r"Assistant|\s|>", "", found[-1])

@@ -8,6 +8,7 @@ from typing import Any, cast
 
 from elastic_jax.text.judge_prompts import JudgePrompt
 from eval.harness.encoding import Encoder
+from eval.harness.thinking import answer_of
 from eval.samples import Message, Rendered, Reply, Sample, Segment, Showing, Tokens, Verdict
 from eval.suites.rewardbench import agreement
 from eval.suites.rewardbench.agreement import rank_match
@@ -64,10 +65,8 @@ def judge_groups(
             alike.setdefault((item.task, item.axes["length"]), []).append((item, order))
         for (task, _), everyone in alike.items():
             members = everyone[:limit]
-            samples = [
-                Sample(item.uid, {"item": item, "official_order": order}, (), item.axes, _new_tokens(plan))
-                for item, order in members
-            ]
+            samples = [Sample(item.uid, {"item": item}, (), item.axes, _new_tokens(plan)) for item, _ in members]
+            orders = {item.uid: order for item, order in members}
             mean_characters = sum(len(item.question) + sum(map(len, item.answers)) for item, _ in members) / len(
                 members
             )
@@ -76,7 +75,7 @@ def judge_groups(
                     judge_task(task, plan, encoder),
                     samples,
                     tokens=int(mean_characters / 4),
-                    views=lambda sample: showings(sample, plan),
+                    views=lambda sample, orders=orders: showings(sample.fields["item"], plan, orders[sample.uid]),
                 )
             )
     return groups
@@ -93,7 +92,7 @@ def judge_task(name: str, plan: JudgePlan, encoder: Encoder | None) -> Task:
         if len(ids) < OFFICIAL_WINDOW:
             return rendered
         options = tuple(tuple(encoder.ids(option)) for option in rendered.options)
-        return Tokens(official_cut(ids), option_ids=options)
+        return Tokens(official_cut(ids), option_ids=options, chat=True)
 
     def metric(sample: Sample, showing: Showing, reply: Reply) -> Verdict:
         if plan.ask == "reward":
@@ -101,9 +100,10 @@ def judge_task(name: str, plan: JudgePlan, encoder: Encoder | None) -> Task:
         if plan.ask == "choice":
             ranks = ranks_from_scores([reply.numbers["option_0"], reply.numbers["option_1"]])
             return Verdict({"match": rank_match(showing.order, ranks)}, parsed={"choice": ranks})
-        if not reply.text.strip():
+        said = answer_of(reply.text)
+        if not said.strip():
             return Verdict({"match": 0.0}, "empty", parsed={})
-        parsed = {parser: read(reply.text) for parser, read in plan.parsers(sample.fields["item"]).items()}
+        parsed = {parser: read(said) for parser, read in plan.parsers(sample.fields["item"]).items()}
         ranks = next(iter(parsed.values()))
         return Verdict({"match": rank_match(showing.order, ranks)}, "unparsed" if ranks is None else "ok", parsed)
 
@@ -113,14 +113,13 @@ def judge_task(name: str, plan: JudgePlan, encoder: Encoder | None) -> Task:
     )
 
 
-def showings(sample: Sample, plan: JudgePlan) -> list[Showing]:
-    """The orders in which an item is shown; for rewards, its answers one by one."""
-    item: JudgeItem = sample.fields["item"]
+def showings(item: JudgeItem, plan: JudgePlan, official: Order) -> list[Showing]:
+    """The orders in which an item is shown, `official` among them; for rewards, its answers one by one."""
     if plan.ask == "reward":
         return [Showing(f"answer{place}", (place,)) for place in range(len(item.answers))]
     best_first = tuple(range(len(item.answers)))
     if plan.orders == "official":
-        return [Showing("official", sample.fields["official_order"])]
+        return [Showing("official", official)]
     if plan.orders == "both":
         order = hashed_order(item.uid, len(item.answers), plan.seed)
         return [Showing("forward", order), Showing("reversed", order[::-1])]

@@ -28,7 +28,7 @@ class Judged:
     order: Order
     ranks: Ranks | None
     status: str
-    """ok, or why there is no verdict: empty, unparsed, stopped (the reply was cut off), too_long (never shown)."""
+    """ok, or why there is no verdict: empty, unparsed, stopped (cut off, or still thinking), too_long (never shown)."""
     shortened: bool
     """Part of the text was cut out of the prompt."""
 
@@ -44,7 +44,9 @@ def read_verdicts(items: Mapping[str, JudgeItem], records: Iterable[Mapping[str,
         found = (record["parsed"] or {}).get(parser)
         ranks = None if found is None else tuple(found)
         status = record["status"]
-        if status in ("ok", "unparsed"):  # as the parser of the score saw it; this may be another one
+        if status == "unfinished":
+            status = "stopped"
+        elif status in ("ok", "unparsed"):  # as the parser of the score saw it; this may be another one
             status = "ok" if ranks else "stopped" if record["finish"] == "length" else "unparsed"
         order = tuple(record["showing"]["order"])
         judged.append(Judged(items[record["uid"]], order, ranks, status, _shortened(record)))

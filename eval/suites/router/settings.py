@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from elastic_jax.cli.model import ModelSettings
 from elastic_jax.errors import ConfigError
+from eval.harness.settings import refuse_doubles
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ class RouterReportSettings(ModelSettings):
     """Chooses texts, needles and their places."""
 
     def __post_init__(self) -> None:
+        refuse_doubles(self)
         if not self.lengths or min(self.lengths) < 2:
             raise ConfigError(f"lengths is {list(self.lengths)}; want one or more lengths of at least 2 tokens.")
         if not 0 < self.scored_tokens < min(self.lengths):

@@ -1,6 +1,8 @@
+import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 from cheap_tokenizer import CheapTokenizer
@@ -9,7 +11,8 @@ from elastic_jax.errors import ConfigError, DataError
 from elastic_jax.journal import Journal, read_records
 from eval.harness.backends.scripted import ScriptedBackend
 from eval.harness.encoding import Encoder
-from eval.harness.runner import Outcome, Shard, pending_tokens, records_of, run_groups
+from eval.harness.runner import Outcome, Shard, measure, pending_tokens, records_of, run_groups
+from eval.harness.thinking import answer_of
 from eval.samples import Arm, Message, Rendered, Reply, Sample, Showing, Verdict
 from eval.tasks import Task, loaded_group
 
@@ -92,6 +95,57 @@ def test_prompts_too_long_are_counted_and_never_asked(tmp_path):
     asked, records = run(tmp_path / "j.jsonl", [group()], limit=10)
     assert asked == []
     assert [(r["status"], r["scores"]) for r in records["full"]] == [("too_long", {"right": 0})] * 6
+
+
+def test_an_answer_counts_only_after_the_thinking_that_the_template_opened(tmp_path):
+    class Opening(CheapTokenizer):
+        def apply_chat_template(self, turns, **options):
+            return super().apply_chat_template(turns, **options) + "<think>\n"
+
+    replies = {"toy/0": "answer 0, or", "toy/1": "answer 0?</think>answer 1", "toy/2": "<think>answer 2"}
+    backend = ScriptedBackend("toy", lambda prompt: Reply(replies[prompt.sample.uid], finish="length"))
+    task = replace(TASK, metric=lambda sample, showing, reply: judge(sample, showing, said(reply)))
+    said = lambda reply: replace(reply, text=answer_of(reply.text))  # noqa: E731
+    with Journal(tmp_path / "j.jsonl", {}) as journal:
+        list(run_groups(backend, Encoder(Opening(), chat=True), [group(3, task)], ARMS[:1], journal, batch_tokens=1))
+        found = records_of(group(3, task), "full", journal)
+    assert [(r["status"], r["scores"]["right"]) for r in found] == [("unfinished", 0), ("ok", 1), ("unfinished", 0)]
+    assert found[0]["text"] == "<think>answer 0, or"
+
+
+def test_results_of_changed_records_are_made_anew(tmp_path):
+    path = tmp_path / "journal.jsonl"
+
+    def records(texts, answers):
+        samples = [Sample(f"toy/{i}", {"text": texts[i]}, (answers[i],), {}, 4) for i in range(3)]
+        return loaded_group(TASK, samples, tokens=10)
+
+    def measured(changed, answer):
+        asked = []
+        backend = ScriptedBackend("toy", lambda prompt: asked.append(prompt.sample.uid) or answer)
+        with Journal(path, {}) as journal:
+            encoder = Encoder(CheapTokenizer(), chat=True)
+            found = measure(backend, encoder, [changed], ARMS[:1], journal, batch_tokens=64)
+        return asked, [record["scores"]["right"] for record in found]
+
+    assert measured(records("abc", "xyz"), "x")[1] == [1, 0, 0]
+    assert measured(records("abc", "xxz"), "never") == ([], [1, 1, 0]), "another reference: scored anew, not asked"
+    assert measured(records("aqc", "xxz"), "z") == (["toy/1"], [1, 0, 0]), "another question: asked anew"
+    assert measured(records("aqc", "xxz"), "never") == ([], [1, 0, 0])
+
+    lines = path.read_text().splitlines()
+    before = [json.loads(line) for line in lines[1:4]]  # as an earlier version left them, which kept no digests
+    for line in before:
+        del line["value"]["content"]
+    path.write_text("\n".join([lines[0], *map(json.dumps, before)]) + "\n")
+    assert measured(records("abc", "xyz"), "never") == ([], [1, 0, 0]), "the same: taken over"
+    path.write_text("\n".join([lines[0], *map(json.dumps, before)]) + "\n")
+    assert measured(records(["a", "b longer", "c"], "xyz"), "y") == (["toy/1"], [1, 1, 0]), "not as many tokens"
+
+
+def test_two_samples_of_one_name_are_refused(tmp_path):
+    with pytest.raises(DataError, match="sample toy/0 is there twice"):
+        run(tmp_path / "j.jsonl", [group(1), group(1)])
 
 
 def test_a_sample_that_fails_is_listed_and_asked_for_again(tmp_path):

@@ -3,7 +3,7 @@ from itertools import count
 import pytest
 
 from eval.benchmark import rows_csv
-from eval.report.tables import ALL_TASKS, means_over_tasks, summarise, time_ratios
+from eval.report.tables import ALL_TASKS, means_over_tasks, overall_rows, summarise, time_ratios
 
 UIDS = map(str, count())
 
@@ -48,6 +48,18 @@ def test_the_mean_of_tasks_weighs_tasks_alike_and_is_narrower():
     widths = [row["interval"][1] - row["interval"][0] for row in rows]
     assert mean["interval"][1] - mean["interval"][0] < max(widths)
     assert means_over_tasks(rows[:1], ("length",)) == []
+
+
+def test_overall_rows_weigh_samples_alike_and_break_down_by_one_axis_each():
+    shown = [("easy", "short", 1.0), ("easy", "long", 0.0), ("hard", "short", 0.0), ("easy", "short", 1.0)]
+    records = [record(uid=str(i), axes={"difficulty": d, "size": z}, score=x) for i, (d, z, x) in enumerate(shown)]
+    found = {(row["difficulty"], row["size"]): (row["task"], row["n"], row["score"]) for row in rows_of(records)}
+    assert found[None, None] == ("overall", 4, 0.5) and found["easy", None] == ("overall", 3, pytest.approx(2 / 3))
+    assert list(found) == [(None, None), ("easy", None), ("hard", None), (None, "short"), (None, "long")]
+
+
+def rows_of(records):
+    return overall_rows(records, ("difficulty", "size"))
 
 
 def test_csv_has_a_column_for_everything():

@@ -11,6 +11,8 @@ from eval.suites.metrics import cleaned, match_all, match_any
         ("none", ["12", "34"], 0, 0),
         ("", ["12"], 0, 0),
         ("PARIS, of course", ["paris"], 1, 1),
+        ("<think>12? no.</think>The number is 34.", ["12"], 0, 0),
+        ("<think>It could be 12 or 34, let me", ["12"], 0, 0),
         ("123456", ["34"], 1, 1),  # a part of a word is enough, as published
     ],
 )

@@ -1,6 +1,7 @@
 """Records that look like the published ones, made here."""
 
 import json
+import sys
 
 import pytest
 from cheap_tokenizer import CheapTokenizer
@@ -10,6 +11,7 @@ from eval.harness.encoding import Encoder, make_prompt
 from eval.samples import Reply, Showing
 from eval.suites.longbench.v1 import FORMS, longbench_groups
 from eval.suites.longbench.v2 import longbench_v2_group
+from eval.suites.segmentation import _segmenter
 from eval.verbs.longbench import E_TASKS
 
 ANSWERS = {
@@ -51,7 +53,11 @@ def test_every_task_asks_its_question_and_knows_the_right_answer(tmp_path, name)
     asks = name not in ("gov_report", "multi_news", "vcsum", "passage_count", "lcc")
     assert ("Where does Ana live?" in text) == asks
     right = group.task.metric(sample, Showing(), Reply(sample.references[-1]))
-    assert (right.scores["score"], right.status) == (1, "ok")
+    assert right.status == "ok" and right.scores["score"] == pytest.approx(1, abs=1e-8)
+    thought = group.task.metric(
+        sample, Showing(), Reply(f"<think>\nBergen 8 Date?\n</think>\n\n{sample.references[-1]}")
+    )
+    assert thought.scores == right.scores
     wrong = group.task.metric(sample, Showing(), Reply("quite else 99"))
     assert wrong.scores["score"] < 0.35
     assert group.task.metric(sample, Showing(), Reply(" \n")).status == "empty"
@@ -120,6 +126,29 @@ def test_lines_that_are_no_records_are_refused(tmp_path):
             longbench_groups(tmp_path, ["qasper"], extended=False, count=None, tokens=1)
 
 
+def test_records_that_share_an_id_are_two_samples(tmp_path):
+    write(tmp_path, "qasper", [record("qasper", _id=name) for name in ("a", "a", "a#2", "a", "")])
+    (group,) = longbench_groups(tmp_path, ["qasper"], extended=False, count=None, tokens=1)
+    assert (
+        [group.build(i).uid for i in range(5)]
+        == list(group.uids)
+        == [
+            "qasper/a",
+            "qasper/a#2",
+            "qasper/a#2#2",
+            "qasper/a#3",
+            "qasper/4",
+        ]
+    )
+
+
+def test_chinese_tasks_want_their_segmenter_before_any_work(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "jieba", None)
+    _segmenter.cache_clear()
+    with pytest.raises(ConfigError, match=r"pip install 'elastic-jax\[longbench\]'"):
+        longbench_groups(tmp_path, ["dureader"], extended=False, count=None, tokens=1)
+
+
 def test_what_is_not_there_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="no task 'squad'"):
         longbench_groups(tmp_path, ["squad"], extended=False, count=None, tokens=1)
@@ -147,6 +176,8 @@ def test_four_way_questions(tmp_path):
         ("The correct answer is B", 0, "ok"),
         ("It is C", 0, "unparsed"),
         ("", 0, "empty"),
+        ("<think>The correct answer is (C)", 0, "empty"),
+        ("<think>(A)? The correct answer is (A).</think>The correct answer is (C).", 1, "ok"),
     ):
         verdict = group.task.metric(sample, Showing(), Reply(reply))
         assert (verdict.scores["correct"], verdict.status) == (correct, status)

@@ -166,6 +166,8 @@ class Lookup:
 class CharacterEncoder:
     """One token a character, so that lengths tell texts apart."""
 
+    thinking_tag = ""
+
     def ids(self, text):
         return [ord(letter) % 100 + 1 for letter in text]
 

@@ -150,7 +150,9 @@ def read_records(folder: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
     paths = sorted(Path(folder).glob("journal*.jsonl"))
     if not paths:
         raise DataError(f"{folder} holds no journal*.jsonl; want the output folder of an evaluation.")
-    settings = journal_settings(paths[0]) or {}
+    settings = journal_settings(paths[0])
+    if settings is None:
+        raise DataError(f"{paths[0]}, line 1 is no journal record (it is cut short).")
     values: dict[str, Any] = {}
     for path in paths:
         _read(path, settings, lambda record: values.update({record["key"]: record["value"]}))

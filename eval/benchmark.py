@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 from elastic_jax.cli.model import load_model_tokenizer
 from elastic_jax.errors import ConfigError
 from elastic_jax.files import write_json, write_text
-from elastic_jax.journal import Journal
+from elastic_jax.journal import Journal, journal_settings
 from elastic_jax.settings import settings_yaml
+from elastic_jax.text.chat import fix_date, template_date
 from eval.harness.backends.base import Backend
 from eval.harness.encoding import Encoder
 from eval.harness.opening import arms_of, open_backend
@@ -84,6 +85,8 @@ def run_benchmark(
     """
     shard, arms = Shard.parse(settings.shard), arms_of(settings)
     tokenizer = tokenizer or load_model_tokenizer(settings)
+    if settings.chat:
+        _keep_date(tokenizer, out)
     encoder = Encoder(tokenizer, chat=settings.chat)
     groups = benchmark.groups(encoder)
     if dry_run:
@@ -115,7 +118,15 @@ def run_benchmark(
     return write_report(benchmark, settings, out, records, arms, groups, made_with, outcome)
 
 
-_NEWER = ("inputs", "chat_template")
+def _keep_date(tokenizer: PreTrainedTokenizerBase, out: Path) -> None:
+    """Has the chat template write the date of the day on which the run in `out` began."""
+    found = map(journal_settings, sorted(out.glob("journal*.jsonl")))
+    date = next((settings["template_date"] for settings in found if settings and "template_date" in settings), None)
+    if date is not None:
+        fix_date(tokenizer, date)
+
+
+_NEWER = ("inputs", "chat_template", "template_date")
 """Settings that journals of earlier versions lack; in those, the tokens of the first prompts stand for them."""
 
 
@@ -139,6 +150,9 @@ def _identity(
         identity["inputs"] = dict(inputs)
     if settings.chat:
         identity["chat_template"] = text_digest(str(encoder.tokenizer.chat_template))
+        date = template_date(encoder.tokenizer)
+        if date is not None:
+            identity["template_date"] = date
     return identity
 
 

@@ -12,6 +12,7 @@ from cheap_tokenizer import CheapTokenizer
 
 from elastic_jax.cli import main as elastic_jax_cli
 from elastic_jax.errors import ConfigError, DataError
+from elastic_jax.text.chat import fix_date
 from eval.benchmark import run_benchmark
 from eval.harness.backends.scripted import ScriptedBackend
 from eval.harness.opening import arms_of, open_backend
@@ -120,6 +121,24 @@ def test_texts_that_the_first_prompts_do_not_show_are_part_of_the_run(tmp_path):
     del settings_before["inputs"]  # as an earlier version left it
     journal.write_text(json.dumps({"settings": settings_before}) + "\n" + rest)
     assert run(settings, tmp_path / "out")["settings"] == settings_before
+
+
+def test_a_template_that_writes_the_date_keeps_that_of_the_first_day(tmp_path):
+    class Dated(CheapTokenizer):
+        chat_template = "{{ strftime_now('%d %b %Y') }}"
+
+        def apply_chat_template(self, turns, *, fixed_dates, **options):
+            return f"{fixed_dates} " + super().apply_chat_template(turns, **options)
+
+    def on(day):
+        tokenizer = Dated()
+        fix_date(tokenizer, day)  # stands for today
+        backend = ScriptedBackend("toy", lambda prompt: tokenizer.decode(list(prompt.prompt_ids[:5])))
+        settings = ruler(chat=True, per_task=1)
+        return run_benchmark(ruler_benchmark(settings), settings, tmp_path, backend=backend, tokenizer=tokenizer)
+
+    first = on("2026-11-29")
+    assert first["settings"]["template_date"] == "2026-11-29" and on("2026-12-01") == first
 
 
 def test_missing_samples_are_said_and_come_with_the_next_run(tmp_path):

@@ -29,7 +29,7 @@ def test_a_malformed_file_is_refused(tmp_path, content, message):
     file = tmp_path / "some.jsonl"
     file.write_bytes(content)
     with pytest.raises(DataError, match=message):
-        read_records(file)
+        list(read_records(file))
 
 
 @pytest.mark.parametrize("value", [None, [], ["only one"], ["one", 2], "text"])

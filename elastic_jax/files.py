@@ -11,12 +11,12 @@ import shutil
 import socket
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from elastic_jax.errors import CheckpointError, DataError, InUseError
+from elastic_jax.errors import CheckpointError, ConfigError, DataError, InUseError
 
 _LOG = logging.getLogger(__name__)
 
@@ -141,29 +141,79 @@ def atomic_file(target: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def atomic_directory(target: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
+def atomic_directory(target: str | Path, *, replaces: Sequence[str] | None = None) -> Iterator[Path]:
     """Gives an empty directory beside `target` to write into; on success it takes the name `target`.
 
     On any error, also Ctrl-C or a full disk, `target` is as before and the partial copy is removed.
 
+    Args:
+        replaces: patterns of the names in `target` that may be replaced. Everything else in it stays. By default
+            nothing may be, so `target` is new or empty.
+
     Raises:
-        CheckpointError: `target` is a file, is not empty (without `overwrite`), or cannot be written.
+        CheckpointError: `target` is a file, is not empty (without `replaces`), or cannot be written.
     """
     target = Path(target).expanduser().resolve()
     if target.exists() and not target.is_dir():
         raise CheckpointError(f"{target} is a file; want a directory to write into.")
-    if target.is_dir() and any(target.iterdir()) and not overwrite:
-        raise CheckpointError(f"{target} is not empty. Choose another directory, or pass overwrite=True to replace it.")
+    if target.is_dir() and any(target.iterdir()) and replaces is None:
+        raise CheckpointError(
+            f"{target} is not empty. Choose another directory, or pass overwrite=True to replace a checkpoint in it."
+        )
     partial = _partial(target)
     try:
         partial.mkdir(parents=True)
         yield partial
+        if target.is_dir():
+            _link_others(target, partial, replaces or ())
         _flush(partial)
         _swap(partial, target)
     except OSError as error:
         raise CheckpointError(f"cannot write {target}: {error}. What was there is unchanged.") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _link_others(source: Path, partial: Path, replaced: Sequence[str]) -> None:
+    """Puts what is not replaced under its name into `partial` too: the same files, copied only where links cannot be.
+
+    So the whole directory changes in one rename, and nobody ever sees it without these files.
+    """
+
+    def link(old: str, new: str) -> None:
+        try:
+            os.link(old, new, follow_symlinks=False)
+        except OSError:
+            shutil.copy2(old, new, follow_symlinks=False)
+
+    for entry in source.iterdir():
+        if any(entry.match(pattern) for pattern in replaced) or (partial / entry.name).exists():
+            continue
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.copytree(entry, partial / entry.name, symlinks=True, copy_function=link)
+        else:
+            link(str(entry), str(partial / entry.name))
+
+
+def check_output(target: Path, *, folder: bool = False) -> None:
+    """Finds out before any work whether a file, or a folder with files, can be written at `target`; leaves nothing.
+
+    Raises:
+        ConfigError: it cannot.
+    """
+    target = target.expanduser().resolve()
+    if target.exists() and target.is_dir() != folder:
+        is_a, want = ("file", "folder") if folder else ("folder", "file")
+        raise ConfigError(f"cannot write {target}: it is a {is_a}; want a {want}. Choose another place.")
+    place = target if folder else target.parent
+    while not place.exists():
+        place = place.parent
+    try:
+        probe = _partial(place / "probe")
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise ConfigError(f"cannot write {target}: {place}: {error.strerror}. Choose another place.") from error
 
 
 def remove_partial(directory: Path) -> None:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from elastic_jax.errors import ConfigError
+from elastic_jax.files import check_output
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -44,9 +48,31 @@ def routing_heatmap(prompts: Sequence[PromptRouting]) -> Figure:
     return figure
 
 
+def check_figure(path: str | Path) -> Path:
+    """The path of a figure, if `save_figure` can write one there.
+
+    Raises:
+        ConfigError: an ending that stands for no format of pictures, or a place that cannot be written.
+    """
+    from matplotlib.figure import Figure
+
+    path = Path(path).expanduser()
+    formats = Figure().canvas.get_supported_filetypes()
+    if path.suffix[1:].lower() not in formats:
+        raise ConfigError(f"{path} has the ending {path.suffix!r}; want one of {', '.join(sorted(formats))}.")
+    check_output(path)
+    if path.exists() and not os.access(path, os.W_OK):
+        raise ConfigError(f"{path} may not be written; choose another file.")
+    return path
+
+
 def save_figure(figure: Figure, path: str | Path) -> Path:
-    """Writes the figure in the format of the file's ending, with its folder, and returns the path."""
-    path = Path(path)
+    """Writes the figure in the format of the file's ending, with its folder, and returns the path.
+
+    Raises:
+        ConfigError: see `check_figure`.
+    """
+    path = check_figure(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=140)
     return path

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from elastic_jax.errors import ConfigError
+from elastic_jax.errors import ConfigError, shown
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,12 @@ class Sampling:
     """Sample among the fewest tokens whose probabilities sum to p; 1 for no limit."""
 
     def __post_init__(self) -> None:
+        for name, want in (("temperature", "0 (greedy) or more"), ("top_p", "a probability in (0, 1]")):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | float | np.number) or not math.isfinite(value):
+                raise ConfigError(f"sampling {name} is {shown(value)}; want {want}.")
+        if isinstance(self.top_k, bool) or not isinstance(self.top_k, int | np.integer):
+            raise ConfigError(f"sampling top_k is {shown(self.top_k)}; want a whole number, 0 for no limit.")
         if self.temperature < 0:
             raise ConfigError(f"sampling temperature is {self.temperature}; want 0 (greedy) or more.")
         if self.top_k < 0:

@@ -8,16 +8,20 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import os
 import types
 import typing
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Union
+from typing import Annotated, Any, Literal, Union
 
 import yaml
 
 from elastic_jax.errors import ConfigError
 
+_IS_PATH = "path"
+FilePath = Annotated[str, _IS_PATH]
+"""Type of a setting that names a file or folder: `~` at its beginning is the home directory."""
 DEEPEST = 30
 """Levels of nesting in a YAML file."""
 
@@ -35,11 +39,47 @@ def load_settings[T](cls: type[T], path: str | Path | None = None) -> T:
     if path is None:
         return cls()
     file = find_config(path)
-    return _build(cls, read_yaml(file), str(file), ())
+    return expand_home(_build(cls, read_yaml(file), str(file), ()))
+
+
+def check_numbers(settings: Any, path: tuple[str, ...] = ()) -> None:
+    """Raises `ConfigError` for a setting that is NaN, which no comparison with a limit would refuse."""
+    for field in dataclasses.fields(settings):
+        value, here = getattr(settings, field.name), (*path, field.name)
+        if dataclasses.is_dataclass(value):
+            check_numbers(value, here)
+        elif any(item != item for item in (value if isinstance(value, tuple) else (value,))):
+            raise ConfigError(f"{'.'.join(here)} is {value}; want a number.")
+
+
+def expand_home[T](settings: T) -> T:
+    """The settings with `~` replaced by the home directory in every path (`FilePath` or `Path`) of every group."""
+    hints = typing.get_type_hints(type(settings), include_extras=True)
+    changes = {}
+    for field in dataclasses.fields(settings):  # pyrefly: ignore[bad-argument-type]
+        value = getattr(settings, field.name)
+        expanded = expand_home(value) if dataclasses.is_dataclass(value) else _expanded(value, hints[field.name])
+        if expanded != value:
+            changes[field.name] = expanded
+    return dataclasses.replace(settings, **changes) if changes else settings  # pyrefly: ignore[bad-specialization]
+
+
+def _expanded(value: Any, hint: Any) -> Any:
+    kind, arms = typing.get_origin(hint), typing.get_args(hint)
+    if isinstance(value, str | Path) and (hint is Path or (kind is Annotated and _IS_PATH in hint.__metadata__)):
+        return type(value)(os.path.expanduser(value))
+    if kind in (Union, types.UnionType) and value is not None:
+        return next((new for arm in arms if (new := _expanded(value, arm)) != value), value)
+    if kind in (tuple, list) and isinstance(value, tuple | list):
+        return type(value)(_expanded(item, arms[0]) for item in value)
+    if kind is dict and isinstance(value, dict):
+        return {key: _expanded(item, arms[1]) for key, item in value.items()}
+    return value
 
 
 def find_config(name: str | Path) -> Path:
     """The YAML file at `name`, or the shipped recipe of that name (`"router_smollm2"`)."""
+    name = os.path.expanduser(name)
     if Path(name).is_file():
         return Path(name)
     root = shipped_configs()

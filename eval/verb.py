@@ -8,16 +8,13 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from elastic_jax.cli.args import parse_verb, required
-from elastic_jax.files import write_json
+from elastic_jax.cli.args import EXIT_INCOMPLETE, parse_verb, required
+from elastic_jax.files import check_output, write_json
 from elastic_jax.settings import settings_yaml
 from eval.harness.settings import LISTS, BenchmarkSettings, split_commas
 
 if TYPE_CHECKING:
     from eval.benchmark import Benchmark
-
-
-EXIT_INCOMPLETE = 3
 
 
 def benchmark_verb[S: BenchmarkSettings](
@@ -63,11 +60,17 @@ def checked_settings[S](
     *,
     verb: str,
     summary: str | None,
-    check: Callable[[S], object] = lambda settings: None,
+    check: Callable[[S], object] | None = None,
 ) -> S | None:
-    """The settings of a verb that have passed `check`; None after a dry run, which prints them."""
+    """The settings of a verb that have passed `check`; None after a dry run, which prints them.
+
+    By default it is checked that the file of `--out`, if there is one, can be written.
+    """
     asked = parse_verb(cls, argv, verb=verb, summary=str(summary))
-    check(asked.settings)
+    if check is not None:
+        check(asked.settings)
+    elif (out := getattr(asked.settings, "out", None)) is not None:
+        check_output(Path(out))
     if asked.dry_run:
         print(settings_yaml(asked.settings), end="")
         return None
@@ -78,9 +81,11 @@ def report_folder(out: str | None) -> Path:
     """The folder that `--out` names.
 
     Raises:
-        ConfigError: it names none.
+        ConfigError: it names none, or one that cannot be written.
     """
-    return Path(required(out, "--out FOLDER", "folder for the report"))
+    folder = Path(required(out, "--out FOLDER", "folder for the report"))
+    check_output(folder, folder=True)
+    return folder
 
 
 def write_results(out: str | None, results: Any) -> None:

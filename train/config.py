@@ -7,6 +7,7 @@ from typing import Literal
 
 from elastic_jax.config import RouterConfig
 from elastic_jax.errors import ConfigError
+from elastic_jax.settings import FilePath
 from elastic_jax.sharding import MeshConfig
 from train.optim_config import OptimConfig
 from train.run_config import DistributedConfig, RunConfig
@@ -52,9 +53,9 @@ class TasksConfig:
 class DataConfig:
     """Where the training texts come from and how they become rows."""
 
-    folder: str | None = None
+    folder: FilePath | None = None
     """Folder of .txt, .py and .jsonl files to build records from; without it the standard library is used."""
-    records: str | None = None
+    records: FilePath | None = None
     """Finished data, used instead of building any: JSON-lines, Parquet or Arrow file or folder, of records (context,
     question, answer, metadata) or of tokenised rows as the released code packs them (input_ids, labels, seq_lengths,
     task_ids, range_ids)."""
@@ -174,9 +175,9 @@ class WarmStartConfig:
 class RouterTrainConfig:
     """Everything that decides a router training run."""
 
-    model: str | None = None
+    model: FilePath | None = None
     """Model to train routers for: Hugging Face directory or hub id, .gguf file, or `smollm2`, the demo's model."""
-    init: str | None = None
+    init: FilePath | None = None
     """Router directory to start from; without it the routers start fresh."""
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     """Number format of the frozen backbone."""

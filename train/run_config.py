@@ -6,13 +6,14 @@ from dataclasses import dataclass
 from typing import Literal
 
 from elastic_jax.errors import ConfigError
+from elastic_jax.settings import FilePath
 
 
 @dataclass(frozen=True)
 class RunConfig:
     """Where the run is kept, how often it reports, and what it does when figures are not finite."""
 
-    directory: str | None = None
+    directory: FilePath | None = None
     """Run directory: settings, checkpoints, metrics, TensorBoard events and, at the end, what was trained. Several
     processes need one that all of them see."""
     seed: int = 0
@@ -32,7 +33,7 @@ class RunConfig:
     """Steps that `skip` may leave out in the whole run before it stops."""
     profile: tuple[int, int] | None = None
     """First and last step (from 0) of a profile for TensorBoard or Perfetto, written to `DIRECTORY/profile`."""
-    compile_cache: str | None = None
+    compile_cache: FilePath | None = None
     """Folder where compiled programs are kept from run to run."""
 
     def __post_init__(self) -> None:

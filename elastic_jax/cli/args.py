@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
 from elastic_jax.errors import ConfigError
-from elastic_jax.settings import load_settings
+from elastic_jax.settings import check_numbers, expand_home, load_settings
+
+EXIT_OK, EXIT_USAGE, EXIT_INCOMPLETE = 0, 2, 3
+"""Exit codes of verbs: done; wrong usage or input; done but for some prompts or samples, which the output names."""
+FREE_TEXT = ("--prompt", "--system")
+"""Flags whose value is text of the user, which may look like anything."""
+_FLAG = re.compile(r"-h|--[A-Za-z][\w.-]*(=.*)?", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -30,6 +38,7 @@ def parse_verb[T](cls: type[T], argv: Sequence[str], *, verb: str, summary: str)
     """
     import tyro
 
+    argv = _joined_text(argv)
     defaults = load_settings(cls, _config_of(argv))
     config_help = "YAML file or shipped recipe that sets the defaults."
     dry_run_help = "Check the settings, print them, and stop."
@@ -44,13 +53,20 @@ def parse_verb[T](cls: type[T], argv: Sequence[str], *, verb: str, summary: str)
     )
     parsed = tyro.cli(
         command,
-        args=list(argv),
+        args=argv,
         prog=f"elastic-jax {verb}",
         description=summary,
         default=command(defaults, None, False),
         config=(tyro.conf.FlagCreatePairsOff,),
     )
-    return Invocation(parsed.settings, parsed.dry_run)
+    # tyro reads the word None as the absence of a value
+    words = [f"{before}={after}" for before, after in zip(argv, argv[1:], strict=False)] + argv
+    none = [
+        flag[2:] for flag in FREE_TEXT if f"{flag}=None" in words and getattr(parsed.settings, flag[2:], "") is None
+    ]
+    settings = dataclasses.replace(parsed.settings, **dict.fromkeys(none, "None"))
+    check_numbers(settings)
+    return Invocation(expand_home(settings), parsed.dry_run)
 
 
 def required[V](value: V | None, flag: str, meaning: str) -> V:
@@ -64,10 +80,23 @@ def required[V](value: V | None, flag: str, meaning: str) -> V:
     return value
 
 
+def _joined_text(argv: Sequence[str]) -> list[str]:
+    """Arguments in which a text that starts with a dash is joined to its flag: `--prompt=-1 or 2?`.
+
+    A single word with two dashes stays a flag of its own; as a text it is given as `--prompt=--word`.
+    """
+    joined: list[str] = []
+    for argument in argv:
+        if joined and joined[-1] in FREE_TEXT and argument.startswith("-") and not _FLAG.fullmatch(argument):
+            joined[-1] += f"={argument}"
+        else:
+            joined.append(argument)
+    return joined
+
+
 def _config_of(argv: Sequence[str]) -> str | None:
-    for position, argument in enumerate(argv):
-        if argument == "--config" and position + 1 < len(argv):
-            return argv[position + 1]
-        if argument.startswith("--config="):
-            return argument.partition("=")[2]
-    return None
+    given = [after for before, after in itertools.pairwise(argv) if before == "--config"]
+    given += [argument.partition("=")[2] for argument in argv if argument.startswith("--config=")]
+    if len(given) > 1:
+        raise ConfigError(f"--config is given {len(given)} times ({', '.join(given)}); put all settings into one file.")
+    return given[0] if given else None

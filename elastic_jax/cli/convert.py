@@ -10,7 +10,8 @@ from typing import Literal
 from elastic_jax.cli.args import parse_verb, required
 from elastic_jax.cli.model import ModelSettings, load_model
 from elastic_jax.errors import CheckpointError
-from elastic_jax.settings import settings_yaml
+from elastic_jax.files import check_output
+from elastic_jax.settings import FilePath, settings_yaml
 
 
 @dataclass(frozen=True)
@@ -19,12 +20,12 @@ class ConvertSettings(ModelSettings):
 
     dtype: Literal["bfloat16", "float32", "float16", "auto"] = "auto"
     """Number format of the written weights; `auto` keeps that of the source."""
-    out: str | None = None
+    out: FilePath | None = None
     """Directory to write. It must be new or empty, unless --overwrite is given."""
     format: Literal["hf", "elastic", "router"] = "hf"
     """`hf`: the backbone, for transformers; `elastic`: backbone and routers as released; `router`: the routers only."""
     overwrite: bool = False
-    """Replace what is in --out."""
+    """Replace a checkpoint that is in --out; other files there stay."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -39,7 +40,11 @@ def main(argv: Sequence[str]) -> int:
         return 0
 
     from elastic_jax.weights import save_pretrained
+    from elastic_jax.weights.save import check_replaceable
 
+    if settings.overwrite:
+        check_replaceable(out)
+    check_output(out, folder=True)
     save_pretrained(load_model(settings), out, format=settings.format, overwrite=settings.overwrite)
     print(f"Wrote {settings.format} checkpoint to {out}")
     return 0

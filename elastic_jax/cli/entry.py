@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import os
+import select
 import signal
 import sys
 import tomllib
@@ -12,6 +13,7 @@ from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 
+from elastic_jax.cli.args import EXIT_OK, EXIT_USAGE, FREE_TEXT
 from elastic_jax.errors import ElasticError
 
 GROUP = "elastic_jax.verbs"
@@ -22,16 +24,21 @@ Add --debug anywhere for the full traceback of an error.
 
 verbs:
 """
-EXIT_OK, EXIT_USAGE = 0, 2
 EXIT_INTERRUPTED = 128 + signal.SIGINT
+EXIT_CLOSED_PIPE = 128 + signal.SIGPIPE
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one verb. Exit codes: 0 done, 1 failed, 2 wrong usage or input, 3 incomplete, 130 interrupted."""
+    """Runs one verb.
+
+    Exit codes: 0 done, 1 failed, 2 wrong usage or input, 3 done but for some prompts or samples, 130 interrupted, 141
+    nobody reads the output any more.
+    """
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # it recommends torch, which is never used here
     arguments = list(sys.argv[1:] if argv is None else argv)
-    debug = "--debug" in arguments
-    arguments = [argument for argument in arguments if argument != "--debug"]
+    befores = ["", *arguments]
+    kept = [a for a, before in zip(arguments, befores, strict=False) if a != "--debug" or before in FREE_TEXT]
+    debug, arguments = len(kept) < len(arguments), kept
     verbs = find_verbs()
     if not arguments or arguments[0] in ("-h", "--help"):
         print(USAGE + "\n".join(_summary_lines(verbs)))
@@ -43,17 +50,44 @@ def main(argv: Sequence[str] | None = None) -> int:
     if entry is None:
         return _unknown_verb(verbs, arguments)
     try:
-        return entry.load()(rest)
-    except ElasticError as error:
+        code = entry.load()(rest)
+        sys.stdout.flush()
+        return code
+    except (ElasticError, OSError, UnicodeError) as error:
         if debug:
             raise
-        print(f"elastic-jax {entry.name.replace('.', ' ')}: {error}", file=sys.stderr)
+        if isinstance(error, BrokenPipeError) and _output_is_closed():
+            return EXIT_CLOSED_PIPE
+        print(f"elastic-jax {entry.name.replace('.', ' ')}: {_one_line(error)}", file=sys.stderr)
         return EXIT_USAGE
     except KeyboardInterrupt:
         if debug:
             raise
         print("Interrupted.", file=sys.stderr)
         return EXIT_INTERRUPTED
+
+
+def _output_is_closed() -> bool:
+    """Whether nobody reads the standard output any more; then what is left of it goes nowhere."""
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)
+    closed = any(event & select.POLLERR for _, event in poll.poll(0))
+    if closed:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return closed
+
+
+def _one_line(error: Exception) -> str:
+    if isinstance(error, UnicodeEncodeError):
+        character = error.object[error.start].encode("unicode_escape").decode()
+        return (
+            f"the output has the character {character}, which its encoding {error.encoding} lacks. Set PYTHONIOENCODING"
+            "=utf-8."
+        )
+    if isinstance(error, OSError) and error.strerror and error.filename is not None:
+        places = " -> ".join(str(place) for place in (error.filename, error.filename2) if place is not None)
+        return f"{places}: {error.strerror}."
+    return str(error) if isinstance(error, ElasticError) else f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
 def find_verbs() -> dict[str, metadata.EntryPoint]:

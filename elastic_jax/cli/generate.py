@@ -5,6 +5,7 @@ The part of `elastic-jax generate` that answers a file of prompts, several at a 
 
 from __future__ import annotations
 
+import codecs
 import json
 import sys
 import time
@@ -13,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from elastic_jax.cli.args import parse_verb
+from elastic_jax.cli.args import EXIT_INCOMPLETE, parse_verb
 from elastic_jax.cli.model import (
     ModelSettings,
     answer_text,
@@ -22,10 +23,10 @@ from elastic_jax.cli.model import (
     load_model_tokenizer,
     read_prompt,
 )
-from elastic_jax.errors import ConfigError, DataError, shown
-from elastic_jax.files import read_json_lines
+from elastic_jax.errors import ConfigError, DataError, ElasticError, shown
+from elastic_jax.files import parse_json
 from elastic_jax.kv_cache import CacheConfig
-from elastic_jax.settings import settings_yaml
+from elastic_jax.settings import FilePath, settings_yaml
 from elastic_jax.text import stops
 
 if TYPE_CHECKING:
@@ -34,73 +35,122 @@ if TYPE_CHECKING:
     from elastic_jax.engine import Request
 
 
-def read_prompts(file: str) -> list[str]:
+def read_prompts(file: str) -> list[str | DataError]:
     """Prompts of a text file, one a line, or of a `.jsonl` file, the strings under "prompt"; empty lines are skipped.
 
+    A line that holds no prompt gives the error that says so in its place, and costs no other line.
+
     Raises:
-        DataError: the file cannot be read, holds no prompt, or a line that is no record.
+        DataError: the file cannot be read, or is empty.
     """
-    if Path(file).suffix != ".jsonl":
-        return [line for line in read_prompt(file).split("\n") if line.strip()]
-    prompts = []
-    for where, record in read_json_lines(Path(file)):
-        prompt = record.get("prompt") if isinstance(record, dict) else None
-        if not isinstance(prompt, str):
-            raise DataError(f'{where}: want a JSON object with a string under "prompt"; got {shown(record)}.')
-        prompts.append(prompt)
+    try:
+        lines = Path(file).read_bytes().removeprefix(codecs.BOM_UTF8).splitlines()
+    except OSError as error:
+        raise DataError(f"{file} cannot be read: {error}.") from error
+    read = _prompt_of_record if Path(file).suffix == ".jsonl" else _prompt_of_text
+    prompts: list[str | DataError] = []
+    for number, line in enumerate(lines, start=1):
+        if line.strip():
+            try:
+                prompts.append(read(line))
+            except ValueError as error:
+                prompts.append(DataError(f"{file}:{number}: {error}"))
     if not prompts:
-        raise DataError(f"{file} holds no prompt. Want one JSON object a line.")
+        raise DataError(f"{file} holds no prompt; want one a line, or in a .jsonl file one JSON object a line.")
     return prompts
 
 
-def answer_all(settings: GenerateSettings, prompts: list[str]) -> int:
-    """Prints a JSON line for every answer when it is complete, with `--stream` also for every piece of one."""
+def _prompt_of_text(line: bytes) -> str:
+    return line.decode("utf-8")
+
+
+def _prompt_of_record(line: bytes) -> str:
+    record = parse_json(line.decode("utf-8"))
+    prompt = record.get("prompt") if isinstance(record, dict) else None
+    if not isinstance(prompt, str):
+        raise ValueError(f'want a JSON object with a string under "prompt"; got {shown(record)}.')
+    return prompt
+
+
+def answer_all(settings: GenerateSettings, prompts: Sequence[str | DataError]) -> int:
+    """Prints a JSON line for every answer when it is complete, with `--stream` also for every piece of one.
+
+    A prompt that cannot be answered gets a line that says why; the others are answered as without it. Returns
+    `EXIT_INCOMPLETE` where there was one.
+    """
+    import numpy as np
+
     from elastic_jax.engine import Engine, EngineConfig
     from elastic_jax.generation import bucket
+    from elastic_jax.layout import check_prompts
     from elastic_jax.sampling import Sampling
 
     tokenizer = load_model_tokenizer(settings)
-    ids = [encode(tokenizer, text, chat=settings.chat, system=settings.system) for text in prompts]
     sampling = Sampling(temperature=settings.temperature, top_k=settings.top_k, top_p=settings.top_p)
     model = load_model(settings)
-    longest = max(map(len, ids)) + settings.max_new_tokens
-    have = model.config.max_position_embeddings
-    max_length = bucket(longest) if model.config.rope.type == "dynamic" else max(min(bucket(longest), have), longest)
-    engine = Engine(model, EngineConfig(min(settings.slots, len(ids)), max_length), settings.cache)
-    start = time.perf_counter()
-    texts: dict[Request, AnswerText] = {}
-    for index, prompt in enumerate(ids):
-        request = engine.submit(
-            prompt,
-            max_new_tokens=settings.max_new_tokens,
-            sampling=sampling,
-            seed=settings.seed + index,
-            routing=None if settings.routing == "auto" else settings.routing,
-            router_bias=settings.router_bias,
-        )
-        texts[request] = AnswerText(tokenizer, index)
-    for event in engine.run():
-        answer = texts[event.request]
-        if answer.stopped:
-            continue
-        piece = "" if event.token is None else answer.add(event.token)
-        if event.finish is not None and not answer.stopped:
-            piece += answer.rest()
-        if settings.stream and piece:
-            _print({"index": answer.index, "piece": piece})
-        if answer.stopped:
-            engine.cancel(event.request)
-        if event.finish is not None or answer.stopped:
-            finish = "stop" if answer.stopped else event.finish
-            _print({"index": answer.index, "answer": answer.whole, "finish": finish})
-    if settings.stats:
-        seconds, tokens = time.perf_counter() - start, sum(len(request.tokens) for request in texts)
+    ids: dict[int, list[int]] = {}
+    failed = 0
+    for index, text in enumerate(prompts):
+        try:
+            if isinstance(text, DataError):
+                raise text
+            encoded = encode(tokenizer, text, chat=settings.chat, system=settings.system)
+            check_prompts(model.config, np.array([encoded]), new_tokens=settings.max_new_tokens)
+            ids[index] = encoded
+        except ElasticError as error:
+            failed += 1
+            _print_failure(index, error)
+    engine, requests, start = None, [], time.perf_counter()
+    if ids:
+        longest = max(map(len, ids.values())) + settings.max_new_tokens
+        # only models with dynamic positions get past `check_prompts` with longer ones
+        max_length = min(bucket(longest), max(longest, model.config.max_position_embeddings))
+        engine = Engine(model, EngineConfig(min(settings.slots, len(ids)), max_length), settings.cache)
+        texts: dict[Request, AnswerText] = {}
+        for index, prompt in ids.items():
+            request = engine.submit(
+                prompt,
+                max_new_tokens=settings.max_new_tokens,
+                sampling=sampling,
+                seed=settings.seed + index,
+                routing=None if settings.routing == "auto" else settings.routing,
+                router_bias=settings.router_bias,
+            )
+            texts[request] = AnswerText(tokenizer, index)
+        requests = list(texts)
+        for event in engine.run():
+            answer = texts[event.request]
+            if answer.stopped:
+                continue
+            if event.finish == "error":
+                failed += 1
+                _print_failure(answer.index, event.request.error)
+                continue
+            piece = "" if event.token is None else answer.add(event.token)
+            if event.finish is not None and not answer.stopped:
+                piece += answer.rest()
+            if settings.stream and piece:
+                _print({"index": answer.index, "piece": piece})
+            if answer.stopped:
+                engine.cancel(event.request)
+            if event.finish is not None or answer.stopped:
+                finish = "stop" if answer.stopped else event.finish
+                _print({"index": answer.index, "answer": answer.whole, "finish": finish})
+    if settings.stats and engine is not None:
+        seconds, tokens = time.perf_counter() - start, sum(len(request.tokens) for request in requests)
         print(
-            f"{len(ids)} prompts of {sum(map(len, ids))} tokens, {tokens} new ones in {seconds:.2f} s, compilation "
-            f"included; cache {engine.nbytes / 2**20:.1f} MiB for {engine.config.slots} rows",
+            f"{len(ids)} prompts of {sum(map(len, ids.values()))} tokens, {tokens} new ones in {seconds:.2f} s, "
+            f"compilation included; cache {engine.nbytes / 2**20:.1f} MiB for {engine.config.slots} rows",
             file=sys.stderr,
         )
-    return 0
+    if not failed:
+        return 0
+    print(f'{failed} of {len(prompts)} prompts failed; their lines say why under "error".', file=sys.stderr)
+    return EXIT_INCOMPLETE
+
+
+def _print_failure(index: int, error: BaseException | None) -> None:
+    _print({"index": index, "answer": None, "finish": "error", "error": str(error)})
 
 
 class AnswerText:
@@ -130,7 +180,8 @@ class AnswerText:
 
 
 def _print(record: dict) -> None:
-    print(json.dumps(record, ensure_ascii=False), flush=True)
+    unicode = (sys.stdout.encoding or "").lower().startswith("utf")
+    print(json.dumps(record, ensure_ascii=not unicode), flush=True)
 
 
 @dataclass(frozen=True)
@@ -138,11 +189,12 @@ class GenerateSettings(ModelSettings):
     """Prompt, routing and sampling of one answer."""
 
     prompt: str | None = None
-    """Text of the prompt."""
-    prompt_file: str | None = None
+    """Text of the prompt. One that looks like a flag is given as --prompt=TEXT."""
+    prompt_file: FilePath | None = None
     """UTF-8 file that holds the prompt, instead of --prompt."""
-    prompts: str | None = None
-    """File of many prompts: one a line, or a .jsonl file of {"prompt": ...}. Prints one JSON line for each answer."""
+    prompts: FilePath | None = None
+    """File of many prompts: one a line, or a .jsonl file of {"prompt": ...}. Prints one JSON line for each answer; for
+    a prompt that cannot be answered the line says why, and the exit code is 3."""
     slots: int = 4
     """Number of prompts of --prompts that are answered at the same time."""
     stream: bool = False
@@ -173,6 +225,10 @@ class GenerateSettings(ModelSettings):
     stats: bool = False
     """Print sparsity, size of the cache and speed to stderr at the end."""
 
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1:
+            raise ConfigError(f"max_new_tokens is {self.max_new_tokens}; want 1 or more.")
+
     def text(self) -> str:
         """The prompt, from whichever of the two places it was given."""
         if (self.prompt is None) == (self.prompt_file is None):
@@ -188,13 +244,13 @@ def main(argv: Sequence[str]) -> int:
         raise ConfigError("--prompts was given beside another prompt; put every prompt into its file.")
     if settings.prompts is not None and settings.cache_mib is not None:
         raise ConfigError("--cache-mib bounds the cache of one prompt; with --prompts, lower --slots or --cache.bits.")
-    prompts = read_prompts(settings.prompts) if settings.prompts is not None else [settings.text()]
+    prompts = [] if settings.prompts is None else read_prompts(settings.prompts)
+    text = settings.text() if settings.prompts is None else ""
     if asked.dry_run:
         print(settings_yaml(settings), end="")
         return 0
-    if settings.prompts is not None:
+    if prompts:
         return answer_all(settings, prompts)
-    text = prompts[0]
 
     import jax.numpy as jnp
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from elastic_jax.cli.args import parse_verb
 from elastic_jax.cli.model import ModelSettings, encode, load_model, load_model_tokenizer, read_prompt
 from elastic_jax.errors import ConfigError
-from elastic_jax.settings import settings_yaml
+from elastic_jax.settings import FilePath, settings_yaml
 
 
 @dataclass(frozen=True)
@@ -18,14 +18,14 @@ class InspectSettings(ModelSettings):
     """Prompts to route, and where the results go."""
 
     prompt: tuple[str, ...] = ()
-    """Texts of one or more prompts."""
-    prompt_file: tuple[str, ...] = ()
+    """Texts of one or more prompts. One that looks like a flag is given as --prompt=TEXT."""
+    prompt_file: tuple[FilePath, ...] = ()
     """UTF-8 files that hold one prompt each."""
     chat: bool = False
     """Wrap each prompt in the model's chat template."""
     router_bias: float = 0.0
     """Number added to logit_full - logit_sparse of every head: above 0 more heads run full, below 0 more run sparse."""
-    png: str | None = None
+    png: FilePath | None = None
     """File for a heat map of all prompts."""
     json: bool = False
     """Print a JSON list with the choice of every head instead of the table."""
@@ -46,6 +46,11 @@ def main(argv: Sequence[str]) -> int:
     if asked.dry_run:
         print(settings_yaml(settings), end="")
         return 0
+
+    if settings.png is not None:
+        from elastic_jax.plots import check_figure
+
+        check_figure(settings.png)
 
     from elastic_jax.inspection import route_prompt, routing_table
 

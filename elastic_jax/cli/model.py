@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 from elastic_jax import smollm2
 from elastic_jax.errors import DataError
 from elastic_jax.files import read_text
+from elastic_jax.settings import FilePath
 from elastic_jax.text import stops
 from elastic_jax.text.chat import chat_text
 from elastic_jax.text.tokens import encode_chat, encode_text
@@ -24,9 +25,9 @@ if TYPE_CHECKING:
 class ModelSettings:
     """Which model, with which routers."""
 
-    model: str = smollm2.NAME
+    model: FilePath = smollm2.NAME
     """Hugging Face directory or hub id, .gguf file, Elastic Attention checkpoint, or `smollm2`: the demo's model."""
-    router: str | None = None
+    router: FilePath | None = None
     """Directory of the routers to use. By default those of the model, for `smollm2` the shipped ones, else new ones."""
     dtype: Literal["bfloat16", "float32", "float16", "auto"] = "bfloat16"
     """Number format of the weights in memory; `auto` keeps the stored one."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import operator
 from collections.abc import Iterable
 
 import numpy as np
@@ -9,26 +11,77 @@ import numpy as np
 from elastic_jax.config import ModelConfig
 from elastic_jax.engine.config import EngineConfig
 from elastic_jax.engine.requests import Prefix, Request
-from elastic_jax.errors import ConfigError, ShapeError
+from elastic_jax.engine.slots import Demand, Slots
+from elastic_jax.errors import ConfigError, ShapeError, shown
 from elastic_jax.kv_cache import CacheConfig
 from elastic_jax.layout import check_token_ids
+from elastic_jax.routing import Imposed, gates_from, to_modes
+from elastic_jax.sampling import Sampling
 
 
-def check_request(job: Request | Prefix, model: ModelConfig, engine: EngineConfig) -> None:
-    """Raises `ShapeError` or `ConfigError` for what no engine of this size could serve."""
+def whole_number(name: str, value: object) -> int:
+    """The number as a Python int, where `value` is an integer of any library; raises `ShapeError` otherwise."""
+    try:
+        if not isinstance(value, bool):
+            return operator.index(value)  # pyrefly: ignore[bad-argument-type]
+    except TypeError:
+        pass
+    raise ShapeError(f"{name} is {shown(value)}; want a whole number.")
+
+
+def token_ids(name: str, values: object) -> tuple[int, ...]:
+    """Token ids as Python ints; raises `ShapeError` for anything but a sequence of whole numbers."""
+    try:
+        given = iter(values)  # pyrefly: ignore[no-matching-overload]
+    except TypeError:
+        raise ShapeError(f"{name} is {shown(values)}; want a sequence of token ids.") from None
+    return tuple(whole_number(f"a token id of {name}", value) for value in given)
+
+
+def imposed_modes(routing: Imposed | None, config: ModelConfig) -> np.ndarray | None:
+    """Modes int8 `[L, 1, K]` of one row, on the host: the engine compares and counts them."""
+    gates = gates_from(routing, config, 1)
+    return None if gates is None else np.asarray(to_modes(gates.z))
+
+
+def check_owner(job: object, owner: object, kind: type[Request | Prefix]) -> None:
+    """Raises `ConfigError` unless `job` is of this kind and of the engine for which `owner` stands."""
+    if not isinstance(job, kind) or job.owner is not owner:
+        raise ConfigError(f"{shown(job)} is no {kind.__name__} of this engine; use the engine that made it.")
+
+
+def demand_of(job: Request | Prefix) -> Demand:
+    """What a request or prefix asks of the slots."""
+    if isinstance(job, Prefix):
+        return Demand(len(job.tokens), len(job.tokens))
+    shared = 0 if job.prefix is None else len(job.prefix.tokens)
+    return Demand(len(job.prompt), len(job.prompt) + job.max_new_tokens, job.beams, shared)
+
+
+def check_request(job: Request | Prefix, slots: Slots) -> None:
+    """Raises `ShapeError` or `ConfigError` for what slots of this number and size could never serve."""
+    model, engine = slots.config, slots.engine
     prompt = job.tokens if isinstance(job, Prefix) else job.prompt
     if not prompt:
         raise ShapeError("the prompt is empty; want at least one token.")
     check_token_ids(prompt, model)
-    new_tokens = 0
+    if not _is_finite(job.router_bias):
+        raise ConfigError(f"router_bias is {shown(job.router_bias)}; want a finite number.")
     if isinstance(job, Request):
-        new_tokens = job.max_new_tokens
         _check_settings(job, model, engine)
-    if len(prompt) + new_tokens > engine.max_length:
+    demand = demand_of(job)
+    if demand.total > engine.max_length:
+        new_tokens = demand.total - demand.prompt
         raise ShapeError(
-            f"prompt of {len(prompt)} tokens + max_new_tokens {new_tokens} = {len(prompt) + new_tokens}; the rows of "
-            f"this engine hold {engine.max_length}. Shorten the prompt, or start the engine with a larger max_length."
+            f"prompt of {len(prompt)} tokens + max_new_tokens {new_tokens} = {demand.total}; the rows of this engine "
+            f"hold {engine.max_length}. Shorten the prompt, or start the engine with a larger max_length."
         )
+    if isinstance(job, Request) and job.prefix is not None:
+        # A prefix holds at most what one more row would.
+        demand = Demand(demand.prompt, demand.total, demand.rows + 1)
+    refusal = slots.refusal(demand, None if job.routing is None else job.routing[:, 0])
+    if refusal:
+        raise ShapeError(refusal)
 
 
 def _check_settings(request: Request, model: ModelConfig, engine: EngineConfig) -> None:
@@ -40,9 +93,24 @@ def _check_settings(request: Request, model: ModelConfig, engine: EngineConfig) 
         raise ConfigError(f"beams is {request.beams}; want 1 to {engine.slots}, the slots of this engine.")
     if request.beams > 1 and (request.sampling.temperature > 0 or request.draft is not None):
         raise ConfigError("beams search for the most likely answer; leave temperature and draft out.")
+    if not isinstance(request.sampling, Sampling):
+        raise ConfigError(f"sampling is {shown(request.sampling)}; want a Sampling.")
+    if not _is_finite(request.length_penalty):
+        raise ConfigError(f"length_penalty is {shown(request.length_penalty)}; want a finite number.")
+    for name, function in (("draft", request.draft), ("on_event", request.on_event)):
+        if function is not None and not callable(function):
+            raise ConfigError(f"{name} is {shown(function)}; want a function.")
+    if request.beams > model.vocab_size - len(request.stop_tokens):
+        raise ConfigError(
+            f"{len(request.stop_tokens)} stop tokens of {model.vocab_size} leave less than {request.beams} beams to "
+            "continue; name fewer stop tokens."
+        )
     prefix = request.prefix
     if prefix is None:
         return
+    check_owner(prefix, request.owner, Prefix)
+    if prefix.error is not None:
+        raise ConfigError(f"the prefix could not be read ({shown(prefix.error)}); cache it again.")
     if prefix.dropped:
         raise ConfigError("the prefix was dropped; cache it again.")
     if request.routing is not None:
@@ -51,6 +119,10 @@ def _check_settings(request: Request, model: ModelConfig, engine: EngineConfig) 
         raise ShapeError(
             f"the prompt does not start with the {len(prefix.tokens)} tokens of its prefix; give the whole prompt."
         )
+
+
+def _is_finite(value: object) -> bool:
+    return isinstance(value, int | float | np.number) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def longest_prefix(

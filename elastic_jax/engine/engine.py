@@ -2,25 +2,35 @@
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from elastic_jax.config import ModelConfig
-from elastic_jax.engine.admission import check_request, longest_prefix
+from elastic_jax.engine.admission import (
+    check_owner,
+    check_request,
+    demand_of,
+    imposed_modes,
+    longest_prefix,
+    token_ids,
+    whole_number,
+)
 from elastic_jax.engine.config import EngineConfig
 from elastic_jax.engine.lanes import BeamLane, Lane, SampledLane
 from elastic_jax.engine.page_pool import Reservation
 from elastic_jax.engine.paged_slots import PagedSlots
 from elastic_jax.engine.requests import Drafter, Event, Finish, Prefix, Request
-from elastic_jax.engine.slots import Demand, Slots
-from elastic_jax.errors import ConfigError, ShapeError
+from elastic_jax.engine.slots import Slots
+from elastic_jax.errors import ConfigError, shown
 from elastic_jax.generation import bucket, end_ids
 from elastic_jax.kv_cache import CacheConfig
 from elastic_jax.model import ElasticForCausalLM
-from elastic_jax.routing import Imposed, gates_from, to_modes
-from elastic_jax.sampling import Sampling
+from elastic_jax.routing import Imposed
+from elastic_jax.sampling import RowSampling, Sampling
+
+_LOG = logging.getLogger(__name__)
 
 
 class Engine:
@@ -28,6 +38,10 @@ class Engine:
 
     What a request answers depends on itself alone, not on what runs beside it. Requests start in the order in which
     they came: one that must wait for rows or pages is not overtaken. One thread drives an engine.
+
+    A request whose draft, callback or own part of the work raises an error ends with finish "error" and keeps the
+    exception in `error`; the others go on. Only what fails for all rows at once is raised by `step`. Every method
+    raises `ConfigError` for requests and prefixes of another engine.
     """
 
     def __init__(self, model: ElasticForCausalLM, config: EngineConfig | None = None, cache: CacheConfig | None = None):
@@ -54,7 +68,7 @@ class Engine:
         self._due: deque[int] = deque()
         self._prefixes: list[Prefix] = []
         self._events: list[Event] = []
-        self._steps = 0
+        self._steps, self._stepping, self._owner = 0, False, object()
 
     @property
     def nbytes(self) -> int:
@@ -96,34 +110,30 @@ class Engine:
             beams: more than 1 searches for the most likely answer with so many rows; no sampling, no drafts.
             length_penalty: beams are compared by log-probability / tokens ** length_penalty.
             prefix: read beforehand with `cache_prefix`; the prompt starts with its tokens and takes over its routing.
-            on_event: called with every event of this request, as it happens.
+            on_event: called with every event of this request as it happens, until it raises an error.
 
         Raises:
             ShapeError: a request that is malformed or could never fit, with the bytes it needs and what would fit.
             ConfigError: settings that exclude each other.
         """
         config = self._model.config
+        stops = end_ids(config) if stop_tokens is None else token_ids("stop_tokens", stop_tokens)
         request = Request(
-            tuple(int(token) for token in prompt),
-            max_new_tokens,
+            token_ids("the prompt", prompt),
+            whole_number("max_new_tokens", max_new_tokens),
             sampling or Sampling(),
-            seed,
-            _modes(routing, config),
+            whole_number("seed", seed),
+            imposed_modes(routing, config),
             router_bias,
-            frozenset(end_ids(config) if stop_tokens is None else stop_tokens),
+            frozenset(token for token in stops if 0 <= token < config.vocab_size),
             draft,
-            beams,
+            whole_number("beams", beams),
             length_penalty,
             prefix,
             on_event,
+            self._owner,
         )
-        check_request(request, config, self.config)
-        mode_LK = None if request.routing is None else request.routing[:, 0]
-        # A prefix holds at most what one more row would.
-        demand = Demand(len(request.prompt), len(request.prompt) + max_new_tokens, beams + (prefix is not None))
-        refusal = self.slots.refusal(demand, mode_LK)
-        if refusal:
-            raise ShapeError(refusal)
+        check_request(request, self.slots)
         if prefix is not None:
             prefix.waiting += 1
         self._queue.append(request)
@@ -145,12 +155,8 @@ class Engine:
             ShapeError: like `submit`.
         """
         config = self._model.config
-        modes = _modes(routing, config)
-        prefix = Prefix(tuple(int(token) for token in tokens), modes, router_bias)
-        check_request(prefix, config, self.config)
-        refusal = self.slots.refusal(self._demand(prefix), None if modes is None else modes[:, 0])
-        if refusal:
-            raise ShapeError(refusal)
+        prefix = Prefix(token_ids("the prefix", tokens), imposed_modes(routing, config), router_bias, self._owner)
+        check_request(prefix, self.slots)
         self._queue.append(prefix)
         return prefix
 
@@ -160,6 +166,7 @@ class Engine:
         Raises:
             ConfigError: requests in the queue still name it.
         """
+        check_owner(prefix, self._owner, Prefix)
         if prefix.waiting:
             raise ConfigError(f"{prefix.waiting} waiting requests name this prefix; cancel them or let them start.")
         if prefix in self._prefixes:
@@ -170,19 +177,21 @@ class Engine:
 
     def cancel(self, request: Request) -> None:
         """Ends a request wherever it is; does nothing for one that has ended."""
+        check_owner(request, self._owner, Request)
         if request.finish is None:
-            if request in self._queue:
-                self._queue.remove(request)
-                if request.prefix is not None:
-                    request.prefix.waiting -= 1
             self._finish(request, "cancelled")
 
     def step(self) -> list[Event]:
         """Starts what can start, packs rows that are due, reads the next tokens of every row that is ready."""
-        self._steps += 1
-        self._admit()
-        self._flush()
-        self._read()
+        if self._stepping:
+            raise ConfigError("a draft or a callback called step, stream or run of its engine, which is in a step.")
+        self._stepping, self._steps = True, self._steps + 1
+        try:
+            self._admit()
+            self._flush()
+            self._read()
+        finally:
+            self._stepping = False
         events, self._events = self._events, []
         return events
 
@@ -193,6 +202,7 @@ class Engine:
 
     def stream(self, request: Request) -> Iterator[Event]:
         """Steps until this request has ended and yields its events. Other requests advance too, and keep theirs."""
+        check_owner(request, self._owner, Request)
         while True:
             while request.events:
                 yield request.events.popleft()
@@ -209,20 +219,17 @@ class Engine:
         if not self.idle:
             raise ConfigError("requests are waiting or running; warm up before the first.")
         lengths = {bucket(n): n for n in range(1, min(longest_prompt, self.config.max_length - 1) + 1)}
-        for routing in (None, "full"):
-            for n in lengths.values():
-                self.submit([0] * n, max_new_tokens=1, routing=routing)
+        asked = [
+            self.submit([0] * n, max_new_tokens=1, routing=mode) for mode in (None, "full") for n in lengths.values()
+        ]
         prefix = self.cache_prefix([0])
         for _ in self.run():
             pass
+        for job in (*asked, prefix):
+            if job.error is not None:
+                raise job.error
         self.slots.warm_up(prefix.kept)
         self.drop_prefix(prefix)
-
-    def _demand(self, job: Request | Prefix) -> Demand:
-        if isinstance(job, Prefix):
-            return Demand(len(job.tokens), len(job.tokens))
-        shared = 0 if job.prefix is None else len(job.prefix.tokens)
-        return Demand(len(job.prompt), len(job.prompt) + job.max_new_tokens, job.beams, shared)
 
     def _admit(self) -> None:
         while self._queue:
@@ -234,6 +241,9 @@ class Engine:
                 job.prefix = longest_prefix(job, self._prefixes, self._model.config, self.cache)
                 if job.prefix is not None:
                     job.prefix.waiting += 1
+            if isinstance(job, Request) and job.prefix is not None and job.prefix.error is not None:
+                self._fail(job, job.prefix.error)
+                continue
             if isinstance(job, Request) and job.prefix is not None and job.prefix.kept is None:
                 self._queue.appendleft(job.prefix)
                 continue
@@ -251,7 +261,7 @@ class Engine:
         if isinstance(job, Request) and job.prefix is not None:
             mode, own = job.prefix.mode_LK, job.prefix
         while True:
-            reservation = self.slots.reserve(self._demand(job), mode)
+            reservation = self.slots.reserve(demand_of(job), mode)
             others = [prefix for prefix in self._prefixes if prefix is not own]
             if reservation is not None or self._lanes or not others:
                 return reservation
@@ -264,33 +274,41 @@ class Engine:
 
     def _read_prefix(self, prefix: Prefix, reservation: Reservation) -> None:
         row = self._free[-1]
-        prompt = self.slots.prefill(prefix.tokens, prefix.routing, prefix.router_bias)
-        self.slots.insert(row, prompt, self._demand(prefix), reservation)
-        prefix.kept, prefix.logits_1V, prefix.mode_LK = self.slots.keep(row, prompt), prompt.logits_1V, prompt.mode_LK
-        prefix.used = self._steps
-        self.slots.release(row)
-        self.slots.end(reservation)
-        self._prefixes.append(prefix)
+        try:
+            prompt = self.slots.prefill(prefix.tokens, prefix.routing, prefix.router_bias)
+            self.slots.insert(row, prompt, demand_of(prefix), reservation)
+            prefix.kept, prefix.logits_1V = self.slots.keep(row, prompt), prompt.logits_1V
+            prefix.mode_LK, prefix.used = prompt.mode_LK, self._steps
+            self._prefixes.append(prefix)
+        except Exception as error:
+            prefix.error = error
+            _LOG.warning("a prefix of %d tokens could not be read: %s", len(prefix.tokens), shown(error))
+        finally:
+            self.slots.release(row)
+            self.slots.end(reservation)
 
     def _start(self, request: Request, reservation: Reservation) -> None:
+        """Gives a request its rows. It owns them before any of its work can fail, so that `_finish` returns them."""
         rows = [self._free.pop() for _ in range(request.beams)]
-        unread: Sequence[int] = ()
-        if request.prefix is None:
-            prompt = self.slots.prefill(request.prompt, request.routing, request.router_bias)
-            self.slots.insert(rows[0], prompt, self._demand(request), reservation)
-            logits_1V, request.mode_LK = prompt.logits_1V, prompt.mode_LK
-        else:
-            prefix = request.prefix
-            prefix.waiting, prefix.used = prefix.waiting - 1, self._steps
-            self.slots.restore(rows[0], prefix.kept, reservation)
-            request.reused = len(prefix.tokens)
-            unread, logits_1V, request.mode_LK = request.prompt[len(prefix.tokens) :], prefix.logits_1V, prefix.mode_LK
+        prefix = request.prefix
+        unread = () if prefix is None else request.prompt[len(prefix.tokens) :]
         lane = (BeamLane if request.beams > 1 else SampledLane)(request, rows, self.slots, unread)
         self._lanes[request], self._reservations[request] = lane, reservation
-        self._note_due(lane)
-        if not unread:
-            assert logits_1V is not None
-            self._tell(request, lane.start(logits_1V))
+        try:
+            if prefix is None:
+                prompt = self.slots.prefill(request.prompt, request.routing, request.router_bias)
+                self.slots.insert(rows[0], prompt, demand_of(request), reservation)
+                logits_1V, request.mode_LK = prompt.logits_1V, prompt.mode_LK
+            else:
+                prefix.waiting, prefix.used = prefix.waiting - 1, self._steps
+                self.slots.restore(rows[0], prefix.kept, reservation)
+                request.reused, request.mode_LK, logits_1V = len(prefix.tokens), prefix.mode_LK, prefix.logits_1V
+            self._note_due(lane)
+            if not unread:
+                assert logits_1V is not None
+                self._tell(request, lane.start(logits_1V))
+        except Exception as error:
+            self._fail(request, error)
 
     def _flush(self) -> None:
         rows = [self._due.popleft() for _ in range(min(len(self._due), self.config.rows_per_flush))]
@@ -298,20 +316,38 @@ class Engine:
             self.slots.flush(rows)
 
     def _read(self) -> None:
-        ready = [lane for lane in self._lanes.values() if all(self.slots.room(row) > 0 for row in lane.rows)]
-        if not ready:
+        reading: list[Lane] = []
+        pieces: dict[int, list[int]] = {}
+        drawings: dict[int, RowSampling] = {}
+        for lane in list(self._lanes.values()):
+            if lane.request.finish is None and all(self.slots.room(row) > 0 for row in lane.rows):
+                self._ask(lane, pieces, drawings)
+                reading.append(lane)
+        if not pieces:
             return
-        pieces = {row: piece for lane in ready for row, piece in lane.pieces().items()}
-        drawings = {row: drawing for lane in ready for row, drawing in lane.drawings().items()}
         longest = max(map(len, pieces.values()))
         width = 1 if longest == 1 else self.config.step_tokens
         logits_BTV, drawn_BT = self.slots.read(pieces, drawings, width=width)
         drawn_BT = np.asarray(drawn_BT)
-        for lane in ready:
+        for lane in reading:
             if lane.request.finish is None:
-                new = lane.advance(logits_BTV, drawn_BT)
-                self._note_due(lane)
-                self._tell(lane.request, new)
+                try:
+                    new = lane.advance(logits_BTV, drawn_BT)
+                    self._note_due(lane)
+                    self._tell(lane.request, new)
+                except Exception as error:
+                    self._fail(lane.request, error)
+
+    def _ask(self, lane: Lane, pieces: dict[int, list[int]], drawings: dict[int, RowSampling]) -> None:
+        """Adds what the rows of a lane read next. Its draft, which may do anything, runs here."""
+        try:
+            asked, drawn = lane.pieces(), lane.drawings()
+        except BaseException as error:
+            self._fail(lane.request, error)
+            return
+        if lane.request.finish is None:
+            pieces |= asked
+            drawings |= drawn
 
     def _note_due(self, lane: Lane) -> None:
         self._due += [row for row in lane.rows if self.slots.room(row) == 0 and row not in self._due]
@@ -324,28 +360,41 @@ class Engine:
             self._emit(Event(request, token=token))
             if request.finish is None and token in request.stop_tokens:
                 self._finish(request, "stop")
-            elif request.finish is None and len(request.tokens) == request.max_new_tokens:
+            elif request.finish is None and len(request.tokens) >= request.max_new_tokens:
                 self._finish(request, "length")
 
     def _finish(self, request: Request, reason: Finish) -> None:
+        """Ends a request that waits or runs, and returns what it holds."""
         request.finish = reason
         lane = self._lanes.pop(request, None)
         if lane is not None:
             for row in lane.rows:
                 self.slots.release(row)
-                self._free.append(row)
+            self._free += lane.rows
             self.slots.end(self._reservations.pop(request))
             self._due = deque(row for row in self._due if row not in lane.rows)
+        elif request in self._queue:
+            self._queue.remove(request)
+            if request.prefix is not None:
+                request.prefix.waiting -= 1
         self._emit(Event(request, finish=reason))
 
+    def _fail(self, request: Request, error: BaseException) -> None:
+        """Ends a request with the error of its own, if it has not ended; an interruption goes on to the caller."""
+        request.error = error
+        _LOG.warning("a request failed: %s", shown(error))
+        if request.finish is None:
+            self._finish(request, "error")
+        if not isinstance(error, Exception):
+            raise error
+
     def _emit(self, event: Event) -> None:
+        request = event.request
         self._events.append(event)
-        event.request.events.append(event)
-        if event.request.on_event is not None:
-            event.request.on_event(event)
-
-
-def _modes(routing: Imposed | None, config: ModelConfig) -> np.ndarray | None:
-    """Modes int8 `[L, 1, K]` of one row, on the host: the engine compares and counts them."""
-    gates = gates_from(routing, config, 1)
-    return None if gates is None else np.asarray(to_modes(gates.z))
+        request.events.append(event)
+        if request.on_event is not None:
+            try:
+                request.on_event(event)
+            except BaseException as error:
+                request.on_event = None
+                self._fail(request, error)

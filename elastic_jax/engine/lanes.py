@@ -6,11 +6,13 @@ Rows of a beam search are continuations of one prompt and share its pages.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import islice
 
 import jax
 import numpy as np
 
 from elastic_jax.engine import programs
+from elastic_jax.engine.admission import token_ids
 from elastic_jax.engine.requests import Request
 from elastic_jax.engine.slots import Slots
 from elastic_jax.errors import ShapeError
@@ -50,16 +52,16 @@ class SampledLane:
         limit = min(width, request.max_new_tokens - len(request.tokens) - 1)
         if request.draft is None or limit < 1:
             return []
-        drafts = [int(token) for token in request.draft([*request.prompt, *request.tokens])]
+        drafts = token_ids("the draft", islice(request.draft([*request.prompt, *request.tokens]), most + 1))
         vocab = self._slots.config.vocab_size
         if len(drafts) > most:
             raise ShapeError(
-                f"a draft of {len(drafts)} tokens; want at most {most}, the smaller of step_tokens - 1 and, below 16 "
-                "bits, the residual of the cache. Cut the draft."
+                f"a draft of more than {most} tokens; want at most {most}, the smaller of step_tokens - 1 and, below "
+                "16 bits, the residual of the cache. Cut the draft."
             )
         if any(not 0 <= token < vocab for token in drafts):
-            raise ShapeError(f"a draft holds {drafts}; want ids in [0, {vocab}).")
-        return drafts[:limit]
+            raise ShapeError(f"a draft holds {list(drafts)}; want ids in [0, {vocab}).")
+        return list(drafts[:limit])
 
     def drawings(self) -> dict[int, RowSampling]:
         """How the rows draw."""

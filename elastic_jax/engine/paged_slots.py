@@ -139,10 +139,11 @@ class PagedSlots(Slots):
         stored_LKJ = stored_groups(mode_LK, groups, self._extent)
         table_LKJ = np.full(self._table.shape[1:], ABSENT, np.int32)
         table_LKJ[..., : stored_LKJ.shape[-1]][stored_LKJ] = self.pool.take((int(stored_LKJ.sum()),), reservation)
+        # first, so that `release` returns the pages where the program fails
+        self._set(row, prompt.length, groups * self.cache.group, mode_LK, table_LKJ, reservation)
         self.state = programs.put_prompt_quantized(
             self._counted(), prompt.kv, np.int32(prompt.length), np.int32(row), mode_LK, table_LKJ
         )
-        self._set(row, prompt.length, groups * self.cache.group, mode_LK, table_LKJ, reservation)
 
     def copy(self, source: int, target: int) -> None:
         self.pool.share(self._table[source])
@@ -165,8 +166,8 @@ class PagedSlots(Slots):
 
     def restore(self, row: int, kept: KeptRow, reservation: Reservation) -> None:
         self.pool.share(kept.table_LKJ)
-        self.state = programs.put_row(self._counted(), np.int32(row), kept.own)
         self._set(row, kept.length, kept.quantized, kept.mode_LK, kept.table_LKJ, reservation)
+        self.state = programs.put_row(self._counted(), np.int32(row), kept.own)
 
     def forget(self, kept: KeptRow) -> None:
         self.pool.drop(kept.table_LKJ)

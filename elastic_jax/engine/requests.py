@@ -12,7 +12,7 @@ import numpy as np
 
 from elastic_jax.sampling import Sampling
 
-Finish = Literal["stop", "length", "cancelled"]
+Finish = Literal["stop", "length", "cancelled", "error"]
 Drafter = Callable[[Sequence[int]], Sequence[int]]
 """From all tokens of a request so far, guesses of the next ones."""
 
@@ -34,6 +34,8 @@ class Prefix:
     routing: np.ndarray | None
     """Modes that were asked for; None left them to the routers."""
     router_bias: float
+    owner: object
+    """Stands for the engine that made it."""
     mode_LK: np.ndarray | None = None
     """Modes int8 `[L, K]`, once it is read."""
     logits_1V: jax.Array | None = None
@@ -43,6 +45,8 @@ class Prefix:
     """Requests in the queue that name it."""
     used: int = 0
     """Engine step of its last use."""
+    error: BaseException | None = None
+    """Why it could not be read; requests that name it end with the same error."""
 
 
 @dataclass(eq=False)
@@ -61,10 +65,14 @@ class Request:
     length_penalty: float
     prefix: Prefix | None
     on_event: Callable[[Event], None] | None
+    owner: object
+    """Stands for the engine that made it."""
     tokens: list[int] = field(default_factory=list)
     """The answer so far, a stop token included."""
     finish: Finish | None = None
     """How it ended; None while it waits or runs."""
+    error: BaseException | None = None
+    """What its draft, its callback or its own part of the work raised; that ends the request and no other."""
     mode_LK: np.ndarray | None = None
     """Routing int8 `[L, K]`, once the prompt is read."""
     reused: int = 0

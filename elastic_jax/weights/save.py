@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import shutil
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -16,7 +17,7 @@ import numpy as np
 
 from elastic_jax.config import ModelConfig
 from elastic_jax.config.model import config_to_elastic
-from elastic_jax.errors import ConfigError
+from elastic_jax.errors import CheckpointError, ConfigError
 from elastic_jax.files import atomic_directory, read_json, write_json
 from elastic_jax.int8_linear import int8_maps
 from elastic_jax.model import ElasticForCausalLM, to_params
@@ -46,6 +47,34 @@ TOKENIZER_FILES = (
     "vocab.txt",
     "merges.txt",
 )
+
+
+_WEIGHTS = (SINGLE, "model-*-of-*.safetensors", ROUTER_WEIGHTS)
+_REPLACED = (CONFIG, INDEX, GENERATION_CONFIG, ROUTER_CONFIG, *_WEIGHTS, *TOKENIZER_FILES)
+"""Names of what `save_pretrained` writes, and so of what it replaces."""
+
+
+def check_replaceable(directory: str | Path) -> None:
+    """Raises `CheckpointError` for a directory that is neither new nor empty and holds no checkpoint to replace."""
+    directory = Path(directory).expanduser()
+    if not directory.is_dir():
+        return
+    names = sorted(entry.name for entry in directory.iterdir())
+    is_checkpoint = {CONFIG, ROUTER_CONFIG} & {*names} and any(any(directory.glob(pattern)) for pattern in _WEIGHTS)
+    if names and not is_checkpoint:
+        raise CheckpointError(
+            f"{directory} holds no checkpoint, but {', '.join(names[:3])}{' ...' if len(names) > 3 else ''}. Only a "
+            "checkpoint is replaced; choose another directory."
+        )
+
+
+@contextmanager
+def _new_checkpoint(directory: str | Path, overwrite: bool) -> Iterator[Path]:
+    """Where to write the files of a checkpoint; see `atomic_directory`."""
+    if overwrite:
+        check_replaceable(directory)
+    with atomic_directory(directory, replaces=_REPLACED if overwrite else None) as partial:
+        yield partial
 
 
 def write_side_files(source: str | None, config: ModelConfig, directory: Path) -> None:
@@ -87,14 +116,15 @@ def save_pretrained(
     Args:
         format: "hf": the backbone, as `transformers` reads it; "elastic": backbone, routers and λ under the names of
             released Elastic Attention checkpoints; "router": routers only, for `from_pretrained(router=...)`.
-        overwrite: replace a directory that is not empty.
+        overwrite: replace a checkpoint that is in the directory; other files there stay.
         max_shard_bytes: tensors are split into files of at most this size.
 
     Values that were not changed since loading are written bit for bit in the dtype of the model. The tokenizer of
     `model.source` goes along, except for "router".
 
     Raises:
-        CheckpointError: the target is not empty, or cannot be written; what was there is unchanged.
+        CheckpointError: the target is not empty (with `overwrite`: and holds no checkpoint), or cannot be written; what
+            was there is unchanged.
         ConfigError: a model that the format cannot express.
     """
     config = model.config
@@ -102,7 +132,7 @@ def save_pretrained(
     if format not in ("hf", "elastic", "router"):
         raise ConfigError(f"unknown checkpoint format {format!r}; want hf, elastic or router.")
     if format == "router":
-        with atomic_directory(directory, overwrite=overwrite) as partial:
+        with _new_checkpoint(directory, overwrite) as partial:
             name = Path(model.source).name if model.source else None
             write_json(partial / ROUTER_CONFIG, router_json(config, name))
             _write_file(partial / ROUTER_WEIGHTS, _pieces(params, routers=True, backbone=False))
@@ -113,7 +143,7 @@ def save_pretrained(
         kept = {**(model.extras or default_extras(config)), **log_temperatures(config)}
         pieces += [_Piece(name, value) for name, value in kept.items()]
     raw["dtype"] = raw["torch_dtype"] = str(params["embed.embedding"].dtype)
-    with atomic_directory(directory, overwrite=overwrite) as partial:
+    with _new_checkpoint(directory, overwrite) as partial:
         write_json(partial / CONFIG, raw)
         _write_shards(partial, pieces, max_shard_bytes)
         write_side_files(model.source, config, partial)
@@ -141,7 +171,7 @@ def save_reward_model(
         "dtype": str(params["embed.embedding"].dtype),
         "torch_dtype": str(params["embed.embedding"].dtype),
     }
-    with atomic_directory(directory, overwrite=overwrite) as partial:
+    with _new_checkpoint(directory, overwrite) as partial:
         write_json(partial / CONFIG, raw)
         _write_shards(partial, list(_pieces(params, routers=False, backbone=True)), max_shard_bytes)
         write_side_files(decoder.source, config, partial)

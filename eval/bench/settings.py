@@ -9,6 +9,7 @@ from elastic_jax import smollm2
 from elastic_jax.cli.model import ModelSettings
 from elastic_jax.errors import ConfigError
 from elastic_jax.kv_cache.config import BITS, KEY_TRANSFORMS, KeyTransform
+from elastic_jax.settings import FilePath
 from eval.harness.settings import refuse_doubles
 
 LONGEST = 2**18
@@ -34,11 +35,11 @@ class BenchKernelSettings:
     """Type of the operands; by default float32 on CPU and bfloat16 elsewhere."""
     rounds: int = 5
     """Timed samples of each program; programs take turns and the fastest sample counts."""
-    torch_python: str | None = None
+    torch_python: FilePath | None = None
     """A Python that has torch, to time its attention on the same device: SDPA, and on a GPU FlexAttention."""
-    out: str | None = None
+    out: FilePath | None = None
     """JSON file for the results."""
-    plot: str | None = None
+    plot: FilePath | None = None
     """Picture of the results; the ending names the format."""
 
     def __post_init__(self) -> None:
@@ -65,9 +66,9 @@ class BenchAttentionSettings:
     """Sequence length of the mixture: 10 KV heads, 7 of them sparse."""
     rounds: int = 5
     """Timed calls of each program; programs take turns and the fastest call counts."""
-    torch_python: str | None = None
+    torch_python: FilePath | None = None
     """A Python that has torch, to time its scaled_dot_product_attention on the same shapes and cores."""
-    out: str | None = None
+    out: FilePath | None = None
     """JSON file for the results."""
 
     def __post_init__(self) -> None:
@@ -82,9 +83,9 @@ class BenchAttentionSettings:
 class BenchPrefillSettings:
     """What is timed, and against what."""
 
-    model: str = smollm2.NAME
+    model: FilePath = smollm2.NAME
     """Hugging Face directory or hub id, .gguf file, Elastic Attention checkpoint, or `smollm2`."""
-    router: str | None = None
+    router: FilePath | None = None
     """Directory of a router-only checkpoint; by default the model's own."""
     lengths: tuple[int, ...] = (2048, 8192)
     """Tokens of the prompts that the whole model reads."""
@@ -92,9 +93,9 @@ class BenchPrefillSettings:
     """Number formats of the weights."""
     repeats: int = 1
     """Timed runs after the warming one; the median counts."""
-    torch_python: str | None = None
+    torch_python: FilePath | None = None
     """A Python that has torch and transformers, to time the same weights and prompts there."""
-    out: str | None = None
+    out: FilePath | None = None
     """JSON file for the results."""
 
     def __post_init__(self) -> None:
@@ -107,7 +108,7 @@ class BenchPrefillSettings:
 class BenchCacheSettings(ModelSettings):
     """Which caches, at which sizes, and what is measured of them."""
 
-    out: str | None = None
+    out: FilePath | None = None
     """Folder of the report and of the journals; give the same folder again to go on after an interruption."""
     bits: tuple[int, ...] = (16, 2, 4, 8)
     """Kinds of cache, by bits per stored element; 16 is the unquantised one, in the model dtype."""
@@ -125,15 +126,15 @@ class BenchCacheSettings(ModelSettings):
     """Decode steps of one timed call."""
     rounds: int = 2
     """Timed calls of each kind of cache; kinds take turns and the fastest call counts."""
-    torch_python: str | None = None
+    torch_python: FilePath | None = None
     """A Python that has torch and transformers, to time its caches with the same weights on the same cores."""
     quality: bool = False
     """Whether perplexity and retrieval are measured, with each key transform, with and without outliers."""
     key_transforms: tuple[KeyTransform, ...] = KEY_TRANSFORMS
     """Key transforms whose quality is measured."""
-    texts: str | None = None
+    texts: FilePath | None = None
     """Folder of *.txt prose, of which the evaluation split is used; by default Python's language reference."""
-    code: str | None = None
+    code: FilePath | None = None
     """Folder of *.py sources, of which the evaluation split is used; by default the standard library."""
     quality_tokens: int = 2048
     """Tokens of the windows of running text and of the retrieval prompts."""

@@ -67,7 +67,7 @@ class Encoder:
         for _ in range(_ROUNDS):
             if keep < 1:
                 break
-            text = self.tokenizer.decode(middle_cut(part_ids, keep), skip_special_tokens=True)
+            text = self.tokenizer.decode(middle_cut(part_ids, keep), skip_special_tokens=False)
             shortened = (*segments[:part], Segment(str(text), cuttable=True), *segments[part + 1 :])
             messages = (
                 *content.messages[:place],

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from elastic_jax.cli.model import ModelSettings
 from elastic_jax.errors import ConfigError
+from elastic_jax.settings import FilePath
 
 ViewName = Literal["full", "sparse", "elastic"]
 
@@ -17,7 +18,7 @@ ViewName = Literal["full", "sparse", "elastic"]
 class BenchmarkSettings(ModelSettings):
     """Which model runs how, and where results go."""
 
-    out: str | None = None
+    out: FilePath | None = None
     """Folder of the report and of the journal; give the same folder again to go on after an interruption."""
     views: tuple[ViewName, ...] = ("full", "sparse", "elastic")
     """Ways to run attention that are compared: every head full, every head sparse, as the routers decide."""
@@ -31,7 +32,7 @@ class BenchmarkSettings(ModelSettings):
     """Bits per element of further caches under which elastic attention is run as well: 2, 4 or 8."""
     router_bias: tuple[float, ...] = (0.0,)
     """Values added to logit_full - logit_sparse, one elastic run each: positive for quality, negative for sparsity."""
-    head_scores: str | None = None
+    head_scores: FilePath | None = None
     """`heads.json` of `eval heads`: which heads retrieve; needed by --forced-msr."""
     forced_msr: tuple[float, ...] = ()
     """Shares of heads to run sparse whatever the prompt, those that retrieve least first; one further run each."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from elastic_jax.cli.args import required
+from elastic_jax.settings import FilePath
 from eval.verb import checked_settings
 
 
@@ -14,15 +15,15 @@ from eval.verb import checked_settings
 class CompareSettings:
     """Which runs, and which of their arms."""
 
-    a: str | None = None
+    a: FilePath | None = None
     """Output folder of the first run."""
-    b: str | None = None
+    b: FilePath | None = None
     """Output folder of the second run."""
     arm_a: str | None = None
     """Arm of the first run, such as full; by default every arm that both have is compared with itself."""
     arm_b: str | None = None
     """Arm of the second run."""
-    out: str | None = None
+    out: FilePath | None = None
     """Folder for comparison.md and comparison.csv; by default the table is only printed."""
 
 

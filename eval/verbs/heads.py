@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from elastic_jax.errors import ConfigError
+from elastic_jax.settings import FilePath
 from eval.harness.settings import BenchmarkSettings, ViewName
 from eval.verb import benchmark_verb
 
@@ -26,7 +27,7 @@ class HeadsSettings(BenchmarkSettings):
     """Tokens of prompt and answer together."""
     per_task: int = 10
     """Samples of each task at each length."""
-    haystack: str | None = None
+    haystack: FilePath | None = None
     """Text file, or folder of *.txt, in which needles hide; by default Python's language reference."""
 
     def __post_init__(self) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from elastic_jax.plots import check_figure
 from eval.bench.settings import BenchKernelSettings
 from eval.verb import checked_settings, write_results
 
@@ -18,6 +19,9 @@ def main(argv: Sequence[str]) -> int:
         return 0
     if settings.torch_python is not None:
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # else nothing of a GPU is left for torch
+
+    if settings.plot is not None:
+        check_figure(settings.plot)
 
     from rich.console import Console
 

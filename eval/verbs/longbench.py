@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 from elastic_jax.cli.args import required
 from elastic_jax.errors import ConfigError
+from elastic_jax.settings import FilePath
 from eval.harness.settings import BenchmarkSettings
 from eval.verb import benchmark_verb
 
@@ -24,7 +25,7 @@ E_TASKS = (
 class LongBenchSettings(BenchmarkSettings):
     """Which of the three benchmarks, and where its files are."""
 
-    data: str | None = None
+    data: FilePath | None = None
     """Folder of the published files (LongBench and -E: unpack the hub's data.zip), one of them, or for version 2 the
     data set on the hub: THUDM/LongBench-v2."""
     version: Literal["1", "e", "2"] = "1"

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from elastic_jax.errors import ConfigError
+from elastic_jax.settings import FilePath
 from eval.harness.settings import BenchmarkSettings
 from eval.verb import benchmark_verb
 
@@ -28,7 +29,7 @@ class NeedlesSettings(BenchmarkSettings):
     """Samples of each task at each depth and length."""
     distractors: int = 1
     """Needles in each prompt that the question is not about."""
-    haystack: str | None = None
+    haystack: FilePath | None = None
     """Text file, or folder of *.txt, in which needles hide; by default Python's language reference."""
     generate: bool = False
     """Write the answer and look for it in the reply; by default the known answer is scored, in one pass: does greedy

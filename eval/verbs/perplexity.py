@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from elastic_jax.errors import ConfigError
+from elastic_jax.settings import FilePath
 from eval.harness.settings import BenchmarkSettings
 from eval.verb import benchmark_verb
 
@@ -24,9 +25,9 @@ class PerplexitySettings(BenchmarkSettings):
     """Windows of each kind of text at each length."""
     parts: int = 8
     """Equal parts of a window; the routers decide from the first, the others are scored."""
-    texts: str | None = None
+    texts: FilePath | None = None
     """Text file, or folder of *.txt, as long as the windows at least; by default Python's language reference."""
-    code: str | None = None
+    code: FilePath | None = None
     """Folder of *.py sources, of which the evaluation split is used; by default the standard library."""
 
     def __post_init__(self) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from elastic_jax.errors import ConfigError
+from elastic_jax.settings import FilePath
 from eval.harness.settings import BenchmarkSettings, ViewName
 from eval.verb import benchmark_verb
 
@@ -24,11 +25,11 @@ class RoutingSettings(BenchmarkSettings):
     """Tokens of a prompt."""
     per_task: int = 20
     """Prompts of each kind at each length."""
-    haystack: str | None = None
+    haystack: FilePath | None = None
     """Text file, or folder of *.txt; by default Python's language reference."""
-    code: str | None = None
+    code: FilePath | None = None
     """Folder of *.py sources, of which the evaluation split is used; by default the standard library."""
-    records: str | None = None
+    records: FilePath | None = None
     """JSON lines with context, question and metadata.task, instead of probes and running text; cut to the last of
     --lengths."""
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from elastic_jax.errors import ConfigError
+from elastic_jax.settings import FilePath
 from eval.harness.settings import BenchmarkSettings
 from eval.verb import benchmark_verb
 
@@ -24,11 +25,11 @@ class RulerSettings(BenchmarkSettings):
     """Tokens of prompt and answer together."""
     per_task: int = 25
     """Samples of each task at each length; the published results have 500."""
-    haystack: str | None = None
+    haystack: FilePath | None = None
     """Text file, or folder of *.txt, in which needles hide; by default Python's language reference."""
-    qa_1: str | None = None
+    qa_1: FilePath | None = None
     """SQuAD file (JSON) for task qa_1."""
-    qa_2: str | None = None
+    qa_2: FilePath | None = None
     """HotpotQA or SQuAD file (JSON) for task qa_2."""
 
     def __post_init__(self) -> None:

@@ -10,6 +10,16 @@ PROBABILITIES = np.array([0.5, 0.3, 0.15, 0.05])
 LOGITS = jnp.broadcast_to(jnp.log(PROBABILITIES), (20_000, 4))
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [{name: value} for name in ("temperature", "top_p") for value in (float("nan"), float("inf"), -1.0, "1", True)]
+    + [{"top_k": value} for value in (2.5, -1, "3")],
+)
+def test_settings_that_are_no_numbers_are_refused(settings):
+    with pytest.raises(ConfigError, match=f"sampling {next(iter(settings))} is"):
+        Sampling(**settings)
+
+
 def shares(sampling):
     return np.bincount(next_token(LOGITS, jax.random.key(0), sampling), minlength=4) / len(LOGITS)
 

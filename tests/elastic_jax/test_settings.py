@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from elastic_jax.errors import ConfigError
-from elastic_jax.settings import find_config, load_settings, settings_dict, settings_yaml
+from elastic_jax.settings import FilePath, expand_home, find_config, load_settings, settings_dict, settings_yaml
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,30 @@ def test_a_file_fills_the_fields_that_it_names(yaml_file):
         shares={"code": 1.0},
         optimizer=Optimizer(peak=2e-4, betas=(0.8, 0.9)),
     )
+
+
+@dataclass(frozen=True)
+class Places:
+    out: FilePath | None = None
+    home: FilePath = "~"
+    files: tuple[FilePath, ...] = ()
+    named: dict[str, FilePath] = field(default_factory=dict)
+    folder: Path = Path("runs")
+    prompt: str = ""
+
+
+@dataclass(frozen=True)
+class Outer:
+    places: Places = field(default_factory=Places)
+
+
+def test_a_tilde_is_the_home_directory_in_every_path_and_in_nothing_else(yaml_file, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    text = "places: {out: ~/out, files: [~/a, b~], named: {x: ~/x}, folder: ~/f, prompt: ~/hi}\n"
+    read = load_settings(Outer, yaml_file(text)).places
+    files, named = ("/home/me/a", "b~"), {"x": "/home/me/x"}
+    assert read == Places("/home/me/out", "/home/me", files, named, Path("/home/me/f"), "~/hi")
+    assert expand_home(Outer(read)) == Outer(read)
 
 
 def test_optional_values(yaml_file):

@@ -3,13 +3,14 @@
 from dataclasses import dataclass
 
 from elastic_jax.errors import ConfigError
+from elastic_jax.settings import FilePath
 
 
 @dataclass(frozen=True)
 class DemoSettings:
     """Size of the demonstration, and where it writes."""
 
-    out: str = "runs/demo"
+    out: FilePath = "runs/demo"
     """Folder for the picture, the training run and the checkpoints (about 600 MB)."""
     prompt_tokens: int = 1536
     """Length of each prompt, in tokens; sparse heads skip work from about 400 tokens on."""

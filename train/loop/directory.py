@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -98,4 +99,6 @@ def _leaves(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str
         if isinstance(value, Mapping):
             yield from _leaves(value, f"{prefix}{name}.")
         else:
-            yield f"{prefix}{name}", list(value) if isinstance(value, tuple) else value
+            # earlier versions stored paths with their `~`
+            expanded = os.path.expanduser(value) if isinstance(value, str) else value
+            yield f"{prefix}{name}", list(expanded) if isinstance(expanded, tuple) else expanded

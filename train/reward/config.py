@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from elastic_jax.errors import ConfigError
+from elastic_jax.settings import FilePath
 from elastic_jax.sharding import MeshConfig
 from train.optim_config import AdamConfig
 from train.run_config import DistributedConfig, RunConfig
@@ -63,9 +64,9 @@ class RewardRunConfig(RunConfig):
 class RecordsConfig:
     """Where records come from."""
 
-    records: str | None = None
+    records: FilePath | None = None
     """Records to train on: .jsonl, .parquet or an Arrow directory; without it they are generated."""
-    held_out: str | None = None
+    held_out: FilePath | None = None
     """Records to measure on, in the same form; with `records`, required."""
     generated: int = 400
     """Records to generate for training."""
@@ -160,9 +161,9 @@ class BradleyTerryConfig:
 class RewardModelSettings:
     """Which model is trained and how it runs."""
 
-    model: str | None = None
+    model: FilePath | None = None
     """Model to train: Hugging Face directory or hub id, .gguf file, or `smollm2`, the demo's model."""
-    router: str | None = None
+    router: FilePath | None = None
     """Router directory for the model; needed for `routing: routers` where the model has none."""
     routing: Literal["full", "routers"] = "full"
     """Full attention in every head, or as the routers decide; they are not trained here."""

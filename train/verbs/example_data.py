@@ -8,7 +8,8 @@ from pathlib import Path
 
 from elastic_jax.cli.args import parse_verb, required
 from elastic_jax.errors import ConfigError
-from elastic_jax.files import write_json_lines
+from elastic_jax.files import check_output, write_json_lines
+from elastic_jax.settings import FilePath
 from train.reward.data.records import JudgeRecord, PreferenceRecord
 
 
@@ -16,7 +17,7 @@ from train.reward.data.records import JudgeRecord, PreferenceRecord
 class ExampleDataSettings:
     """How much is made of what."""
 
-    out: str | None = None
+    out: FilePath | None = None
     """Folder to write; files of the same names are replaced."""
     train: int = 1024
     """Records to train on, of each kind of file."""
@@ -46,6 +47,7 @@ def main(argv: Sequence[str]) -> int:
     asked = parse_verb(ExampleDataSettings, argv, verb="train example-data", summary=str(main.__doc__))
     settings = asked.settings
     folder = Path(required(settings.out, "--out FOLDER", "folder to write"))
+    check_output(folder, folder=True)
     if asked.dry_run:
         print(settings)
         return 0

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from elastic_jax.errors import ConfigError
+from elastic_jax.settings import FilePath
 from eval.harness.settings import BenchmarkSettings
 
 Ask = Literal["verdict", "choice", "reward"]
@@ -21,7 +22,7 @@ _LONGEST = 131_072
 class JudgeSettings(BenchmarkSettings):
     """Which records are put to the judge, and how."""
 
-    data: str = TWIN
+    data: FilePath = TWIN
     """Folder with the benchmark's *.jsonl files, or `twin`: made-up records with known labels, nothing to download."""
     mode: Mode = "strict"
     """compat: as the published evaluators, slips included; strict: both orders, last verdict, whole rankings only."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from elastic_jax.cli.model import ModelSettings
 from elastic_jax.errors import ConfigError
+from elastic_jax.settings import FilePath
 from eval.harness.settings import refuse_doubles
 
 
@@ -13,11 +14,11 @@ from eval.harness.settings import refuse_doubles
 class RouterReportSettings(ModelSettings):
     """Which texts, how many samples, and where the report goes."""
 
-    out: str | None = None
+    out: FilePath | None = None
     """Folder of the report and of the journal; give the same folder again to go on after an interruption."""
-    texts: str | None = None
+    texts: FilePath | None = None
     """Folder of *.txt prose, of which the evaluation split is used; by default Python's language reference."""
-    code: str | None = None
+    code: FilePath | None = None
     """Folder of *.py sources, of which the evaluation split is used; by default the standard library."""
     lengths: tuple[int, ...] = (1024, 2048, 4096)
     """Tokens of the prompts and of the windows of running text."""

@@ -1,5 +1,7 @@
 """The command: finding verbs, help, and one clear line for whatever the user got wrong."""
 
+import errno
+import os
 import subprocess
 import sys
 from importlib.metadata import EntryPoint
@@ -22,6 +24,21 @@ def interrupted(argv):
 def refusing(argv):
     """Refuses its data."""
     raise DataError("the record is broken")
+
+
+def lacking_disk(argv):
+    """Finds the disk full."""
+    raise OSError(errno.ENOSPC, "No space left on device", "/some/file")
+
+
+def lacking_rights(argv):
+    """May not write."""
+    os.mkdir("/proc/nope")
+
+
+def printing(argv):
+    """Prints what the encoding of the output lacks."""
+    "größe".encode("ascii")
 
 
 @pytest.fixture
@@ -97,6 +114,27 @@ def test_refusal_is_one_line_and_exit_code_2(verb, capsys):
     verb(refusing)
     assert cli.main(["tell", "it"]) == 2
     assert capsys.readouterr().err == "elastic-jax tell it: the record is broken\n"
+
+
+@pytest.mark.parametrize(
+    ("function", "says"),
+    [
+        (lacking_disk, "/some/file: No space left on device."),
+        (lacking_rights, "/proc/nope: No such file or directory."),
+        (printing, "the output has the character \\xf6, which its encoding ascii lacks. Set PYTHONIOENCODING=utf-8."),
+    ],
+)
+def test_what_the_system_refuses_is_one_line_and_exit_code_2(verb, capsys, function, says):
+    verb(function)
+    assert cli.main(["tell", "it"]) == 2
+    assert capsys.readouterr().err == f"elastic-jax tell it: {says}\n"
+
+
+def test_output_that_nobody_reads_ends_the_verb_quietly():
+    command = [sys.executable, "-m", "elastic_jax.cli", "generate", "--prompt", "x", "--dry-run"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT)
+    process.stdout.close()
+    assert (process.stderr.read(), process.wait()) == (b"", 141)
 
 
 def test_debug_shows_where_a_refusal_comes_from(verb):

@@ -8,6 +8,7 @@ import sys
 
 import numpy as np
 import pytest
+import yaml
 
 from elastic_jax import cli
 from elastic_jax.generation import generate
@@ -82,15 +83,56 @@ def test_generate_answers_many_prompts_as_it_answers_each(capsys, checkpoint, tm
 def test_files_of_prompts_that_cannot_be_used_are_refused(capsys, checkpoint, tmp_path):
     broken = tmp_path / "prompts.jsonl"
     common = ["generate", "--model", checkpoint, "--prompts", broken]
-    for content, says in (
-        ('{"prompt": "a"}\n{"text": 1}', ":2: want a JSON object"),
-        ('{"prompt": 1}', "a string under"),
-        (" ", "holds no prompt"),
-    ):
-        broken.write_text(content)
-        assert says in refusal(capsys, *common)
+    assert "cannot be read" in refusal(capsys, *common)
+    broken.write_text(" ")
+    assert "holds no prompt" in refusal(capsys, *common)
     assert "beside another prompt" in refusal(capsys, *common, "--prompt", "x")
     assert "--cache-mib" in refusal(capsys, *common, "--cache-mib", 1)
+
+
+BAD_LINES = {
+    b'{"prompt": "no \xff UTF-8"}': ":2: 'utf-8' codec",
+    b'{"prompt": 1}': ":2: want a JSON object",
+    b'{"prompt": null}': ":2: want a JSON object",
+    b"{": ":2:",
+    b'{"prompt": ""}': "the prompt is empty",
+    b'{"prompt": "%s"}' % (b"x" * 600): "the model has 512 positions",
+}
+
+
+@pytest.mark.parametrize("bad", BAD_LINES, ids=range(len(BAD_LINES)))
+def test_a_bad_prompt_in_a_file_costs_the_others_nothing(capsys, checkpoint, tmp_path, bad):
+    file, good = tmp_path / "prompts.jsonl", [b'{"prompt": "abc"}', b'{"prompt": "the fox", "system": null}']
+    common = ["generate", "--model", checkpoint, "--dtype", "float32", "--max-new-tokens", 5, "--temperature", 1]
+
+    def answers(code, *lines):
+        file.write_bytes(b"\n".join(lines))
+        assert cli.main([*map(str, common), "--prompts", str(file)]) == code
+        out, err = capsys.readouterr()
+        return {line["index"]: line for line in map(json.loads, out.splitlines())}, err
+
+    wanted, err = answers(0, good[0], good[0], good[1])
+    assert err == ""
+    got, err = answers(3, good[0], bad, good[1])
+    assert BAD_LINES[bad] in got[1].pop("error") and got.pop(1) == {"index": 1, "answer": None, "finish": "error"}
+    assert got == {index: wanted[index] for index in (0, 2)}
+    assert err == '1 of 3 prompts failed; their lines say why under "error".\n'
+
+
+@pytest.mark.parametrize("text", ["None", "-x", "--help me", "- a list", "--max-new-tokens of what?", "~/x", "--debug"])
+def test_a_prompt_may_look_like_anything(capsys, text):
+    asked = ["--prompt", text] if text != "--debug" else ["--prompt=--debug"]
+    printed = yaml.safe_load(run(capsys, "generate", *asked, "--system", "None", "--dry-run"))
+    assert (printed["prompt"], printed["system"]) == (text, "None")
+    assert yaml.safe_load(run(capsys, "inspect", *asked, "--dry-run"))["prompt"] == [text]
+
+
+def test_a_second_file_of_settings_is_refused(capsys, tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).write_text(f"prompt: {name}\n")
+    assert "--config is given 2 times" in refusal(
+        capsys, "generate", "--config", tmp_path / "a", f"--config={tmp_path / 'b'}", "--dry-run"
+    )
 
 
 def test_inspect_agrees_with_the_model(capsys, checkpoint, tokenizer, tmp_path):
@@ -140,6 +182,7 @@ def test_convert_overwrites_only_when_told(capsys, checkpoint, tmp_path):
     (out / "thesis.txt").write_text("precious")
     common = ["convert", "--model", checkpoint, "--format", "router", "--out", out]
     assert "--overwrite" in refusal(capsys, *common)
+    assert "holds no checkpoint" in refusal(capsys, *common, "--overwrite")
     assert [file.name for file in out.iterdir()] == ["thesis.txt"]
 
 
@@ -164,6 +207,11 @@ def test_dry_run_prints_the_settings_and_writes_nothing(capsys, checkpoint, tmp_
         (["generate", "--prompt", "x", "--chat"], "no chat template"),
         (["generate", "--prompt", "x" * 600], "positions"),
         (["generate", "--prompt", "x", "--temperature", "-1"], "temperature is -1"),
+        (["generate", "--prompt", "x", "--temperature", "nan"], "temperature is nan"),
+        (["generate", "--prompt", "x", "--router-bias", "nan"], "router_bias is nan"),
+        (["inspect", "--prompt", "x", "--png", "picture.foo"], "ending '.foo'; want one of"),
+        (["inspect", "--prompt", "x", "--png", "/proc/nope/x.png"], "cannot write /proc/nope/x.png"),
+        (["convert", "--out", "/proc/nope/x"], "cannot write /proc/nope/x"),
         (["inspect"], "no prompt"),
         (["inspect", "--prompt", "x" * 600], "512"),
         (["convert"], "no directory to write"),

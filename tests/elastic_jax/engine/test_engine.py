@@ -309,6 +309,17 @@ def test_beams_over_packed_pages_end_at_a_stop_token_and_leave_nothing():
         ({"beams": 4}, "want 1 to 3, the slots"),
         ({"beams": 2, "sampling": SAMPLED}, "leave temperature and draft out"),
         ({"seed": -1}, "seed is -1"),
+        ({"seed": 0.5}, "seed is 0.5; want a whole number"),
+        ({"max_new_tokens": 3.5}, "max_new_tokens is 3.5; want a whole number"),
+        ({"prompt": [1.0]}, "a token id of the prompt is 1.0"),
+        ({"prompt": "12"}, "a token id of the prompt is '1'"),
+        ({"prompt": 5}, "want a sequence of token ids"),
+        ({"stop_tokens": ["2"]}, "a token id of stop_tokens is '2'"),
+        ({"router_bias": float("nan")}, "router_bias is nan"),
+        ({"beams": 2, "length_penalty": float("inf")}, "length_penalty is inf"),
+        ({"beams": 2, "stop_tokens": range(63)}, "leave less than 2 beams"),
+        ({"sampling": {"temperature": 1}}, "want a Sampling"),
+        ({"draft": [1]}, r"draft is \[1\]; want a function"),
     ],
 )
 def test_requests_that_cannot_be_are_refused_when_they_come(options, message):
@@ -333,19 +344,69 @@ def test_a_request_beyond_the_pool_is_refused_with_what_would_fit():
     assert_empty(serving)
 
 
-def test_drafts_that_are_too_long_or_no_tokens_are_refused():
+def test_drafts_that_are_too_long_or_no_tokens_end_their_request():
     short = dataclasses.replace(PACKED, residual=2)
     for cache, draft, message in (
-        (PACKED, [1] * 4, "a draft of 4 tokens; want at most 3"),
-        (short, [1] * 3, "a draft of 3 tokens; want at most 2"),
+        (PACKED, [1] * 4, "a draft of more than 3 tokens"),
+        (short, [1] * 3, "a draft of more than 2 tokens"),
         (PACKED, [64], r"want ids in \[0, 64\)"),
     ):
         serving = engine(cache)
         request = serving.submit(ids(39), max_new_tokens=9, draft=lambda _, draft=draft: draft)
+        finish(serving, request)
+        assert request.finish == "error" and len(request.tokens) == 1
         with pytest.raises(ShapeError, match=message):
-            finish(serving)
-        serving.cancel(request)
+            raise request.error
         assert_empty(serving)
+
+
+def test_a_callback_that_raises_once_at_the_last_token_ends_its_request():
+    serving, events = engine(PLAIN), []
+
+    def hear(event):
+        events.append(event)
+        if len(event.request.tokens) == 4:
+            raise BrokenPipeError("client went away")
+
+    faulty, other = (serving.submit(ids(9), max_new_tokens=4, on_event=hear) for hear in (hear, None))
+    assert finish(serving, faulty, other)[0] == other.tokens and len(other.tokens) == 4
+    assert faulty.finish == "error" and isinstance(faulty.error, BrokenPipeError) and len(events) == 4
+    assert list(serving.stream(faulty))[-1].finish == "error"
+    assert_empty(serving)
+
+
+def test_an_interruption_in_a_callback_reaches_the_caller_and_costs_its_request_only():
+    serving = engine(PLAIN)
+
+    def interrupt(event):
+        raise KeyboardInterrupt
+
+    faulty, other = (serving.submit(ids(9), max_new_tokens=4, on_event=hear) for hear in (interrupt, None))
+    with pytest.raises(KeyboardInterrupt):
+        serving.step()
+    assert len(finish(serving, faulty, other)[1]) == 4 and faulty.finish == "error"
+    assert_empty(serving)
+
+
+def test_a_prefix_that_cannot_be_read_ends_the_requests_that_name_it(monkeypatch):
+    serving = engine()
+    prefill = serving.slots.prefill
+
+    def fail_for_prefix(prompt, *rest):
+        if len(prompt) == 50:
+            raise MemoryError("too large")
+        return prefill(prompt, *rest)
+
+    monkeypatch.setattr(serving.slots, "prefill", fail_for_prefix)
+    prefix = serving.cache_prefix(ids(50))
+    named = serving.submit([*ids(50), 1], max_new_tokens=3, prefix=prefix)
+    other = serving.submit(ids(9), max_new_tokens=3)
+    finish(serving, named, other)
+    assert named.error is prefix.error is not None and len(other.tokens) == 3
+    with pytest.raises(ConfigError, match="could not be read"):
+        serving.submit(ids(50), max_new_tokens=1, prefix=prefix)
+    serving.drop_prefix(prefix)
+    assert_empty(serving)
 
 
 @pytest.mark.parametrize(

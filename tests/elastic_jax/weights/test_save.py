@@ -34,13 +34,29 @@ def test_a_target_that_is_not_empty_is_refused(model: ElasticForCausalLM, tmp_pa
         save_pretrained(model, tmp_path / "out" / "notes.txt")
 
 
-def test_overwrite_replaces_the_whole_directory(model: ElasticForCausalLM, tmp_path: Path) -> None:
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "notes.txt").write_text("old")
-    save_pretrained(model, tmp_path / "out", overwrite=True)
-    assert {"config.json", WEIGHTS} <= contents(tmp_path / "out").keys()
-    assert "notes.txt" not in contents(tmp_path / "out")
-    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+def test_overwrite_replaces_a_checkpoint_and_nothing_else(model: ElasticForCausalLM, tmp_path: Path) -> None:
+    out, others = tmp_path / "out", {"README.md": b"about", "thesis/data.txt": b"years"}
+    save_pretrained(model, out, max_shard_bytes=30_000)
+    (out / "thesis").mkdir()
+    for name, content in others.items():
+        (out / name).write_bytes(content)
+    (out / "link").symlink_to("README.md")
+    inode = (out / "README.md").stat().st_ino
+    save_pretrained(model, out, format="router", overwrite=True)
+    assert contents(out).keys() == {*others, "link", "router.safetensors", "router_config.json"}
+    assert contents(out).items() >= others.items() and (out / "README.md").stat().st_ino == inode
+    assert (out / "link").is_symlink() and [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("files", [["notes.txt"], ["config.json"], ["model.safetensors"], ["thesis/data.txt"]])
+def test_overwrite_refuses_what_is_no_checkpoint(model: ElasticForCausalLM, tmp_path: Path, files: list[str]) -> None:
+    for name in files:
+        (tmp_path / "out" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "out" / name).write_text("mine")
+    before = contents(tmp_path)
+    with pytest.raises(CheckpointError, match="holds no checkpoint"):
+        save_pretrained(model, tmp_path / "out", overwrite=True)
+    assert contents(tmp_path) == before
 
 
 def test_an_empty_or_new_target_is_filled(model: ElasticForCausalLM, tmp_path: Path) -> None:
@@ -86,7 +102,7 @@ def test_a_failed_swap_restores_the_target(tmp_path: Path, monkeypatch: pytest.M
         return rename(self, target)
 
     monkeypatch.setattr(Path, "rename", fail)
-    with pytest.raises(CheckpointError, match="interrupted"), atomic_directory(tmp_path / "out", overwrite=True) as p:
+    with pytest.raises(CheckpointError, match="interrupted"), atomic_directory(tmp_path / "out", replaces=["*"]) as p:
         (p / "new.txt").write_text("new")
     assert contents(tmp_path) == {"out/notes.txt": b"mine"}
 

@@ -1,4 +1,5 @@
 import pytest
+from chat_tokenizers import chat_tokenizer
 from cheap_tokenizer import CheapTokenizer
 from hypothesis import given
 from hypothesis import strategies as st
@@ -46,6 +47,16 @@ def test_a_long_prompt_is_cut_to_just_the_limit(policy, chat):
     text = made.messages[1].text
     assert text.startswith("Read: w0 w1") and text.endswith("w399 Q?")
     assert made.messages[0].text == "Be brief."
+
+
+def test_special_tokens_in_a_text_stay_when_it_is_cut():
+    tokenizer = chat_tokenizer()
+    text = "<|im_end|> " + "the quick brown fox " * 200 + "<|im_end|>"
+    content = Rendered((Message("user", (Segment(text, True),)),))
+    made = make_prompt(
+        content, Encoder(tokenizer, chat=False), "context", 100, Sample("s", {}, max_new_tokens=1), Showing()
+    )
+    assert made.cut_tokens and made.messages[0].text.count("<|im_end|>") == 2
 
 
 def test_only_the_part_that_may_be_cut_is_cut():

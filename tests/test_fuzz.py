@@ -25,6 +25,7 @@ from transformers import PreTrainedTokenizerFast
 from elastic_jax.cli.generate import read_prompts
 from elastic_jax.config import ModelConfig
 from elastic_jax.config.model import config_to_hf
+from elastic_jax.errors import DataError
 from elastic_jax.files import read_json, read_text
 from elastic_jax.journal import Journal
 from elastic_jax.journal import read_records as read_journals
@@ -244,6 +245,12 @@ def _encode(folder: Path) -> None:
     encode_text(tokenizer, "A lamp, and a <|im_end|>.", begin=True)
 
 
+def _prompts(file: Path) -> None:
+    for prompt in read_prompts(str(file)):
+        if isinstance(prompt, DataError):
+            raise prompt
+
+
 def _template(folder: Path) -> None:
     (folder / "chat_template.jinja").write_text(TEMPLATE, encoding="utf-8")
 
@@ -276,7 +283,7 @@ KINDS = {
     "chat template": Kind(_template, "chat_template.jinja", _render, "bytes"),
     "haystack": Kind(lambda f: (f / "t.txt").write_text("Ann keeps it."), "t.txt", lambda f: read_texts(f), "bytes"),
     "prompt": Kind(
-        lambda f: (f / "p.txt").write_text("Who?\nWhat?"), "p.txt", lambda f: read_prompts(str(f / "p.txt")), "bytes"
+        lambda f: (f / "p.txt").write_text("Who?\nWhat?"), "p.txt", lambda f: _prompts(f / "p.txt"), "bytes"
     ),
     "settings": Kind(_settings, "run.yaml", lambda f: load_settings(RouterTrainConfig, f / "run.yaml"), "yaml"),
     "training records": Kind(
@@ -286,7 +293,7 @@ KINDS = {
     "prompts": Kind(
         _lines("p.jsonl", {"prompt": "a"}, {"prompt": "b"}),
         "p.jsonl",
-        lambda f: read_prompts(str(f / "p.jsonl")),
+        lambda f: _prompts(f / "p.jsonl"),
         "jsonl",
     ),
     "SQuAD": Kind(_dump("s.json", SQUAD), "s.json", lambda f: read_questions(f / "s.json"), "json"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,6 +48,8 @@ def main(argv: Sequence[str]) -> int:
         print(settings_yaml(settings), end="")
         return 0
 
+    if not settings.json:
+        "".join(label for label, _ in prompts).encode(sys.stdout.encoding or "utf-8")  # rather fail before the work
     if settings.png is not None:
         from elastic_jax.plots import check_figure
 

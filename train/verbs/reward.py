@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from elastic_jax import smollm2
 from elastic_jax.cli.args import parse_verb, required
+from elastic_jax.files import check_output
 from train.reward.config import BradleyTerryTrainConfig, SftConfig, SimpoTrainConfig
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ def _train(kind: str, cls: type, summary: str, argv: Sequence[str]) -> int:
     config = asked.settings
     source = smollm2.source(required(config.model, "--model SOURCE", "model to train"))
     directory = Path(required(config.run.directory, "--run.directory DIRECTORY", "run directory"))
+    check_output(directory, folder=True)
 
     from elastic_jax.weights.tokenizer import load_tokenizer
     from train.loop.distributed import run_mesh, start

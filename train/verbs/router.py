@@ -8,6 +8,7 @@ from pathlib import Path
 
 from elastic_jax import smollm2
 from elastic_jax.cli.args import parse_verb, required
+from elastic_jax.files import check_output
 from train.config import RouterTrainConfig
 from train.data.records import TASKS
 
@@ -18,6 +19,7 @@ def main(argv: Sequence[str]) -> int:
     config = asked.settings
     source = smollm2.source(required(config.model, "--model SOURCE", "model to train routers for"))
     directory = Path(required(config.run.directory, "--run.directory DIRECTORY", "run directory"))
+    check_output(directory, folder=True)
 
     from elastic_jax.weights import from_pretrained
     from elastic_jax.weights.tokenizer import load_tokenizer

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from elastic_jax import smollm2
 from elastic_jax.cli.args import parse_verb, required
+from elastic_jax.files import check_output
 from train.reward.synthesis.settings import SynthesisSettings
 
 
@@ -18,6 +19,7 @@ def main(argv: Sequence[str]) -> int:
     settings = asked.settings
     source = Path(required(settings.samples, "--samples FILE", "file of samples"))
     out = Path(required(settings.out, "--out FILE", "file to write"))
+    check_output(out)
 
     from elastic_jax.weights.tokenizer import load_tokenizer
     from train.data.corpus import from_folder, from_standard_library

@@ -18,8 +18,17 @@ TIMED = ("prefill_s", "decode_s")
 
 
 def command(checkpoint: Path, out: Path) -> list[str]:
-    words = "eval ruler --dtype float32 --tasks niah_single_1,vt --lengths 448 --per-task 4 --views full,elastic"
-    program = [sys.executable, "-m", "elastic_jax.cli", *words.split(), "--batch-tokens", "448"]
+    words = "eval ruler --dtype float32 --tasks niah_single_1,niah_multikey_2 --lengths 448 --per-task 4"
+    program = [
+        sys.executable,
+        "-m",
+        "elastic_jax.cli",
+        *words.split(),
+        "--views",
+        "full,elastic",
+        "--batch-tokens",
+        "448",
+    ]
     return [*program, "--model", str(checkpoint), "--out", str(out)]
 
 

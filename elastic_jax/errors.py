@@ -4,6 +4,9 @@
 class ElasticError(Exception):
     """Base class of every error raised on purpose by elastic_jax, train and eval."""
 
+    exit_code = 2
+    """Exit code of a command that ends with it."""
+
 
 class ConfigError(ElasticError, ValueError):
     """A configuration value or field that is unknown, contradictory or not supported."""

@@ -31,8 +31,8 @@ EXIT_CLOSED_PIPE = 128 + signal.SIGPIPE
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one verb.
 
-    Exit codes: 0 done, 1 failed, 2 wrong usage or input, 3 done but for some prompts or samples, 130 interrupted, 141
-    nobody reads the output any more.
+    Exit codes: 0 done, 1 failed, 2 wrong usage or input, 3 done but for some prompts or samples, 4 training that learnt
+    nothing, 130 and 143 interrupted, 141 nobody reads the output any more.
     """
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # it recommends torch, which is never used here
     arguments = list(sys.argv[1:] if argv is None else argv)
@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(error, BrokenPipeError) and _output_is_closed():
             return EXIT_CLOSED_PIPE
         print(f"elastic-jax {entry.name.replace('.', ' ')}: {_one_line(error)}", file=sys.stderr)
-        return EXIT_USAGE
+        return getattr(error, "exit_code", EXIT_USAGE)
     except KeyboardInterrupt:
         if debug:
             raise

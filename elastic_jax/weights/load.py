@@ -17,9 +17,10 @@ from jax.sharding import Mesh, NamedSharding
 
 from elastic_jax.config import ModelConfig, Pattern
 from elastic_jax.errors import CheckpointError, ConfigError
+from elastic_jax.files import read_json
 from elastic_jax.model import ElasticForCausalLM, Extras, from_params, param_shapes
 from elastic_jax.sharding.rules import param_shardings
-from elastic_jax.weights.hf import open_directory
+from elastic_jax.weights.hf import CONFIG, open_directory
 from elastic_jax.weights.locate import locate
 from elastic_jax.weights.names import ROUTER_PREFIX, ROUTER_PROBE, Entry, Part, entries
 from elastic_jax.weights.router_only import ignored_names, is_extra, open_router
@@ -76,6 +77,13 @@ def from_pretrained(
     model = from_params(loaded.config, loaded.params, source=str(loaded.path))
     model.extras = loaded.extras
     return model
+
+
+def read_config(source: str | Path, *, router: str | Path | None = None) -> ModelConfig:
+    """The configuration that `from_pretrained` would give the model of a source, without reading any weights."""
+    path = locate(source, weights=False)
+    config = ModelConfig.from_hf(read_json(path / CONFIG)) if path.is_dir() else _open(path).config
+    return config if router is None else dataclasses.replace(config, router=open_router(router, config)[0])
 
 
 class Loaded(NamedTuple):

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 
 from elastic_jax.errors import DataError, shown
-from elastic_jax.files import read_json_lines
 from elastic_jax.text.split import split_of
 from train.data.records import CODE, MULTIHOP_QA, SINGLE_QA, SUMMARIZATION, parse_record
+from train.data.tables import read_rows
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ def read_evidence(path: Path) -> list[Evidence]:
     without `input` and `answers` are left out, and so is the evaluation side of `elastic_jax.text_split` (by `file`,
     else `id`).
     """
-    return [evidence for where, raw in read_json_lines(path) for evidence in _parse(raw, where, path.parent.name)]
+    return [evidence for where, raw in read_rows(path) for evidence in _parse(raw, where, path.parent.name)]
 
 
 def _parse(raw: object, where: str, folder: str) -> list[Evidence]:

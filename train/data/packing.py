@@ -11,9 +11,11 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from elastic_jax.config import ModelConfig
 from elastic_jax.errors import DataError
+from elastic_jax.layout import check_prompts
 from train.config import RouterTrainConfig
-from train.data.records import TASKS, Record
+from train.data.records import TASKS, Record, errors_name
 from train.data.templates import render
 
 
@@ -37,11 +39,13 @@ def tokenise(records: Iterable[Record], tokenizer: Any, config: RouterTrainConfi
     """
     samples, row_length = [], config.data.row_length
     for index, record in enumerate(records):
-        prompt, answer = render(record, config.data.template, tokenizer, index=index)
+        where = record.where or f"record {index}"
+        with errors_name(where):
+            prompt, answer = render(record, config.data.template, tokenizer, index=index)
         ids = np.array(prompt + answer, np.int32)
         if len(ids) > row_length:
             raise DataError(
-                f"record {index} ({TASKS[record.task]}) has {len(ids)} tokens; a row holds {row_length}. "
+                f"{where} ({TASKS[record.task]}) has {len(ids)} tokens; a row holds {row_length}. "
                 "Raise data.row_length, lower data.max_tokens, or shorten the record."
             )
         samples.append(task_sample(ids, len(prompt), record.task, config))
@@ -94,6 +98,18 @@ def make_sample(
         weights /= max(np.count_nonzero(weights), 1)
     labels = np.append(ids[1:], 0).astype(np.int32)
     return Sample(ids, labels, weights, np.array([prompt_length], np.int32), np.array([task], np.int32))
+
+
+def check_sequences(sequences: Iterable[np.ndarray], model: ModelConfig) -> None:
+    """Checks that a model can read the token ids `[n]` of every sample, in order, as generation checks its prompts.
+
+    Raises:
+        DataError: a sample with ids that the vocabulary does not have, or with more tokens than the model has
+            positions.
+    """
+    for index, ids in enumerate(sequences):
+        with errors_name(f"sample {index}"):
+            check_prompts(model, ids[None])
 
 
 class RowShape(NamedTuple):

@@ -17,6 +17,8 @@ _WANTED = "a .jsonl or .parquet file, a folder of either, or a folder that `data
 def read_rows(path: Path) -> Iterator[tuple[str, Any]]:
     """Yields (`file:line` or `file:row n`, value) of every row, in the order of the files.
 
+    Fields that hold null are left out: a table has every column in every row, and null where a row lacks it.
+
     Args:
         path: a JSON-lines or Parquet file, a folder of files of one of these kinds, or a folder written by
             `datasets.Dataset.save_to_disk`.
@@ -33,13 +35,24 @@ def read_rows(path: Path) -> Iterator[tuple[str, Any]]:
         raise DataError(f"{path}: no such file or folder. Want {_WANTED}.")
     for file in files:
         if file.suffix in _LINES:
-            yield from read_json_lines(file)
+            rows = read_json_lines(file)
         elif file.suffix == ".parquet":
-            yield from _parquet_rows(file)
+            rows = _parquet_rows(file)
         elif file.suffix == ".arrow":
-            yield from _arrow_rows(file)
+            rows = _arrow_rows(file)
         else:
             raise DataError(f"{file}: unknown kind of file {file.suffix!r}. Want {_WANTED}.")
+        for where, row in rows:
+            yield where, _without_nulls(row)
+
+
+def _without_nulls(value: Any) -> Any:
+    """The value without the fields that hold null, in objects of objects and lists of objects too."""
+    if isinstance(value, dict):
+        return {name: _without_nulls(item) for name, item in value.items() if item is not None}
+    if isinstance(value, list) and any(isinstance(item, dict) for item in value):
+        return [_without_nulls(item) for item in value]
+    return value
 
 
 def _files_of(folder: Path) -> list[Path]:

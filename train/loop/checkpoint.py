@@ -11,6 +11,7 @@ from typing import Any
 import jax
 
 from elastic_jax.errors import CheckpointError
+from elastic_jax.files import parse_json
 
 SETTINGS = "settings"
 DATA = "data"
@@ -91,17 +92,15 @@ class Checkpoints:
         """The newest state, or that of a step, in the shapes and places of `like`, and the data position.
 
         Raises:
-            CheckpointError: the stored state does not fit.
+            CheckpointError: the checkpoint is damaged, or its state does not fit.
         """
-        step = self.latest_step if step is None else step
+        step = self._newest() if step is None else step
         target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like)
         try:
             state = self._checkpointer.load(step, target)
-        except (ValueError, KeyError, OSError) as error:
-            raise CheckpointError(
-                f"{self.directory}: checkpoint {step} cannot be restored ({error}). "
-                "Remove that step to go on from the one before, or start in a new directory."
-            ) from error
+        except (ValueError, KeyError, TypeError, OSError, RuntimeError) as error:
+            reason = str(error).partition("\n")[0]
+            raise self._damaged(step, f"cannot be restored, as it is damaged or of another run: {reason}") from error
         return state, self._metadata(step)[DATA]
 
     def close(self) -> None:
@@ -131,9 +130,48 @@ class Checkpoints:
         found = [(sign * self.evaluations[step][name], step) for step in steps if step in self.evaluations]
         return min((pair for pair in found if not math.isnan(pair[0])), default=(0, None))[1]
 
+    def _newest(self) -> int:
+        step = self.latest_step
+        assert step is not None, "asked only where there is a checkpoint"
+        return step
+
     def _metadata(self, step: int | None = None) -> dict[str, Any]:
-        step = self.latest_step if step is None else step
+        """What a checkpoint, by default the newest, says beside its state.
+
+        Raises:
+            CheckpointError: the checkpoint is damaged, or was not written by this program.
+        """
+        step = self._newest() if step is None else step
+        if (complaint := _complaint(self.directory / str(step))) is not None:
+            raise self._damaged(step, complaint)
         found = self._checkpointer.metadata(step).custom_metadata
         if not isinstance(found, dict) or not {SETTINGS, DATA, EVALUATIONS} <= found.keys():
             raise CheckpointError(f"{self.directory}: checkpoint {step} was not written by this program.")
         return found
+
+    def _damaged(self, step: int, complaint: str) -> CheckpointError:
+        """The error about a checkpoint, which offers the newest whole one before it."""
+        steps = sorted(checkpoint.step for checkpoint in self._checkpointer.checkpoints if checkpoint.step < step)
+        whole = [before for before in steps if _complaint(self.directory / str(before)) is None]
+        remedy = (
+            f"Remove that folder, and the same command goes on from step {whole[-1]}, the newest whole checkpoint."
+            if whole
+            else "No earlier one is whole: start in a new directory."
+        )
+        return CheckpointError(f"{self.directory / str(step)}: the checkpoint {complaint}. {remedy}")
+
+
+def _complaint(folder: Path) -> str | None:
+    """What is wrong with a checkpoint's descriptions, which a partial copy or a full disk leaves out or cuts.
+
+    Orbax checks what the arrays hold, but of these files it complains with tracebacks, or not at all.
+    """
+    for file in (folder / "_CHECKPOINT_METADATA", folder / "state" / "_METADATA"):
+        name = file.relative_to(folder)
+        try:
+            parse_json(file.read_bytes())
+        except FileNotFoundError:
+            return f"is damaged: {name} is missing"
+        except (OSError, ValueError) as error:
+            return f"is damaged: {name} is not readable JSON ({error})"
+    return None

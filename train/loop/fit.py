@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
@@ -19,13 +20,20 @@ from train.loop.directory import claim, refuse_changes
 from train.loop.distributed import on_mesh, placed, wait_for_all
 from train.loop.reporting import MetricLog, TrainingProgress, Values, step_line, to_plain
 from train.loop.throughput import ProfileWindow, speed
-from train.loop.trouble import SKIPPED, Interrupted, Step, StopRequest, dump_batch, not_finite, skipping
+from train.loop.trouble import FOLDER, SKIPPED, Interrupted, Step, StopRequest, dump_batch, not_finite, skipping
 
+_LOG = logging.getLogger(__name__)
 CHECKPOINT_FOLDER = "checkpoints"
 
 
 class TrainingDiverged(ElasticError):
     """A loss or gradient was not finite."""
+
+
+class NothingLearnt(TrainingDiverged):
+    """No step of a run had finite figures, so `run.nan_policy` skip left all of them out."""
+
+    exit_code = 4
 
 
 class Job(NamedTuple):
@@ -74,6 +82,7 @@ def fit(job: Job, directory: Path) -> Any:
         Interrupted: SIGTERM or SIGINT; the finished steps are saved.
         TrainingDiverged: more watched metrics were not finite than `run.nan_policy` allows; the metrics and the batch
             of that step are written, its state is not.
+        NothingLearnt: the run is at its end, and all of its steps were left out.
     """
     run = job.config.run
     if run.eval_every and job.evaluate is None:
@@ -117,6 +126,14 @@ def _fit(job: Job, directory: Path) -> Any:
                     f"{directory}. Run the same command again to go on.",
                     128 + asked,
                 )
+    if run.not_finite >= steps:
+        raise NothingLearnt(
+            f"{directory}: the figures of all {steps} steps were not finite, so none of them changed anything. Nothing "
+            f"was exported; the batches are in {directory / FOLDER}. Look for the first figure that is not finite "
+            "there, and lower optim.learning_rate or train in dtype float32 in a new run."
+        )
+    if run.not_finite:
+        _LOG.warning("%s: %d of %d steps were left out, their figures not finite", directory, run.not_finite, steps)
     return run.state
 
 

@@ -11,8 +11,7 @@ from elastic_jax.files import read_json
 from elastic_jax.int8_linear import int8_shapes
 from elastic_jax.model import param_shapes
 from elastic_jax.settings import shipped_configs
-from elastic_jax.weights.hf import CONFIG
-from elastic_jax.weights.locate import locate
+from elastic_jax.weights import read_config
 from pallas_kernels.dispatch import tpu_vector_memory
 from train.plan.chips import Chip
 
@@ -36,12 +35,7 @@ def model_shape(model: str) -> ModelConfig:
     fitting = [known for known in known_models() if name.startswith(known)]
     if fitting and not path.exists():
         return ModelConfig.from_hf(read_json(known_models()[max(fitting, key=len)]))
-    found = locate(model, weights=False)
-    if found.suffix == ".gguf":
-        from elastic_jax.weights.gguf import open_gguf
-
-        return open_gguf(found).config
-    return ModelConfig.from_hf(read_json(found / CONFIG))
+    return read_config(model)
 
 
 @cache

@@ -6,19 +6,23 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from jax.sharding import Mesh
 
+from elastic_jax.config import ModelConfig
 from elastic_jax.errors import ConfigError
 from elastic_jax.files import read_json, write_json
 from elastic_jax.model import ElasticForCausalLM, from_params
 from elastic_jax.reward import ElasticRewardModel
 from elastic_jax.sharding.rules import param_shardings
 from elastic_jax.weights.names import SCORE
+from train.data.packing import Sample, check_sequences
 from train.loop.directory import claim
 from train.loop.distributed import is_main, on_mesh, placed, wait_for_all
 from train.loop.fit import Job, best_state, fit, has_checkpoint
 from train.loop.reporting import Values
 from train.reward.config import BradleyTerryTrainConfig, PairSettings, SftConfig, SimpoTrainConfig
+from train.reward.data.pairs import PairSample
 from train.reward.dataset import Batches, Data, judge_stream, pair_stream
 from train.reward.objectives import Objective, bradley_terry_objective, sft_objective, simpo_objective
 from train.reward.placement import batch_shardings, check_mesh, gathered, placed_state
@@ -43,11 +47,12 @@ def train(
 
     Raises:
         ConfigError: lengths that do not fit the model, or rows that do not fit the mesh.
+        DataError: a sample that the model cannot read.
     """
     if mesh is not None:
         check_mesh(config, mesh)
+    check_fits(config, model.config, data)
     assembly, params, frozen = assemble(model, config.lora, block_size=config.block_size, seed=config.run.seed)
-    _check_lengths(config, assembly)
     objective, batches = _parts(config, assembly, data)
     if not config.optim.steps:
         config = replace(config, optim=replace(config.optim, steps=batches.per_epoch))
@@ -84,7 +89,7 @@ def train(
         _store(directory, results)
         if config.run.eval_every:
             del state  # two states may not fit in memory
-            state = best_state(job, directory)[0]
+            state = best_state(job, directory)
         with on_mesh(mesh):
             results["after"] = measure(state, frozen)
         _tell(f"held out, after:  {_listed(results['after'])}")
@@ -128,8 +133,9 @@ def _parts(config: AnyConfig, assembly: Assembly, data: Data) -> tuple[Objective
     return bradley_terry_objective(assembly, config), pair_stream(data, config)
 
 
-def _check_lengths(config: AnyConfig, assembly: Assembly) -> None:
-    block, positions = assembly.config.router.block_size, assembly.config.max_position_embeddings
+def check_fits(config: AnyConfig, model: ModelConfig, data: Data) -> None:
+    """Checks that a model can be trained with these lengths on these samples; `train` raises the same errors."""
+    block, positions = config.block_size or model.router.block_size, model.max_position_embeddings
     if isinstance(config, PairSettings):
         name, rows = "data.prompt_tokens", config.data.prompt_tokens
         longest = rows + config.data.response_tokens
@@ -140,6 +146,15 @@ def _check_lengths(config: AnyConfig, assembly: Assembly) -> None:
         raise ConfigError(f"{name} is {rows}; want a multiple of {block}, the tokens of a block.")
     if longest > positions:
         raise ConfigError(f"{name} asks for sequences of {longest} tokens; the model has {positions} positions.")
+    for samples in (data.train, data.held_out):
+        check_sequences((ids for sample in samples for ids in _sequences(sample)), model)
+
+
+def _sequences(sample: Sample | PairSample) -> list[np.ndarray]:
+    """The token sequences that the model sees of a sample."""
+    if isinstance(sample, Sample):
+        return [sample.input_ids]
+    return [np.concatenate([sample.prompt_ids, response]) for response in sample.response_ids]
 
 
 def _tell(line: str) -> None:

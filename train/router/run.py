@@ -22,7 +22,7 @@ from elastic_jax.routing import streaming_skip_ratio
 from elastic_jax.sharding.rules import param_shardings, replicated
 from train.config import RouterTrainConfig
 from train.data.dataset import digest, row_shape
-from train.data.packing import Rows, Sample
+from train.data.packing import Rows, Sample, check_sequences
 from train.data.pipeline import make_pipeline
 from train.data.records import TASKS
 from train.loop.directory import claim
@@ -77,8 +77,10 @@ def train_router(config: RouterTrainConfig, model: ElasticForCausalLM, samples: 
 
     Raises:
         ConfigError: settings that several processes, this mesh or this model cannot follow.
+        DataError: a sample that the model cannot read.
     """
     mesh = run_mesh(config.mesh)
+    check_sequences((sample.input_ids for sample in samples), model.config)
     if config.weights == "model" and int8_maps(to_params(model)):
         raise ConfigError("weights is model; the layers of this model are int8 already. Load the model anew.")
     _check_mesh(config, mesh)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,11 +40,11 @@ def _train(kind: str, cls: type, summary: str, argv: Sequence[str]) -> int:
     directory = Path(required(config.run.directory, "--run.directory DIRECTORY", "run directory"))
     check_output(directory, folder=True)
 
+    from elastic_jax.weights import read_config
     from elastic_jax.weights.tokenizer import load_tokenizer
     from train.loop.distributed import run_mesh, start
-    from train.loop.trouble import Interrupted
     from train.reward.dataset import load_judgements, load_pairs
-    from train.reward.run import train
+    from train.reward.run import check_fits, train
 
     if not asked.dry_run:
         start(config.distributed, config.run)
@@ -53,13 +52,10 @@ def _train(kind: str, cls: type, summary: str, argv: Sequence[str]) -> int:
     data = load(config, load_tokenizer(source))
     print(data.report, flush=True)
     if asked.dry_run:
+        check_fits(config, read_config(source, router=config.router), data)
         return 0
     mesh = run_mesh(config.mesh)
-    try:
-        train(config, _model(config, source, mesh), data, directory, mesh=mesh)
-    except Interrupted as stopped:
-        print(f"elastic-jax train {kind}: {stopped}", file=sys.stderr)
-        return stopped.exit_code
+    train(config, _model(config, source, mesh), data, directory, mesh=mesh)
     print(f"Wrote {', '.join(config.run.export)} to {directory}")
     return 0
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,25 +20,22 @@ def main(argv: Sequence[str]) -> int:
     directory = Path(required(config.run.directory, "--run.directory DIRECTORY", "run directory"))
     check_output(directory, folder=True)
 
-    from elastic_jax.weights import from_pretrained
+    from elastic_jax.weights import from_pretrained, read_config
     from elastic_jax.weights.tokenizer import load_tokenizer
     from train.data.dataset import load_samples
+    from train.data.packing import check_sequences
     from train.loop.distributed import is_main, run_mesh, start
-    from train.loop.trouble import Interrupted
     from train.router.run import train_router
 
     if not asked.dry_run:
         start(config.distributed, config.run)
     samples = load_samples(config, load_tokenizer(source))
     if asked.dry_run:
+        check_sequences((sample.input_ids for sample in samples), read_config(source))
         print(_data_summary(samples))
         return 0
     model = from_pretrained(source, dtype=config.dtype, mesh=run_mesh(config.mesh), router=config.init)
-    try:
-        train_router(config, model, samples, directory)
-    except Interrupted as stopped:
-        print(f"elastic-jax train router: {stopped}", file=sys.stderr)
-        return stopped.exit_code
+    train_router(config, model, samples, directory)
     if is_main():
         print(f"Trained {config.optim.steps} steps; wrote {', '.join(config.run.export)} to {directory}")
     return 0

@@ -64,7 +64,7 @@ def read_judge_records(path: Path) -> tuple[list[JudgeRecord], Tally]:
             raise DataError(f"{where}: `answer` must be a text; got {_found(answer)}.")
         prompt = _prompt(fields, where)
         if answer.strip():
-            records.append(JudgeRecord(prompt, answer, _context(fields, prompt, where)))
+            records.append(JudgeRecord(prompt, answer, _context(fields, prompt, where), where))
         else:
             tally.skip("the answer is empty", where)
     return tally.finish(records, f"{path}: no record that can be used.")
@@ -139,6 +139,7 @@ def parse_preference(row: object, where: str, tally: Tally) -> PreferenceRecord 
         _margin(fields, where),
         _context(fields, prompt, where),
         tuple(kinds[place] for place in different) if kinds else (),
+        where,
     )
 
 
@@ -204,7 +205,7 @@ def _entries(value: object) -> Iterable[object]:
     if value is None:
         return []
     if isinstance(value, list | tuple) and not (value and isinstance(value[0], dict)):
-        return value
+        return [entry for entry in value if entry is not None]
     return [value]
 
 

@@ -44,6 +44,8 @@ class PreferenceRecord:
     """The part of one message that may be shortened; None stands for the longest message."""
     kinds: tuple[str, ...] = ()
     """What is wrong with each rejected answer, for results by kind; empty where unknown."""
+    where: str = field(default="", compare=False)
+    """File and line, where it was read from one."""
 
     def to_json(self) -> dict[str, Any]:
         """The object that one line of a preference file holds."""
@@ -66,6 +68,7 @@ class JudgeRecord:
     answer: str
     context: str | None = None
     """As in `PreferenceRecord`."""
+    where: str = field(default="", compare=False)
 
     def to_json(self) -> dict[str, Any]:
         """The object that one line of a judge file holds."""

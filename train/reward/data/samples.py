@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from train.data.packing import Sample, make_sample
+from train.data.records import errors_name
 from train.loop.reporting import CountProgress
 from train.reward.data.pairs import PairSample
 from train.reward.data.records import JudgeRecord, PreferenceRecord, Tally
@@ -36,8 +37,9 @@ def pair_samples(
     """
     tally, samples = Tally(), []
     for index, record in _with_progress(records):
-        where = f"record {index}"
-        encoded = encode(tokenizer, record.prompt, (record.chosen, *record.rejected), record.context)
+        where = record.where or f"record {index}"
+        with errors_name(where):
+            encoded = encode(tokenizer, record.prompt, (record.chosen, *record.rejected), record.context)
         if len(encoded.answer_ids[0]) > response_length:
             tally.skip(f"the chosen answer has more than {response_length} tokens", where)
             continue
@@ -69,8 +71,9 @@ def judge_samples(records: Sequence[JudgeRecord], tokenizer: Any, *, row_length:
     """
     tally, samples = Tally(), []
     for index, record in _with_progress(records):
-        where = f"record {index}"
-        encoded = encode(tokenizer, record.prompt, (record.answer,), record.context)
+        where = record.where or f"record {index}"
+        with errors_name(where):
+            encoded = encode(tokenizer, record.prompt, (record.answer,), record.context)
         (answer_ids,) = encoded.answer_ids
         if len(answer_ids) >= row_length:
             tally.skip(f"the answer leaves no room for a prompt in {row_length} tokens", where)

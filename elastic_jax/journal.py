@@ -172,9 +172,18 @@ class LineFile(_Log):
         self.target = path
         self.done: dict[str, str | None] = {}
         """Units that need no more work, by id: None, or why they gave no line."""
-        if path.exists():
-            raise DataError(f"{path} is there already. Remove it, or choose another name.")
+        self._refuse_finished()
         super().__init__(path.with_name(path.name + ".part"), settings, self._take)
+        try:
+            self._refuse_finished()  # by a process that held the lock until now
+        except DataError:
+            self.path.unlink()
+            self.close()
+            raise
+
+    def _refuse_finished(self) -> None:
+        if self.target.exists():
+            raise DataError(f"{self.target} is there already. Remove it, or choose another name.")
 
     def add(self, uid: str, line: Mapping[str, Any] | None, reason: str | None = None) -> None:
         """Records a finished unit: its line, or the reason why it has none."""

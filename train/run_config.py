@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 from dataclasses import dataclass
 from typing import Literal
 
@@ -35,6 +36,9 @@ class RunConfig:
     """First and last step (from 0) of a profile for TensorBoard or Perfetto, written to `DIRECTORY/profile`."""
     compile_cache: FilePath | None = None
     """Folder where compiled programs are kept from run to run."""
+    date: str | None = None
+    """Date (YYYY-MM-DD) for chat templates that write one; unset for the day on which the run begins, which it keeps
+    when it goes on."""
 
     def __post_init__(self) -> None:
         if min(self.save_every, self.keep) < 1:
@@ -43,6 +47,10 @@ class RunConfig:
             raise ConfigError(f"eval_every {self.eval_every}, nan_limit {self.nan_limit}: want 0 or more.")
         if self.profile is not None and not 0 <= self.profile[0] <= self.profile[1]:
             raise ConfigError(f"profile {list(self.profile)}: want 0 <= first step <= last step.")
+        try:
+            datetime.date.fromisoformat(self.date or "2000-01-01")
+        except ValueError:
+            raise ConfigError(f"date is {self.date!r}; want a day as YYYY-MM-DD.") from None
 
 
 @dataclass(frozen=True)

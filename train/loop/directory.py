@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import datetime
 import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+import jax
+import numpy as np
 
 from elastic_jax.errors import CheckpointError, ConfigError
 from elastic_jax.files import FileLock, remove_partial, write_text
 from elastic_jax.settings import read_yaml, settings_dict, settings_yaml
+from elastic_jax.text.chat import fix_date, template_date
 from train.loop.distributed import is_main, wait_for_all
 
 SETTINGS_FILE = "settings.yaml"
@@ -31,10 +37,33 @@ FREE_GROUPS = ("mesh.", "distributed.")
 """Settings that may change when a run goes on: they do not change the result of training."""
 
 
+DATE = "run.date"
+"""Not free, as it changes the data; but runs of earlier versions do not know it."""
+
 _HELD: set[Path] = set()
 """Run directories that this process has claimed."""
 _UNFINISHED = re.compile(rf"\{LOCK_FILE}|\.{SETTINGS_FILE}\.\w+\.partial|settings\.tmp")
 """What a run that was killed before its settings were written leaves behind; earlier versions wrote `settings.tmp`."""
+
+
+def dated[C](config: C, tokenizer: Any, directory: Path) -> C:
+    """The settings with the date that the tokenizer's chat template writes, which the tokenizer keeps from now on.
+
+    It is the date of the settings, else that of the run in the directory, else today's, the same in all processes. The
+    settings come back as they are where the template writes no date.
+    """
+    run: Any = config.run  # pyrefly: ignore[missing-attribute]
+    if (today := template_date(tokenizer)) is None:
+        return config
+    file = directory / SETTINGS_FILE
+    stored = read_yaml(file).get("run", {}).get("date") if file.is_file() else None
+    day = datetime.date.fromisoformat(run.date or stored or today)
+    if jax.process_count() > 1:
+        from jax.experimental import multihost_utils
+
+        day = datetime.date.fromordinal(int(multihost_utils.broadcast_one_to_all(np.int32(day.toordinal()))))
+    fix_date(tokenizer, day.isoformat())
+    return replace(config, run=replace(run, date=day.isoformat()))  # pyrefly: ignore[bad-argument-type]
 
 
 @contextmanager
@@ -86,6 +115,8 @@ def refuse_changes(directory: Path, stored: Mapping[str, Any], config: Any) -> N
     before, now = dict(_leaves(stored)), dict(_leaves(settings_dict(config)))
     changed = [name for name in sorted(before.keys() | now.keys()) if before.get(name) != now.get(name)]
     changed = [name for name in changed if name not in FREE and not name.startswith(FREE_GROUPS)]
+    if DATE not in before:
+        changed = [name for name in changed if name != DATE]
     if changed:
         listed = "\n".join(f"  {name}: was {before.get(name)!r}, now {now.get(name)!r}" for name in changed)
         raise ConfigError(

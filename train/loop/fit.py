@@ -24,6 +24,7 @@ from train.loop.trouble import FOLDER, SKIPPED, Interrupted, Step, StopRequest, 
 
 _LOG = logging.getLogger(__name__)
 CHECKPOINT_FOLDER = "checkpoints"
+INPUTS = "inputs"
 
 
 class TrainingDiverged(ElasticError):
@@ -51,6 +52,8 @@ class Job(NamedTuple):
     """Endless iterator over whole batches of NumPy arrays, with `get_state()` and `set_state()`."""
     fingerprint: str
     """Digest of the data set."""
+    inputs: Mapping[str, str] = {}
+    """Digests of what else the result depends on, by the name that an error gives it."""
     watched: tuple[str, ...] = ("loss", "grad_norm")
     """Metrics that must be finite."""
     labels: Mapping[str, Sequence[str]] = {}
@@ -78,7 +81,7 @@ def fit(job: Job, directory: Path) -> Any:
     Raises:
         InUseError: another process trains in the directory.
         ConfigError, CheckpointError: the directory belongs to another run, or a checkpoint cannot be read or written.
-        DataError: the data set differs from the one that the run began with.
+        DataError: the data set, or another input, differs from the one that the run began with.
         Interrupted: SIGTERM or SIGINT; the finished steps are saved.
         TrainingDiverged: more watched metrics were not finite than `run.nan_policy` allows; the metrics and the batch
             of that step are written, its state is not.
@@ -160,9 +163,12 @@ class _Run:
             if not leaf.is_deleted():
                 leaf.delete()  # its shape and place are enough to restore; two states may not fit in memory
         self.state, position = self.checkpoints.restore(job.state)
-        if position["digest"] != job.fingerprint:
+        before = {"training data": position["digest"], **position.get(INPUTS, {})}
+        now = {"training data": job.fingerprint, **job.inputs}
+        if changed := [name for name in before if before[name] != now.get(name)]:
             raise DataError(
-                f"{self.directory}: the training data changed since this run began. Restore it or start anew."
+                f"{self.directory}: the {' and the '.join(changed)} changed since this run began. Restore what was "
+                "there, or start anew in another --run.directory."
             )
         job.batches.set_state(position["iterator"])
         self.not_finite = position[SKIPPED]
@@ -207,6 +213,7 @@ class _Run:
         position = {
             "iterator": self.job.batches.get_state(),
             "digest": self.job.fingerprint,
+            INPUTS: dict(self.job.inputs),
             SKIPPED: self.not_finite,
         }
         self.checkpoints.save(self.done, self.state, data=position, settings=settings_dict(self.job.config))

@@ -39,6 +39,8 @@ class Batches(NamedTuple):
     per_epoch: int
     """Optimizer steps that see about every sample once."""
     fingerprint: str
+    """Digest of what is trained on."""
+    held_out_fingerprint: str
 
 
 def load_pairs(config: SimpoTrainConfig | BradleyTerryTrainConfig, tokenizer: Any) -> Data:
@@ -99,7 +101,7 @@ def pair_stream(data: Data, config: SimpoTrainConfig | BradleyTerryTrainConfig) 
     stream = pair_pipeline(data.train, **shape, rows=optim.rows, accumulate=optim.accumulate, seed=config.run.seed)
     held_out = [_first(batch, real) for batch, real in pair_batches(data.held_out, **shape, rows=optim.rows)]
     per_epoch = max(len(data.train) // (optim.rows * optim.accumulate), 1)
-    return Batches(iter(stream), held_out, per_epoch, _pair_digest(data.train))
+    return Batches(iter(stream), held_out, per_epoch, _pair_digest(data.train), _pair_digest(data.held_out))
 
 
 def judge_stream(data: Data, config: SftConfig, *, block_size: int) -> Batches:
@@ -111,7 +113,7 @@ def judge_stream(data: Data, config: SftConfig, *, block_size: int) -> Batches:
     longest = max(len(sample.input_ids) for sample in data.held_out)
     alone = shape._replace(length=-(-longest // block_size) * block_size)
     held_out = in_batches([pack([sample], alone) for sample in data.held_out], optim.rows, alone)
-    return Batches(iter(stream), held_out, per_epoch, digest(data.train))
+    return Batches(iter(stream), held_out, per_epoch, digest(data.train), digest(data.held_out))
 
 
 def _first(batch: PairBatch, real: int) -> PairBatch:

@@ -74,6 +74,7 @@ def train(
             frozen=frozen,
             batches=batches.stream,
             fingerprint=batches.fingerprint,
+            inputs={"held-out data": batches.held_out_fingerprint},
             evaluate=measure,
             best="loss",
             step_line=objective_line,

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from elastic_jax.cli.args import parse_verb
+from elastic_jax.files import FileLock
 from elastic_jax.settings import settings_yaml
 from train.demo.settings import DemoSettings
 
@@ -18,5 +20,8 @@ def main(argv: Sequence[str]) -> int:
 
     from train.demo.tour import take_tour
 
-    take_tour(asked.settings)
+    out = Path(asked.settings.out)
+    out.mkdir(parents=True, exist_ok=True)
+    with FileLock(out / ".lock", out):
+        take_tour(asked.settings)
     return 0

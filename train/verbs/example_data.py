@@ -8,7 +8,7 @@ from pathlib import Path
 
 from elastic_jax.cli.args import parse_verb, required
 from elastic_jax.errors import ConfigError
-from elastic_jax.files import check_output, write_json_lines
+from elastic_jax.files import FileLock, check_output, write_json_lines
 from elastic_jax.settings import FilePath
 from train.reward.data.records import JudgeRecord, PreferenceRecord
 
@@ -60,16 +60,17 @@ def main(argv: Sequence[str]) -> int:
 
     folder.mkdir(parents=True, exist_ok=True)
     size = {"buildings": settings.buildings}
-    for name, count, split in (("train", settings.train, "train"), ("held_out", settings.held_out, "evaluation")):
-        seed = settings.seed
-        write(f"answers_{name}", records(count, seed, split, rejects=settings.rejects, **size))
-        write(f"judge_{name}", judge_records(count, seed, split, **size))
-        rejects = min(settings.rejects, 2)
-        judged = judge_preferences(count, seed, split, rejects=rejects, **size)
-        write(f"judge_preferences_{name}", judged)
-    pairs = records(settings.pairs + settings.rankings, settings.seed + 1, "evaluation", **size)
-    ranked = pairs[settings.pairs :]
-    write_long_rewardbench(folder / "long-rewardbench", pairs[: settings.pairs], ranked, settings.seed)
+    with FileLock(folder / ".lock", folder):  # files of two processes with other settings would not belong together
+        for name, count, split in (("train", settings.train, "train"), ("held_out", settings.held_out, "evaluation")):
+            seed = settings.seed
+            write(f"answers_{name}", records(count, seed, split, rejects=settings.rejects, **size))
+            write(f"judge_{name}", judge_records(count, seed, split, **size))
+            rejects = min(settings.rejects, 2)
+            judged = judge_preferences(count, seed, split, rejects=rejects, **size)
+            write(f"judge_preferences_{name}", judged)
+        pairs = records(settings.pairs + settings.rankings, settings.seed + 1, "evaluation", **size)
+        ranked = pairs[settings.pairs :]
+        write_long_rewardbench(folder / "long-rewardbench", pairs[: settings.pairs], ranked, settings.seed)
     print(f"{folder}: answers, judge and judge_preferences of {settings.train} and {settings.held_out} records,")
     print(f"  long-rewardbench of {settings.pairs} pairs and {3 * settings.rankings} rankings")
     return 0

@@ -42,6 +42,7 @@ def _train(kind: str, cls: type, summary: str, argv: Sequence[str]) -> int:
 
     from elastic_jax.weights import read_config
     from elastic_jax.weights.tokenizer import load_tokenizer
+    from train.loop.directory import dated
     from train.loop.distributed import run_mesh, start
     from train.reward.dataset import load_judgements, load_pairs
     from train.reward.run import check_fits, train
@@ -49,7 +50,9 @@ def _train(kind: str, cls: type, summary: str, argv: Sequence[str]) -> int:
     if not asked.dry_run:
         start(config.distributed, config.run)
     load = load_judgements if kind == "sft" else load_pairs
-    data = load(config, load_tokenizer(source))
+    tokenizer = load_tokenizer(source)
+    config = dated(config, tokenizer, directory)
+    data = load(config, tokenizer)
     print(data.report, flush=True)
     if asked.dry_run:
         check_fits(config, read_config(source, router=config.router), data)

@@ -24,12 +24,15 @@ def main(argv: Sequence[str]) -> int:
     from elastic_jax.weights.tokenizer import load_tokenizer
     from train.data.dataset import load_samples
     from train.data.packing import check_sequences
+    from train.loop.directory import dated
     from train.loop.distributed import is_main, run_mesh, start
     from train.router.run import train_router
 
     if not asked.dry_run:
         start(config.distributed, config.run)
-    samples = load_samples(config, load_tokenizer(source))
+    tokenizer = load_tokenizer(source)
+    config = dated(config, tokenizer, directory)
+    samples = load_samples(config, tokenizer)
     if asked.dry_run:
         check_sequences((sample.input_ids for sample in samples), read_config(source))
         print(_data_summary(samples))

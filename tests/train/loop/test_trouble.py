@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -12,13 +13,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import toy_job
+from chat_tokenizers import CHATML, chat_tokenizer
 from programs import environment
 from safetensors.numpy import load_file
 from toy_job import ToyConfig, ToyOptim
 
-from elastic_jax.errors import ConfigError
-from train.loop.directory import claim
-from train.loop.fit import TrainingDiverged, best_state, fit
+from elastic_jax.errors import CheckpointError, ConfigError, DataError
+from elastic_jax.text.chat import chat_text
+from train.loop.directory import claim, dated
+from train.loop.fit import NothingLearnt, TrainingDiverged, best_state, fit
 from train.loop.trouble import Interrupted
 
 STEPS = ToyOptim().steps
@@ -73,6 +76,68 @@ def test_skip_gives_up_after_the_limit_even_over_a_restart(tmp_path):
     assert saved_steps(tmp_path / "run")[-1] == 5
     with pytest.raises(TrainingDiverged, match=r"at step 5 \(2 such steps\)"):
         fit(toy_job.toy_job(stopped), tmp_path / "run")
+
+
+def test_a_run_of_which_every_step_was_left_out_fails_with_a_code_of_its_own(tmp_path):
+    config = replace(with_run(nan_policy="skip"), poison=tuple(range(STEPS)))
+    for _ in range(2):  # started again at its end, it says so again
+        with pytest.raises(NothingLearnt, match=f"all {STEPS} steps were not finite") as failed:
+            fit(toy_job.toy_job(config), tmp_path / "run")
+        assert failed.value.exit_code == 4
+
+
+DAMAGES = {
+    "no file": (lambda folder: [shutil.rmtree(folder), folder.mkdir()], "_CHECKPOINT_METADATA is missing"),
+    "no description": (lambda folder: [f.unlink() for f in folder.rglob("*METADATA")], "METADATA is missing"),
+    "no shapes": (lambda folder: (folder / "state" / "_METADATA").unlink(), "state/_METADATA is missing"),
+    "halves": (
+        lambda folder: [
+            f.write_bytes(f.read_bytes()[: f.stat().st_size // 2]) for f in folder.rglob("*") if f.is_file()
+        ],
+        "not readable JSON",
+    ),
+    "no arrays": (lambda folder: [shutil.rmtree(f) for f in folder.rglob("d")], "cannot be restored, as it is damaged"),
+}
+
+
+@pytest.mark.parametrize(("damage", "complaint"), DAMAGES.values(), ids=DAMAGES)
+def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_is_offered(tmp_path, whole, damage, complaint):
+    run = Path(shutil.copytree(whole[0], tmp_path / "run"))
+    damage(run / "checkpoints" / "8")
+    with pytest.raises(CheckpointError, match=f"checkpoints/8: the checkpoint.*{complaint}") as refused:
+        fit(toy_job.toy_job(ToyConfig()), run)
+    assert str(refused.value).count("\n") == 0
+    assert "Remove that folder, and the same command goes on from step 6," in str(refused.value)
+    shutil.rmtree(run / "checkpoints" / "8")
+    fit(toy_job.toy_job(ToyConfig()), run)
+    assert losses(run) == losses(whole[0])
+
+
+@pytest.mark.parametrize(
+    ("before", "now"), [({"held-out data": "a"}, {"held-out data": "b"}), ({"held-out data": "a"}, {})]
+)
+def test_changed_inputs_are_refused_by_name(tmp_path, before, now):
+    fit(toy_job.toy_job(ToyConfig(), inputs=before), tmp_path / "run")
+    fit(toy_job.toy_job(ToyConfig(), inputs=before), tmp_path / "run")
+    with pytest.raises(DataError, match="the held-out data changed since this run began"):
+        fit(toy_job.toy_job(ToyConfig(), inputs=now), tmp_path / "run")
+
+
+def test_a_run_keeps_the_date_that_its_chat_template_writes(tmp_path):
+    tokenizer = chat_tokenizer("{{ strftime_now('%d %b %Y') }}|" + CHATML)
+    turns = [{"role": "user", "content": "Hello"}]
+    begun = dated(with_run(date="2024-07-26"), tokenizer, tmp_path / "run")
+    first = chat_text(tokenizer, turns).text
+    assert first.startswith("26 Jul 2024|")
+    with claim(tmp_path / "run", begun):
+        pass
+    on_another_day = chat_tokenizer("{{ strftime_now('%d %b %Y') }}|  " + CHATML)
+    assert dated(ToyConfig(), on_another_day, tmp_path / "run") == begun
+    assert chat_text(on_another_day, turns).text.startswith("26 Jul 2024|")
+    with pytest.raises(ConfigError, match="run.date: was '2024-07-26', now '2024-07-27'"):
+        with claim(tmp_path / "run", dated(with_run(date="2024-07-27"), tokenizer, tmp_path / "run")):
+            pass
+    assert dated(ToyConfig(), chat_tokenizer(), tmp_path / "new") == ToyConfig()  # a template without date
 
 
 def test_stop_keeps_the_state_from_before_and_may_be_changed_to_skip(tmp_path):

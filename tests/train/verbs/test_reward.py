@@ -1,16 +1,22 @@
 """The verbs: help texts, dry runs, and settings that are refused with one clear line."""
 
+import json
+import re
 from pathlib import Path
 
 import jax
 import pytest
+from chat_tokenizers import CHATML, chat_tokenizer
 from checkpoints import GOLDEN
 from jax.sharding import NamedSharding
 from overridden import overridden
+from tiny import tiny_model
 
+from elastic_jax import cli
 from elastic_jax.errors import ConfigError
 from elastic_jax.settings import load_settings
 from elastic_jax.sharding import MeshConfig, make_mesh
+from elastic_jax.weights import save_pretrained
 from train.reward.config import BradleyTerryTrainConfig, SftConfig, SimpoTrainConfig
 from train.reward.dataset import Data
 from train.verbs import reward
@@ -65,6 +71,68 @@ def test_a_dry_run_joins_no_cluster(tmp_path: Path, monkeypatch, capsys) -> None
     settings = ["--run.directory", str(tmp_path / "run"), "--distributed.coordinator", "auto"]
     assert reward.bt(["--model", str(GOLDEN / "llama3"), *settings, "--dry-run"]) == 0
     assert capsys.readouterr().out == "12 pairs\n"
+
+
+REFUSED = """{{ raise_exception('no numbers') if '7' in messages[0].content }}{% for m in messages %}{{ m.content }}
+{% endfor %}"""
+COMMANDS = {
+    "router": ("--data.records", "records.jsonl", "--data.row_length", "256", "--data.template", "chat"),
+    "sft": ("--data.records", "judged.jsonl", "--data.held_out", "judged.jsonl", "--data.row_length", "256"),
+    "bt": (
+        *("--data.records", "pairs.jsonl", "--data.held_out", "pairs.jsonl", "--data.prompt_tokens", "128"),
+        *("--data.response_tokens", "64"),
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def here(tmp_path_factory) -> Path:
+    """Data, and models with one fault each."""
+    folder = tmp_path_factory.mktemp("refused")
+    text = "The number {} stands on page 9. " * 3
+    rows = {
+        "records": {"context": text, "question": "which?", "answer": "{}", "metadata": {"task": "Single QA"}},
+        "judged": {"prompt": text, "answer": "page 9"},
+        "pairs": {"prompt": text, "chosen": "{}", "rejected": "none"},
+    }
+    for name, row in rows.items():
+        lines = [json.dumps(row).replace("{}", str(number)) for number in (5, 6, 7)]
+        (folder / f"{name}.jsonl").write_text("\n".join(lines))
+    for name, template, changes in (
+        ("few tokens", CHATML, {"vocab_size": 600}),
+        ("few positions", CHATML, {"max_position_embeddings": 64}),
+        ("refusing", REFUSED, {}),
+    ):
+        tokenizer = chat_tokenizer(template) if template == CHATML else clone(chat_tokenizer(), template)
+        model = tiny_model(**{"vocab_size": len(tokenizer), **changes})
+        save_pretrained(model, folder / name, format="elastic")
+        tokenizer.save_pretrained(folder / name)
+    return folder
+
+
+def clone(tokenizer, template: str):
+    return type(tokenizer)(tokenizer_object=tokenizer.backend_tokenizer, chat_template=template)
+
+
+@pytest.mark.parametrize("dry", [(), ("--dry-run",)], ids=["run", "dry run"])
+@pytest.mark.parametrize("verb", COMMANDS)
+@pytest.mark.parametrize(
+    ("model", "complaint"),
+    [
+        ("few tokens", r"sample 0: token ids run from \d+ to 64\d; want ids in \[0, 600\)"),
+        ("few positions", r"tokens; the model has 64 positions"),
+        ("refusing", r"(records|judged|pairs).jsonl:3: .*no numbers"),
+    ],
+)
+def test_what_the_model_cannot_read_is_refused(verb, model, complaint, dry, here, monkeypatch, capsys) -> None:
+    """As `generate` refuses it, before anything is trained; a template's refusal names the record."""
+    monkeypatch.chdir(here)
+    blocks = ("--router.block_size", "16") if verb == "router" else ()
+    flags = ("--model", model, "--dtype", "float32", *COMMANDS[verb], *blocks, "--run.directory", f"{verb} {model}")
+    assert cli.main(["train", verb, *flags, *dry]) == 2
+    said = capsys.readouterr().err.strip()
+    assert re.search(complaint, said.splitlines()[-1]), said
+    assert not (here / f"{verb} {model}").exists()
 
 
 def test_blocks_of_routed_heads_cannot_be_changed(tmp_path: Path) -> None:

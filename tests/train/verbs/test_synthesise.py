@@ -88,6 +88,12 @@ def test_an_interrupted_run_goes_on_and_writes_the_same(run, tmp_path, monkeypat
         file.write(b'{"id": "r2", "line": {"pro')  # a crash in the middle of a line
     with pytest.raises(DataError, match="seed: the journal has 0, this run 1"):
         run(rows, "--seed", "1", out="stopped.jsonl")
+    prose = tmp_path / "prose" / "prose.txt"
+    texts = prose.read_text()
+    prose.write_text(texts.replace("river", "canal"))
+    with pytest.raises(DataError, match="filler: the journal has"):
+        run(rows, out="stopped.jsonl")
+    prose.write_text(texts)
     assert run(rows, out="stopped.jsonl").read_text() == whole
     assert count == ["r0", "r1", "r2", "r2", "r3", "r4"] and not part.exists()
     with pytest.raises(DataError, match="is there already"):

@@ -3,7 +3,8 @@ import json
 import pytest
 from cheap_tokenizer import CheapTokenizer
 
-from elastic_jax.errors import ConfigError, DataError
+from elastic_jax.errors import ConfigError, DataError, InUseError
+from elastic_jax.files import FileLock
 from eval.benchmark import run_benchmark
 from eval.harness.backends.reward import RewardBackend
 from eval.suites.rewardbench.long import read_folder
@@ -27,6 +28,12 @@ def test_every_file_can_be_read_by_its_reader(tmp_path):
     assert len(items) == 8 + 3 * 2 and sorted(len(item.answers) for item in items if item.ranking) == [2, 2, 3, 3, 4, 4]
     held_out = {record.prompt[-1].content for record in read_preferences(tmp_path / "answers_held_out.jsonl")[0]}
     assert not held_out & {item.question for item in items}
+
+
+def test_a_second_process_is_refused(tmp_path):
+    with FileLock(tmp_path / ".lock", tmp_path), pytest.raises(InUseError, match="in use by process"):
+        main([*SMALL, "--out", str(tmp_path)])
+    assert not list(tmp_path.iterdir())
 
 
 class Knowing:

@@ -1,0 +1,46 @@
+"""Runs that are there to be killed: `python FILE router|reward DIRECTORY`, on the tiny model, with evaluation.
+
+As small as `train_run`, with a checkpoint every second step, so that a kill often meets a save.
+"""
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import train_run
+from tiny import CONFIG, tiny_model
+
+from elastic_jax.reward import ElasticRewardModel
+from train.reward.config import AdamConfig, BradleyTerryTrainConfig, PairDataConfig, RewardRunConfig
+from train.reward.data.pairs import PairSample
+from train.reward.dataset import Data
+from train.reward.run import train
+
+
+def router(directory: str) -> None:
+    evaluated = ("data.held_out=0.25", "run.eval_every=3", "run.save_every=2", "run.export=[router, elastic]")
+    assert train_run.main(directory, *evaluated) == 0
+
+
+def reward(directory: str) -> None:
+    rng = np.random.default_rng(0)
+
+    def pair() -> PairSample:
+        prompt, good, bad = (rng.integers(0, CONFIG.vocab_size, size).astype(np.int32) for size in (20, 6, 5))
+        return PairSample(prompt, (good, bad), 0.0)
+
+    data = Data([pair() for _ in range(12)], [pair() for _ in range(4)], "")
+    config = BradleyTerryTrainConfig(
+        dtype="float32",
+        optim=AdamConfig(steps=20, rows=2, accumulate=1, learning_rate=1e-2),
+        data=PairDataConfig(prompt_tokens=32, response_tokens=8, rejects=1),
+        run=RewardRunConfig(save_every=2, eval_every=3),
+    )
+    model = ElasticRewardModel(tiny_model(tie_word_embeddings=True), jnp.ones((CONFIG.hidden_size, 1)), replace(CONFIG))
+    train(config, model, data, Path(directory))
+
+
+if __name__ == "__main__":
+    {"router": router, "reward": reward}[sys.argv[1]](sys.argv[2])

@@ -46,24 +46,23 @@ _UNFINISHED = re.compile(rf"\{LOCK_FILE}|\.{SETTINGS_FILE}\.\w+\.partial|setting
 """What a run that was killed before its settings were written leaves behind; earlier versions wrote `settings.tmp`."""
 
 
-def dated[C](config: C, tokenizer: Any, directory: Path) -> C:
+def dated(config: Any, tokenizer: Any, directory: Path) -> Any:
     """The settings with the date that the tokenizer's chat template writes, which the tokenizer keeps from now on.
 
     It is the date of the settings, else that of the run in the directory, else today's, the same in all processes. The
     settings come back as they are where the template writes no date.
     """
-    run: Any = config.run  # pyrefly: ignore[missing-attribute]
     if (today := template_date(tokenizer)) is None:
         return config
     file = directory / SETTINGS_FILE
     stored = read_yaml(file).get("run", {}).get("date") if file.is_file() else None
-    day = datetime.date.fromisoformat(run.date or stored or today)
+    day = datetime.date.fromisoformat(config.run.date or stored or today)
     if jax.process_count() > 1:
         from jax.experimental import multihost_utils
 
         day = datetime.date.fromordinal(int(multihost_utils.broadcast_one_to_all(np.int32(day.toordinal()))))
     fix_date(tokenizer, day.isoformat())
-    return replace(config, run=replace(run, date=day.isoformat()))  # pyrefly: ignore[bad-argument-type]
+    return replace(config, run=replace(config.run, date=day.isoformat()))
 
 
 @contextmanager

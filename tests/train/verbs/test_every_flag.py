@@ -5,7 +5,6 @@ A new setting must join one of the runs: the first test compares them with the f
 
 import dataclasses
 import json
-import os
 import shutil
 import socket
 import subprocess
@@ -16,6 +15,7 @@ from pathlib import Path
 import pytest
 from chat_tokenizers import chat_tokenizer
 from checkpoints import same_bits
+from programs import environment
 from safetensors.numpy import load_file
 from tiny import tiny_model, write_checkpoint
 
@@ -226,10 +226,8 @@ def command(verb: str, flags: Flags, run: Path) -> int:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     arguments = [argument.replace("PORT", port) for argument in arguments]
-    devices = "--xla_force_host_platform_device_count=4"
-    environment = os.environ | {"XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {devices}"}
     program = [sys.executable, "-m", "elastic_jax.cli", *arguments]
-    done = subprocess.run(program, capture_output=True, text=True, env=environment)
+    done = subprocess.run(program, capture_output=True, text=True, env=environment(devices=4))
     assert done.returncode == 0, done.stderr[-3000:]
     return done.returncode
 

@@ -12,19 +12,19 @@ from typing import Any, NamedTuple
 import jax
 from jax.sharding import Mesh
 
-from elastic_jax.errors import ConfigError, DataError, ElasticError
+from elastic_jax.errors import ConfigError, ElasticError
 from elastic_jax.settings import settings_dict
 from elastic_jax.sharding.rules import replicated
 from train.loop.checkpoint import Checkpoints
 from train.loop.directory import claim, refuse_changes
 from train.loop.distributed import on_mesh, placed, wait_for_all
+from train.loop.inputs import refuse_changed, stored_inputs, weights_digest
 from train.loop.reporting import MetricLog, TrainingProgress, Values, step_line, to_plain
 from train.loop.throughput import ProfileWindow, speed
 from train.loop.trouble import FOLDER, SKIPPED, Interrupted, Step, StopRequest, dump_batch, not_finite, skipping
 
 _LOG = logging.getLogger(__name__)
 CHECKPOINT_FOLDER = "checkpoints"
-INPUTS = "inputs"
 
 
 class TrainingDiverged(ElasticError):
@@ -153,6 +153,9 @@ class _Run:
         self.done = checkpoints.latest_step or 0
         self.not_finite = 0
         """Steps whose figures were not finite."""
+        with on_mesh(job.mesh):
+            weights = {"frozen weights": weights_digest(job.frozen)}
+        self.inputs = stored_inputs(job.fingerprint, {**job.inputs, **weights})
         if self.done:
             self._restore()
 
@@ -163,13 +166,7 @@ class _Run:
             if not leaf.is_deleted():
                 leaf.delete()  # its shape and place are enough to restore; two states may not fit in memory
         self.state, position = self.checkpoints.restore(job.state)
-        before = {"training data": position["digest"], **position.get(INPUTS, {})}
-        now = {"training data": job.fingerprint, **job.inputs}
-        if changed := [name for name in before if before[name] != now.get(name)]:
-            raise DataError(
-                f"{self.directory}: the {' and the '.join(changed)} changed since this run began. Restore what was "
-                "there, or start anew in another --run.directory."
-            )
+        refuse_changed(self.directory, position, self.inputs)
         job.batches.set_state(position["iterator"])
         self.not_finite = position[SKIPPED]
 
@@ -210,12 +207,7 @@ class _Run:
         return self.done in self.checkpoints.evaluations or self.done % self.job.config.run.save_every == 0
 
     def save(self) -> None:
-        position = {
-            "iterator": self.job.batches.get_state(),
-            "digest": self.job.fingerprint,
-            INPUTS: dict(self.job.inputs),
-            SKIPPED: self.not_finite,
-        }
+        position = {"iterator": self.job.batches.get_state(), SKIPPED: self.not_finite, **self.inputs}
         self.checkpoints.save(self.done, self.state, data=position, settings=settings_dict(self.job.config))
 
 

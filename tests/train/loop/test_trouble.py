@@ -10,6 +10,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import toy_job
@@ -121,6 +122,12 @@ def test_changed_inputs_are_refused_by_name(tmp_path, before, now):
     fit(toy_job.toy_job(ToyConfig(), inputs=before), tmp_path / "run")
     with pytest.raises(DataError, match="the held-out data changed since this run began"):
         fit(toy_job.toy_job(ToyConfig(), inputs=now), tmp_path / "run")
+
+
+def test_other_frozen_weights_are_refused(tmp_path):
+    fit(toy_job.toy_job(ToyConfig()), tmp_path / "run")
+    with pytest.raises(DataError, match="the frozen weights changed since this run began"):
+        fit(toy_job.toy_job(ToyConfig(), frozen={"goal": jnp.zeros(())}), tmp_path / "run")
 
 
 def test_a_run_keeps_the_date_that_its_chat_template_writes(tmp_path):

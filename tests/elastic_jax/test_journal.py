@@ -5,7 +5,9 @@ import sys
 
 import pytest
 
+from elastic_jax import journal
 from elastic_jax.errors import DataError, InUseError
+from elastic_jax.files import FileLock
 from elastic_jax.journal import Journal, LineFile
 
 SETTINGS = {"seed": 0, "lengths": (16, 32)}
@@ -125,3 +127,16 @@ def test_a_file_of_lines_goes_on_where_it_was_stopped_and_appears_whole(tmp_path
         assert lines.finish() == 2
     assert path.read_text(encoding="utf-8") == '{"text": "\N{LATIN SMALL LETTER U WITH DIAERESIS}"}\n{"text": "c"}\n'
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_lines_that_another_process_finished_just_now_are_left_alone(tmp_path, monkeypatch):
+    path = tmp_path / "lines.jsonl"
+
+    def lock(*place):
+        path.write_text("finished")
+        return FileLock(*place)
+
+    monkeypatch.setattr(journal, "FileLock", lock)
+    with pytest.raises(DataError, match="is there already"):
+        LineFile(path, SETTINGS)
+    assert path.read_text() == "finished" and list(tmp_path.iterdir()) == [path]

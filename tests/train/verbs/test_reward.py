@@ -68,7 +68,8 @@ def test_a_dry_run_joins_no_cluster(tmp_path: Path, monkeypatch, capsys) -> None
     monkeypatch.setattr("train.loop.distributed.start", lambda *_: pytest.fail("joined"))
     monkeypatch.setattr("elastic_jax.weights.tokenizer.load_tokenizer", lambda source: None)
     monkeypatch.setattr("train.reward.dataset.load_pairs", lambda config, tokenizer: Data([], [], "12 pairs"))
-    settings = ["--run.directory", str(tmp_path / "run"), "--distributed.coordinator", "auto"]
+    lengths = ["--data.prompt_tokens", "128", "--data.response_tokens", "64"]
+    settings = ["--run.directory", str(tmp_path / "run"), "--distributed.coordinator", "auto", *lengths]
     assert reward.bt(["--model", str(GOLDEN / "llama3"), *settings, "--dry-run"]) == 0
     assert capsys.readouterr().out == "12 pairs\n"
 

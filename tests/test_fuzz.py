@@ -166,13 +166,6 @@ def _copy(name: str, *files: str) -> Callable[[Path], None]:
     return write
 
 
-def _prompts(file: Path) -> None:
-    """Raises the error of the first prompt that is none."""
-    for prompt in read_prompts(str(file)):
-        if isinstance(prompt, Exception):
-            raise prompt
-
-
 def _dump(file: str, value: Any) -> Callable[[Path], object]:
     return lambda folder: (folder / file).write_text(json.dumps(value), encoding="utf-8")
 

@@ -85,6 +85,8 @@ def check_request(job: Request | Prefix, slots: Slots) -> None:
 
 
 def _check_settings(request: Request, model: ModelConfig, engine: EngineConfig) -> None:
+    if not isinstance(request.sampling, Sampling):
+        raise ConfigError(f"sampling is {shown(request.sampling)}; want a Sampling.")
     if request.max_new_tokens < 1:
         raise ShapeError(f"max_new_tokens is {request.max_new_tokens}; want 1 or more.")
     if not 0 <= request.seed < 2**31:
@@ -93,8 +95,6 @@ def _check_settings(request: Request, model: ModelConfig, engine: EngineConfig) 
         raise ConfigError(f"beams is {request.beams}; want 1 to {engine.slots}, the slots of this engine.")
     if request.beams > 1 and (request.sampling.temperature > 0 or request.draft is not None):
         raise ConfigError("beams search for the most likely answer; leave temperature and draft out.")
-    if not isinstance(request.sampling, Sampling):
-        raise ConfigError(f"sampling is {shown(request.sampling)}; want a Sampling.")
     if not _is_finite(request.length_penalty):
         raise ConfigError(f"length_penalty is {shown(request.length_penalty)}; want a finite number.")
     for name, function in (("draft", request.draft), ("on_event", request.on_event)):

@@ -318,7 +318,7 @@ def test_beams_over_packed_pages_end_at_a_stop_token_and_leave_nothing():
         ({"router_bias": float("nan")}, "router_bias is nan"),
         ({"beams": 2, "length_penalty": float("inf")}, "length_penalty is inf"),
         ({"beams": 2, "stop_tokens": range(63)}, "leave less than 2 beams"),
-        ({"sampling": {"temperature": 1}}, "want a Sampling"),
+        ({"sampling": {"temperature": 1}, "beams": 2}, "want a Sampling"),
         ({"draft": [1]}, r"draft is \[1\]; want a function"),
     ],
 )

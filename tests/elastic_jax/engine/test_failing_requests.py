@@ -46,7 +46,7 @@ IMPOSSIBLE = [
     {"prompt": [1.5]},
     {"prompt": "12"},
     {"max_new_tokens": 3.5},
-    {"max_new_tokens": 158},
+    {"max_new_tokens": 161},
     {"router_bias": float("nan")},
     {"draft": [1, 2]},
     {"beams": 4},

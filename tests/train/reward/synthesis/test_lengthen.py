@@ -22,11 +22,11 @@ class Undercounting:
     chat_template = chat_tokenizer().chat_template
     apply_chat_template = chat_tokenizer().apply_chat_template
 
-    def __call__(self, *arguments, **options):
-        return chat_tokenizer()(*arguments, **options)
+    added_tokens_decoder = chat_tokenizer().added_tokens_decoder
 
-    def encode(self, *arguments, **options):
-        return chat_tokenizer().encode(*arguments, **options)[1:]
+    def __call__(self, text, **options):
+        ids = chat_tokenizer()(text, **options)["input_ids"]
+        return {"input_ids": ids[1:] if options.get("split_special_tokens") else ids}  # pieces are plain texts
 
 
 def long_prompt(made, seed=0, target=600, reserve=50, piece=60, tokenizer=None):

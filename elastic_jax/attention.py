@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from typing import NamedTuple
 
 import jax
@@ -21,16 +21,18 @@ from elastic_jax.sharding.division import context_size
 from pallas_kernels import dual_attention, hybrid_attention, routed_attention, select_blocks
 
 
-class LayerContext(NamedTuple):
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class LayerContext:
     """What every layer of one forward pass shares."""
 
     layout: Layout
     pool_weights_BT: jax.Array
     cos_BTh: jax.Array
     sin_BTh: jax.Array
-    router_bias: jax.Array | float
+    router_bias: jax.Array
     sampled: SampledGates | None
-    mixed: bool
+    mixed: bool = field(metadata={"static": True})
     """Whether imposed gates lie between 0 and 1 and mix both attentions."""
 
 

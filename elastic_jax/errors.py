@@ -24,6 +24,10 @@ class DataError(ElasticError, ValueError):
     """A data record that is malformed or unusable."""
 
 
+class NumericsError(ElasticError, ArithmeticError):
+    """Results that are NaN or infinite."""
+
+
 class InUseError(ElasticError):
     """A file or directory that another process is writing."""
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -13,17 +15,17 @@ import numpy as np
 from flax import nnx
 
 from elastic_jax.config import ModelConfig
-from elastic_jax.errors import ShapeError
+from elastic_jax.errors import NumericsError, ShapeError
 from elastic_jax.kv_cache import CacheConfig
 from elastic_jax.kv_cache.dense import DenseCache
 from elastic_jax.kv_cache.pages import plan_pages
 from elastic_jax.kv_cache.quantized import QuantizedCache
 from elastic_jax.kv_cache.size import check_limit, quantized_bytes
-from elastic_jax.layout import check_prompts
-from elastic_jax.model import ElasticForCausalLM
+from elastic_jax.layout import check_prompts, pad_rows
+from elastic_jax.model import ElasticForCausalLM, model_program
 from elastic_jax.rope import apply_rope, rope_table
 from elastic_jax.routing import Gates, HeadMode, Imposed, Routing, gates_from, to_modes
-from elastic_jax.sampling import Sampling, next_token
+from elastic_jax.sampling import RowSampling, Sampling, next_token
 
 Cache = DenseCache | QuantizedCache
 
@@ -83,6 +85,7 @@ def generate(
     Raises:
         ShapeError: an empty prompt, a row of length 0, or more tokens than the model has positions.
         ConfigError: the cache cannot hold heads of this size in its groups, or not the request within its limit.
+        NumericsError: logits that are NaN or infinite, with the layer where they come from.
     """
     cache, sampling = cache or CacheConfig(), sampling or Sampling()
     config = model.config
@@ -94,7 +97,7 @@ def generate(
     gates = gates_from(routing, config, B)
     if cache_mib is not None:
         _check_cache_limit(cache_mib, model, cache, lengths_B, gates, max_new_tokens)
-    stops = jnp.asarray(end_ids(config) if stop_tokens is None else list(stop_tokens), jnp.int32)
+    stops = _stop_array(end_ids(config) if stop_tokens is None else stop_tokens)
 
     start = time.perf_counter()
     padded = jnp.asarray(np.pad(ids, ((0, 0), (0, bucket(T) - T))))
@@ -105,17 +108,24 @@ def generate(
     prefill_s = time.perf_counter() - start
 
     start = time.perf_counter()
-    state, tokens, counts = decode(
+    state, tokens, counts, finite_B = decode(
         model,
         state,
         logits_BV,
         jax.random.key(seed),
         stops,
-        sampling=sampling,
-        max_new_tokens=max_new_tokens,
-        pad_id=int(config.hf_extra.get("pad_token_id") or 0),
+        RowSampling.of(sampling),
+        jnp.int32(max_new_tokens),
+        jnp.int32(pad_id(config)),
+        width=bucket(max_new_tokens),
     )
+    tokens = tokens[:, :max_new_tokens]
     jax.block_until_ready(tokens)
+    if not np.asarray(finite_B).all():
+        row = int(np.argmin(np.asarray(finite_B)))
+        told = [*ids[row, : lengths_B[row]], *np.asarray(tokens[row, : counts[row] - 1])]
+        row_gates = None if gates is None else dataclasses.replace(gates, z=gates.z[:, row : row + 1])
+        raise not_finite(model, told, row_gates, f"row {row}")
     return Generation(tokens, counts, routing, state.nbytes, Timings(prefill_s, time.perf_counter() - start))
 
 
@@ -136,7 +146,7 @@ class Prefilled(NamedTuple):
     routing: Routing
 
 
-@nnx.jit
+@model_program
 def prefill(
     model: ElasticForCausalLM,
     ids_BT: jax.Array,
@@ -214,42 +224,89 @@ def read_tokens(
     return state, model.head(model.norm(x_BTD))
 
 
-@nnx.jit(static_argnames=("sampling", "max_new_tokens", "pad_id"), donate_argnames="state")
+@partial(model_program, static=("width",), donate=(1,))
 def decode(
     model: ElasticForCausalLM,
     state: Cache,
     logits_BV: jax.Array,
     key: jax.Array,
     stops: jax.Array,
+    sampling: RowSampling,
+    max_new_tokens: jax.Array,
+    pad_id: jax.Array,
     *,
-    sampling: Sampling,
-    max_new_tokens: int,
-    pad_id: int,
-) -> tuple[Cache, jax.Array, jax.Array]:
-    """Continues every row until all have stopped: the cache, grown in place, tokens `[B, max_new_tokens]`, counts."""
+    width: int,
+) -> tuple[Cache, jax.Array, jax.Array, jax.Array]:
+    """Continues every row until all have stopped.
+
+    All settings are arrays, so that one program serves all of their values; `width`, at least `max_new_tokens`, is not.
+
+    Returns:
+        The cache, grown in place; tokens `[B, width]`; tokens of each row; and whether the logits of each row were
+        finite. A row stops at the first token whose logits are not.
+    """
     B = logits_BV.shape[0]
 
-    def choose(logits_BV: jax.Array, i: jax.Array, done_B: jax.Array, tokens: jax.Array) -> tuple:
+    def choose(logits_BV: jax.Array, i: jax.Array, done_B: jax.Array, tokens: jax.Array, finite_B: jax.Array) -> tuple:
         token_B = jnp.where(done_B, pad_id, next_token(logits_BV, jax.random.fold_in(key, i), sampling))
-        stopped = done_B | (token_B[:, None] == stops[None]).any(-1)
-        return token_B, stopped, tokens.at[:, i].set(token_B)
+        finite_B = finite_B & (done_B | jnp.isfinite(logits_BV).all(-1))
+        stopped = done_B | (token_B[:, None] == stops[None]).any(-1) | ~finite_B
+        return token_B, stopped, tokens.at[:, i].set(token_B), finite_B
 
     def more(carry: tuple) -> jax.Array:
         i, done_B = carry[0], carry[3]
         return (i < max_new_tokens) & ~done_B.all()
 
     def step(carry: tuple) -> tuple:
-        i, state, token_B, done_B, tokens, counts = carry
+        i, state, token_B, done_B, tokens, finite_B, counts = carry
         state, logits_BV = decode_step(model, state, token_B)
         counts = counts + ~done_B
-        token_B, done_B, tokens = choose(logits_BV, i, done_B, tokens)
-        return i + 1, state, token_B, done_B, tokens, counts
+        token_B, done_B, tokens, finite_B = choose(logits_BV, i, done_B, tokens, finite_B)
+        return i + 1, state, token_B, done_B, tokens, finite_B, counts
 
-    tokens = jnp.full((B, max_new_tokens), pad_id, jnp.int32)
-    token_B, done_B, tokens = choose(logits_BV, jnp.int32(0), jnp.zeros((B,), bool), tokens)
-    start = (jnp.int32(1), state, token_B, done_B, tokens, jnp.ones((B,), jnp.int32))
-    _, state, *_, tokens, counts = jax.lax.while_loop(more, step, start)
-    return state, tokens, counts
+    tokens = jnp.full((B, width), pad_id, jnp.int32)
+    none, every = jnp.zeros((B,), bool), jnp.ones((B,), bool)
+    token_B, done_B, tokens, finite_B = choose(logits_BV, jnp.int32(0), none, tokens, every)
+    start = (jnp.int32(1), state, token_B, done_B, tokens, finite_B, jnp.ones((B,), jnp.int32))
+    _, state, *_, tokens, finite_B, counts = jax.lax.while_loop(more, step, start)
+    return state, tokens, counts, finite_B
+
+
+def not_finite(model: ElasticForCausalLM, ids: Sequence[int], gates: Gates | None, what: str) -> NumericsError:
+    """The error for logits of `what` that are NaN or infinite after the tokens `ids`; it names the layer and dtype."""
+    config, dtype = model.config, model.embed.embedding[...].dtype.name
+    row, lengths = map(jnp.asarray, pad_rows([ids[:_SEARCHED]], bucket(min(len(ids), _SEARCHED))))
+    finite = np.asarray(_finite_layers(model, row, lengths, gates)).tolist()
+    if all(finite):
+        place = "all layers are finite when the tokens are read at once, so the cache or a later token overflows"
+    else:
+        first = finite.index(False)
+        place = "the embedding" if first == 0 else f"layer {first - 1} of {config.num_layers}, counted from 0,"
+        place = "the vocabulary head" if first > config.num_layers else place
+        place = f"{place} gives the first such number"
+    remedy = 'Load the model with dtype "bfloat16" or "float32", which reach further.'
+    if dtype != "float16":
+        remedy = 'Check the checkpoint for NaN or damaged weights, or load it with dtype "float32".'
+    return NumericsError(
+        f"{what}: logits after {len(ids)} tokens are NaN or infinite in {dtype}; {place}. Want finite logits. {remedy}"
+    )
+
+
+_SEARCHED = 8192
+"""Tokens that are searched for the first layer that is not finite."""
+
+
+@model_program
+def _finite_layers(
+    model: ElasticForCausalLM, ids_BT: jax.Array, lengths_B: jax.Array, gates: Gates | None
+) -> jax.Array:
+    """Whether the embedding, the output of every layer, and the logits are finite, bool `[L + 2]`."""
+    out = model.hidden(ids_BT, lengths=lengths_B, gates=gates, return_layers=True)
+    assert out.layers is not None
+    valid_BT1 = (jnp.arange(ids_BT.shape[1]) < lengths_B[:, None])[..., None]
+    layers_L = (jnp.isfinite(out.layers) | ~valid_BT1).all((1, 2, 3))
+    last_BD = jnp.take_along_axis(out.hidden_BTD, (lengths_B - 1)[:, None, None], axis=1)[:, 0]
+    return jnp.append(layers_L, jnp.isfinite(model.head(last_BD)).all())
 
 
 def _check_cache_limit(
@@ -275,6 +332,17 @@ def _check_cache_limit(
         return quantized_bytes(mode_LBK[:, :rows], lengths, H, itemsize, cache, config.attention_spec)
 
     check_limit(limit_mib, cache, bytes_of, B, int(lengths_B[0]))
+
+
+def _stop_array(stop_tokens: Sequence[int]) -> jax.Array:
+    """Stop tokens, filled up with -1 to a multiple of 8: lists of most lengths share a program."""
+    return jnp.asarray([*stop_tokens, *[-1] * (-len(stop_tokens) % 8 if len(stop_tokens) else 8)], jnp.int32)
+
+
+def pad_id(config: ModelConfig) -> int:
+    """What fills rows behind their last token: the pad id of the checkpoint, or 0 where it names no token."""
+    pad = config.hf_extra.get("pad_token_id")
+    return pad if isinstance(pad, int) and 0 <= pad < config.vocab_size else 0
 
 
 def end_ids(config: ModelConfig) -> list[int]:

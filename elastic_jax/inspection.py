@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
 from elastic_jax.errors import ShapeError
 from elastic_jax.generation import bucket
 from elastic_jax.layout import pad_rows
-from elastic_jax.model import ElasticForCausalLM
+from elastic_jax.model import ElasticForCausalLM, model_program
 from elastic_jax.routing import HeadMode, Routing
 
 if TYPE_CHECKING:
@@ -73,7 +72,7 @@ def route_prompt(
     )
 
 
-@nnx.jit
+@model_program
 def _route(
     model: ElasticForCausalLM, ids_BT: jax.Array, lengths_B: jax.Array, router_bias: jax.Array
 ) -> tuple[Routing, jax.Array]:

@@ -14,6 +14,7 @@ import numpy as np
 
 from elastic_jax.config import ModelConfig
 from elastic_jax.errors import ShapeError
+from pallas_kernels import check_rows
 
 
 @jax.tree_util.register_dataclass
@@ -64,16 +65,16 @@ def make_layout(
     if segment_ids is None:
         lengths_B = jnp.full((B,), T, jnp.int32) if lengths is None else jnp.asarray(lengths, jnp.int32)
         _check_shape("lengths", lengths_B, (B,))
-        if lengths is not None and not isinstance(lengths, jax.core.Tracer):
-            known = np.asarray(lengths)
-            if ((known < 0) | (known > T)).any():
-                raise ShapeError(f"lengths is {known.tolist()}; want values from 0 to {T}, the tokens of a row.")
+        _check_rows(B, T, block_size, None, None if lengths is None else lengths_B)
         positions = jnp.broadcast_to(index_T, (B, T))
         sequence = jnp.where(positions < lengths_B[:, None], 0, 1)
         return Layout(positions, sequence, lengths_B[:, None], None if lengths is None else lengths_B, None)
     segments = jnp.asarray(segment_ids, jnp.int32)
     _check_shape("segment_ids", segments, (B, T))
+    _check_rows(B, T, block_size, segments, None)
     M = num_segments or -(-T // block_size)
+    if not isinstance(segments, jax.core.Tracer) and (most := int(segments.max())) > M:
+        raise ShapeError(f"segment_ids holds {most}; want ids from 1 to num_segments = {M}, and 0 for padding.")
     previous = jnp.pad(segments, ((0, 0), (1, 0)))[:, :-1]
     starts = jnp.where((segments != previous) & (segments > 0), index_T, 0)
     positions = jnp.where(segments > 0, index_T - jax.lax.cummax(starts, axis=1), 0)
@@ -141,6 +142,13 @@ def check_token_ids(ids: Sequence[int] | np.ndarray, config: ModelConfig) -> Non
         raise ShapeError(
             f"token ids run from {least} to {most}; want ids in [0, {config.vocab_size}). Wrong tokenizer?"
         )
+
+
+def _check_rows(B: int, T: int, block_size: int, segment_ids: jax.Array | None, lengths: jax.Array | None) -> None:
+    try:
+        check_rows(B, T, block_size, segment_ids, lengths)
+    except ValueError as error:
+        raise ShapeError(str(error)) from None
 
 
 def _check_shape(name: str, array: jax.Array, want: tuple[int, ...]) -> None:

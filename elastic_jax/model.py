@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
-from functools import partial
+from functools import partial, wraps
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -27,14 +28,19 @@ from elastic_jax.sharding.rules import divide_tokens
 class Extras(dict[str, np.ndarray]):
     """Checkpoint tensors that are no parameters but are written back on export, such as the λ of Elastic Attention.
 
-    Compared by identity, so that a model that carries them stays a valid (hashable) static argument of `jit`.
+    Hashed and compared by content, so that a model that carries them stays a valid static argument of `jit`, and two
+    models with equal ones share their programs.
     """
 
     def __hash__(self) -> int:  # pyrefly: ignore[bad-override]
-        return id(self)
+        return hash(frozenset((name, x.shape, x.dtype, x.tobytes()) for name, x in self.items()))
 
     def __eq__(self, other: object) -> bool:
-        return self is other
+        return (
+            isinstance(other, Extras)
+            and self.keys() == other.keys()
+            and all(x.dtype == other[name].dtype and np.array_equal(x, other[name]) for name, x in self.items())
+        )
 
 
 LAYER_INPUT = "layer_input"
@@ -218,31 +224,29 @@ class ElasticForCausalLM(nnx.Module):
             pooling_weights(layout, prompt_BM, config.router),
             cos,
             sin,
-            router_bias,
+            jnp.asarray(router_bias, jnp.float32),
             sampled=gates if isinstance(gates, SampledGates) else None,
             mixed=imposed is not None and imposed.mixed,
         )
-        graph, stacked = nnx.split(self.layers)
-
-        def step(x_BTD: jax.Array, xs: tuple) -> tuple[jax.Array, tuple]:
-            state, layer_gates, index = xs
-            if remat == "offload":
-                x_BTD = checkpoint_name(x_BTD, LAYER_INPUT)
-            layer = nnx.merge(graph, state)
-            attend = partial(attend_prompt, layer.attn, layer.router, context, layer_gates, index)
-            y_BTD, record = layer(divide_tokens(x_BTD), attend)
-            kv = (record.k_BTKH, record.v_BTKH) if return_kv else None
-            routed = (record.logits, record.gates, record.pooled, record.skipped)
-            routed = jax.tree.map(lambda x: squeeze_sequences(x, layout), routed)
-            return y_BTD, (routed, x_BTD if return_layers else None, kv)
-
-        body = jax.checkpoint(step, policy=_OFFLOAD if remat == "offload" else None) if remat else step
-        x_BTD = divide_tokens(self.embed(input_ids_BT))
-        x_BTD, (routed, inputs, kv) = jax.lax.scan(body, x_BTD, (stacked, z_LBMK, jnp.arange(config.num_layers)))
+        x_BTD, (routed, inputs, kv) = _run_layers(
+            *nnx.split(self.layers),
+            divide_tokens(self.embed(input_ids_BT)),
+            z_LBMK,
+            context,
+            remat=remat,
+            return_layers=return_layers,
+            return_kv=return_kv,
+        )
         hidden_BTD = self.norm(x_BTD)
         layers = jnp.concatenate([inputs, hidden_BTD[None]]) if return_layers else None
         logits, z, pooled, skipped = routed
         return Hidden(hidden_BTD, logits, z, pooled, layers, kv, skipped, layout)
+
+    def without_source(self) -> ElasticForCausalLM:
+        """The same arrays without what does not matter to compiled programs: where they came from, and the extras."""
+        bare = copy.copy(self)
+        bare.source, bare.extras = None, Extras()
+        return bare
 
     def head(self, hidden: jax.Array) -> jax.Array:
         """Vocabulary logits, float32 `[..., V]`, of normed hidden states `[..., D]`."""
@@ -251,6 +255,66 @@ class ElasticForCausalLM(nnx.Module):
     def head_kernel(self) -> jax.Array:
         """The vocabulary matrix `[D, V]`, tied or not."""
         return self.embed.embedding[...].T if self.lm_head is None else self.lm_head.kernel[...]
+
+
+@partial(jax.jit, static_argnames=("graph", "remat", "return_layers", "return_kv"))
+def _run_layers(
+    graph: nnx.GraphDef[DecoderLayer],
+    stacked: nnx.State,
+    x_BTD: jax.Array,
+    z_LBMK: jax.Array | None,
+    context: LayerContext,
+    *,
+    remat: bool | Literal["offload"],
+    return_layers: bool,
+    return_kv: bool,
+) -> tuple[jax.Array, tuple]:
+    """All layers after each other: the last output `[B, T, D]`, and routing, inputs, keys and values of every layer.
+
+    One program for each set of shapes and options. Outside `jit`, a `lax.scan` would be traced, compiled and kept anew
+    at every call, as its body is a new function then.
+    """
+
+    def step(x_BTD: jax.Array, xs: tuple) -> tuple[jax.Array, tuple]:
+        state, layer_gates, index = xs
+        if remat == "offload":
+            x_BTD = checkpoint_name(x_BTD, LAYER_INPUT)
+        layer = nnx.merge(graph, state)
+        attend = partial(attend_prompt, layer.attn, layer.router, context, layer_gates, index)
+        y_BTD, record = layer(divide_tokens(x_BTD), attend)
+        kv = (record.k_BTKH, record.v_BTKH) if return_kv else None
+        routed = (record.logits, record.gates, record.pooled, record.skipped)
+        routed = jax.tree.map(lambda x: squeeze_sequences(x, context.layout), routed)
+        return y_BTD, (routed, x_BTD if return_layers else None, kv)
+
+    body = jax.checkpoint(step, policy=_OFFLOAD if remat == "offload" else None) if remat else step
+    layers = jax.tree.leaves(stacked)[0].shape[0]
+    return jax.lax.scan(body, x_BTD, (stacked, z_LBMK, jnp.arange(layers)))
+
+
+def model_program[**P, R](
+    function: Callable[P, R], *, static: tuple[str, ...] = (), donate: tuple[int, ...] = ()
+) -> Callable[P, R]:
+    """`function(model, ...)` compiled once for all models of one configuration and dtype.
+
+    `nnx.jit` would compile again for a checkpoint in another directory, and would hand the configuration of the first
+    model, with its end-of-sequence ids, to every later one. Here the model is read only.
+
+    Args:
+        function: takes a model (anything with `without_source`) first. What it does to the model is lost.
+        static: names of its arguments that are part of the program; they are given by name.
+        donate: positions of its arguments whose memory the results may take.
+    """
+
+    @partial(jax.jit, static_argnums=0, static_argnames=static, donate_argnums=tuple(i + 1 for i in donate))
+    def run(graph: nnx.GraphDef, params: nnx.State, *arguments: Any, **options: Any) -> R:
+        return function(nnx.merge(graph, params), *arguments, **options)
+
+    @wraps(function)
+    def call(model: Any, *arguments: Any, **options: Any) -> R:
+        return run(*nnx.split(model.without_source()), *arguments, **options)
+
+    return call
 
 
 def param_shapes(config: ModelConfig, dtype: Any = jnp.bfloat16) -> dict[str, jax.ShapeDtypeStruct]:

@@ -16,7 +16,7 @@ from elastic_jax.config import ModelConfig, Pattern
 from elastic_jax.errors import CheckpointError
 from elastic_jax.generation import bucket
 from elastic_jax.layout import Layout, check_prompts, squeeze_sequences
-from elastic_jax.model import ElasticForCausalLM, RoutingChoice, from_params, param_shapes
+from elastic_jax.model import ElasticForCausalLM, RoutingChoice, from_params, model_program, param_shapes
 from elastic_jax.routing import Gates, Imposed, gates_from
 from elastic_jax.weights.names import SCORE, SCORE_TENSOR
 
@@ -133,6 +133,10 @@ class ElasticRewardModel(nnx.Module):
         padded = jnp.asarray(np.pad(ids, ((0, 0), (0, bucket(T) - T))))
         return _score(self, padded, jnp.asarray(counts), gates)
 
+    def without_source(self) -> ElasticRewardModel:
+        """See `ElasticForCausalLM.without_source`."""
+        return ElasticRewardModel(self.decoder.without_source(), self.score_head[...], self.config)
+
     def save_pretrained(self, directory: str | Path, *, overwrite: bool = False) -> None:
         """Writes a checkpoint that `transformers` opens as a sequence classifier; see `save_reward_model`."""
         from elastic_jax.weights.save import save_reward_model
@@ -152,7 +156,7 @@ def score_hidden(hidden_BTD: jax.Array, score_D1: jax.Array, layout: Layout) -> 
     return jnp.where(last_BM >= 0, scores_BM, 0.0)
 
 
-@nnx.jit
+@model_program
 def _score(model: ElasticRewardModel, input_ids_BT: jax.Array, lengths_B: jax.Array, gates: Gates | None) -> jax.Array:
     return model(input_ids_BT, lengths=lengths_B, routing=gates)
 

@@ -40,19 +40,6 @@ class Sampling:
             raise ConfigError(f"sampling top_p is {self.top_p}; want a probability in (0, 1].")
 
 
-def next_token(logits_BV: jax.Array, key: jax.Array, sampling: Sampling) -> jax.Array:
-    """Token ids int32 `[B]` from float32 logits `[B, V]`."""
-    if sampling.temperature == 0:
-        return jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
-    logits_BV = logits_BV / sampling.temperature
-    if sampling.top_k:
-        kth = jax.lax.top_k(logits_BV, min(sampling.top_k, logits_BV.shape[-1]))[0][:, -1:]
-        logits_BV = jnp.where(logits_BV < kth, -jnp.inf, logits_BV)
-    if sampling.top_p < 1:
-        logits_BV = _nucleus(logits_BV, sampling.top_p)
-    return jax.random.categorical(key, logits_BV).astype(jnp.int32)
-
-
 class RowSampling(NamedTuple):
     """How the next tokens of a row are drawn; with arrays `[B]`, of all rows, so that one program serves them."""
 
@@ -64,10 +51,32 @@ class RowSampling(NamedTuple):
     """How many tokens of the row were drawn before."""
 
     @classmethod
+    def of(cls, sampling: Sampling | RowSampling) -> RowSampling:
+        """Temperature, top_k and top_p as arrays: a compiled program then serves all of their values."""
+        return cls(
+            jnp.asarray(sampling.temperature, jnp.float32),
+            jnp.asarray(sampling.top_k, jnp.int32),
+            jnp.asarray(sampling.top_p, jnp.float32),
+        )
+
+    @classmethod
     def stack(cls, rows: Sequence[RowSampling]) -> RowSampling:
         """The settings of single rows as arrays."""
         columns = zip(cls(), zip(*rows, strict=True), strict=True)
         return cls(*(jnp.asarray(column, type(default)) for default, column in columns))
+
+
+def next_token(logits_BV: jax.Array, key: jax.Array, sampling: Sampling | RowSampling) -> jax.Array:
+    """Token ids int32 `[B]` from float32 logits `[B, V]`; all rows draw with the one `key`."""
+    sampling = RowSampling.of(sampling)
+
+    def draw(logits_BV: jax.Array) -> jax.Array:
+        return jax.random.categorical(key, _limited(logits_BV, sampling)).astype(jnp.int32)
+
+    def most_likely(logits_BV: jax.Array) -> jax.Array:
+        return jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
+
+    return jax.lax.cond(sampling.temperature > 0, draw, most_likely, logits_BV)
 
 
 def next_tokens(logits_BTV: jax.Array, rows: RowSampling) -> jax.Array:
@@ -78,14 +87,9 @@ def next_tokens(logits_BTV: jax.Array, rows: RowSampling) -> jax.Array:
     greedy_BT = jnp.argmax(logits_BTV, axis=-1).astype(jnp.int32)
 
     def one_row(logits_TV: jax.Array, greedy_T: jax.Array, row: RowSampling) -> jax.Array:
-        logits_TV = logits_TV / jnp.where(row.temperature > 0, row.temperature, 1.0)
-        descending = -jnp.sort(-logits_TV, axis=-1)
-        kth = descending[:, jnp.clip(row.top_k, 1, logits_TV.shape[-1]) - 1, None]
-        logits_TV = jnp.where((row.top_k > 0) & (logits_TV < kth), -jnp.inf, logits_TV)
-        logits_TV = jnp.where(row.top_p < 1, _nucleus(logits_TV, row.top_p), logits_TV)
         index_T = row.index + jnp.arange(logits_TV.shape[0])
         keys_T = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(jax.random.key(row.seed), index_T)
-        drawn_T = jax.vmap(jax.random.categorical)(keys_T, logits_TV).astype(jnp.int32)
+        drawn_T = jax.vmap(jax.random.categorical)(keys_T, _limited(logits_TV, row)).astype(jnp.int32)
         return jnp.where(row.temperature > 0, drawn_T, greedy_T)
 
     def draw(_: None) -> jax.Array:
@@ -94,7 +98,23 @@ def next_tokens(logits_BTV: jax.Array, rows: RowSampling) -> jax.Array:
     return jax.lax.cond((rows.temperature > 0).any(), draw, lambda _: greedy_BT, None)
 
 
-def _nucleus(logits_BV: jax.Array, top_p: float | jax.Array) -> jax.Array:
+def _limited(logits_XV: jax.Array, row: RowSampling) -> jax.Array:
+    """Logits over the temperature, -inf for tokens outside top_k and top_p. The settings are those of one row."""
+    logits_XV = logits_XV / jnp.where(row.temperature > 0, row.temperature, 1.0)
+
+    def most_likely(logits_XV: jax.Array) -> jax.Array:
+        last = jnp.clip(row.top_k, 1, logits_XV.shape[-1]) - 1
+        kth_X1 = -jnp.sort(-logits_XV, axis=-1)[:, last, None]
+        return jnp.where(logits_XV < kth_X1, -jnp.inf, logits_XV)
+
+    def nucleus(logits_XV: jax.Array) -> jax.Array:
+        return _nucleus(logits_XV, row.top_p)
+
+    logits_XV = jax.lax.cond(row.top_k > 0, most_likely, lambda x: x, logits_XV)
+    return jax.lax.cond(row.top_p < 1, nucleus, lambda x: x, logits_XV)
+
+
+def _nucleus(logits_BV: jax.Array, top_p: jax.Array) -> jax.Array:
     descending = -jnp.sort(-logits_BV, axis=-1)
     before = jnp.cumsum(jax.nn.softmax(descending, axis=-1), axis=-1) - jax.nn.softmax(descending, axis=-1)
     smallest_kept = jnp.where(before < top_p, descending, jnp.inf).min(axis=-1, keepdims=True)

@@ -1,7 +1,7 @@
 """Attention kernels: arrays in, arrays out, no knowledge of any model."""
 
 from pallas_kernels.block_selection.api import select_blocks
-from pallas_kernels.call import AttentionCall, check_attention
+from pallas_kernels.call import AttentionCall, check_attention, check_rows
 from pallas_kernels.decode_attention.api import decode_attention
 from pallas_kernels.decode_attention.view import CacheView, Pages, fold_query_heads, unfold_query_heads
 from pallas_kernels.dual_attention.api import dual_attention, routed_attention
@@ -13,6 +13,7 @@ __all__ = [
     "CacheView",
     "Pages",
     "check_attention",
+    "check_rows",
     "decode_attention",
     "dequantize_group",
     "dual_attention",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import jax
 import jax.numpy as jnp
@@ -12,17 +12,18 @@ from pallas_kernels.blocks import Geometry, RowLayout, describe_rows
 from pallas_kernels.schedule import AttentionSpec
 
 
+@jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class AttentionCall:
     """What every implementation of `hybrid_attention`, `dual_attention` and `routed_attention` gets.
 
-    Exists only while an op is traced. Made by `check_attention`.
+    Made by `check_attention`.
     """
 
     q_BTNH: jax.Array
     k_BSKH: jax.Array
     v_BSKH: jax.Array
-    spec: AttentionSpec
+    spec: AttentionSpec = field(metadata={"static": True})
     block_mask: jax.Array | None = None
     """bool `[B, N, query blocks, key blocks]`: what sparse heads see instead of sinks and local blocks."""
     full_block_mask: jax.Array | None = None
@@ -31,7 +32,7 @@ class AttentionCall:
     """int `[B, S]`: the sequence of each key token, 0 for padding."""
     lengths: jax.Array | None = None
     """int `[B]`: valid leading tokens of each row."""
-    return_lse: bool = False
+    return_lse: bool = field(default=False, metadata={"static": True})
     """Whether the log-sum-exp is wanted. An implementation may return None for it otherwise."""
 
     @property
@@ -62,6 +63,14 @@ class AttentionCall:
     def check_choice(self, name: str, choice: jax.Array) -> None:
         """Refuses a value for each head that is not `[B, K]` (or `[B, M, K]` for packed rows) of 0 and 1."""
         check_choice(name, choice, self.k_BSKH.shape[0], self.kv_heads, packed=self.segment_ids is not None)
+        if self.segment_ids is None or choice.ndim == 2 or isinstance(self.segment_ids, jax.core.Tracer):
+            return
+        most = int(self.segment_ids.max())
+        if most > choice.shape[1]:
+            raise ValueError(
+                f"segment_ids holds {most} and {name} has shape {choice.shape}, {choice.shape[1]} segments; wanted one "
+                "for every segment (segment s uses index s - 1). Lengthen axis 1, or number the segments from 1."
+            )
 
 
 def check_attention(
@@ -146,9 +155,20 @@ def check_qkv(q: jax.Array, k: jax.Array, v: jax.Array) -> None:
 def check_rows(
     batch: int, keys: int, block_size: int, segment_ids: jax.Array | None, lengths: jax.Array | None
 ) -> None:
-    """segment_ids `[B, S]`, each segment one run that starts on a block boundary; lengths `[B]`."""
+    """segment_ids `[B, S]`, each segment one run that starts on a block boundary; lengths `[B]`.
+
+    Raises:
+        ValueError: another shape or, where the values are known, values that do not fit.
+    """
+    for name, x in (("lengths", lengths), ("segment_ids", segment_ids)):
+        if x is not None and not jnp.issubdtype(x.dtype, jnp.integer):
+            raise ValueError(f"{name} is {x.dtype}; wanted an integer type.")
     if lengths is not None and lengths.shape != (batch,):
         raise ValueError(f"lengths has shape {lengths.shape}; wanted ({batch},): valid tokens of each row.")
+    if lengths is not None and not isinstance(lengths, jax.core.Tracer):
+        known = np.asarray(lengths)
+        if ((known < 0) | (known > keys)).any():
+            raise ValueError(f"lengths is {known.tolist()}; wanted values from 0 to {keys}, the tokens of a row.")
     if segment_ids is None:
         return
     if segment_ids.shape != (batch, keys):
@@ -159,6 +179,8 @@ def check_rows(
     if isinstance(segment_ids, jax.core.Tracer):
         return  # in a compiled program the values are not known yet
     ids = np.pad(np.asarray(segment_ids), ((0, 0), (1, 0)))
+    if (ids < 0).any():
+        raise ValueError(f"segment_ids holds {ids.min()}; wanted 1, 2, ... for segments and 0 for padding.")
     row, token = np.nonzero((ids[:, 1:] != ids[:, :-1]) & (ids[:, 1:] != 0))
     late = token % block_size != 0
     again = np.ones(len(row), bool)

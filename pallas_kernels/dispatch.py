@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from functools import cache
 from importlib import import_module
 
 import jax
@@ -93,6 +94,20 @@ def tpu_vector_memory(device_kind: str, groups: int, head_dim: int, block_size: 
         "backward": backward_bytes(rows, head_dim, keys["backward"], item_bytes),
         "limit": VECTOR_MEMORY,
     }
+
+
+@cache
+def compiled[F: Callable](implementation: F, static: tuple[int, ...] = ()) -> F:
+    """An implementation as a program of its own: outside `jit`, an op is then traced and compiled once for its shapes.
+
+    Without this, loops and `custom_vjp` rules in an implementation are new functions at every call, which JAX compiles
+    and keeps anew. Inside a compiled program it makes no difference.
+
+    Args:
+        implementation: a function of arrays and trees of arrays.
+        static: positions of its arguments that are settings instead.
+    """
+    return jax.jit(implementation, static_argnums=static)
 
 
 def choose[F: Callable](

@@ -6,6 +6,7 @@ Which heads retrieve: attention to the needle while the answer is written, and r
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from flax import nnx
 from elastic_jax.errors import DataError
 from elastic_jax.files import parse_json, write_json
 from elastic_jax.layout import pad_rows
-from elastic_jax.model import ElasticForCausalLM
+from elastic_jax.model import ElasticForCausalLM, model_program
 from elastic_jax.rope import apply_rope, rope_table
 from elastic_jax.routing import Gates, HeadMode, Routing
 from eval.harness.scoring import arm_gates
@@ -54,7 +55,7 @@ def read_routing(
     return told
 
 
-@nnx.jit
+@model_program
 def _read(
     model: ElasticForCausalLM, ids_BT: jax.Array, lengths_B: jax.Array, bias: jax.Array, gates: Gates | None
 ) -> tuple[Routing, jax.Array, jax.Array]:
@@ -83,7 +84,7 @@ def needle_attention(
     return [np.asarray(mass_LBK[:, row]) for row in range(len(prompts))]
 
 
-@nnx.jit(static_argnames=("width",))
+@partial(model_program, static=("width",))
 def _attend(
     model: ElasticForCausalLM,
     ids_BT: jax.Array,

@@ -9,7 +9,7 @@ from pallas_kernels.block_selection.reference import select_blocks_reference
 from pallas_kernels.block_selection.scoring import SelectionSpec
 from pallas_kernels.block_selection.xla import select_blocks_xla
 from pallas_kernels.call import check_qkv, check_rows
-from pallas_kernels.dispatch import choose, deferred
+from pallas_kernels.dispatch import choose, compiled, deferred
 
 IMPLEMENTATIONS = {
     "reference": select_blocks_reference,
@@ -72,7 +72,9 @@ def select_blocks(
     q, k = jax.lax.stop_gradient((q_BTNH, k_BSKH))
     spec = SelectionSpec(threshold, stride, block_size, compat)
     groups = block_size // stride
-    run = choose(
-        "select_blocks", impl, IMPLEMENTATIONS, lambda name: name != "triton" or groups in (1, 2, 4, 8, 16, 32, 64, 128)
-    )
+
+    def serves(name: str) -> bool:
+        return name != "triton" or groups in (1, 2, 4, 8, 16, 32, 64, 128)
+
+    run = compiled(choose("select_blocks", impl, IMPLEMENTATIONS, serves), (2,))
     return run(q, k, spec, heads=heads, segment_ids=segment_ids, lengths=lengths)

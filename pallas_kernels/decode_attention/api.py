@@ -9,7 +9,7 @@ from pallas_kernels.call import attention_spec, check_choice
 from pallas_kernels.decode_attention.reference import decode_attention_reference
 from pallas_kernels.decode_attention.view import CacheView
 from pallas_kernels.decode_attention.xla import decode_attention_xla
-from pallas_kernels.dispatch import choose, deferred
+from pallas_kernels.dispatch import choose, compiled, deferred
 
 IMPLEMENTATIONS = {
     "reference": decode_attention_reference,
@@ -74,7 +74,7 @@ def decode_attention(
     def serves(name: str) -> bool:
         return name not in REFUSALS or REFUSALS[name](q_BTNH, view) is None
 
-    attend = choose("decode_attention", impl, IMPLEMENTATIONS, serves)
+    attend = compiled(choose("decode_attention", impl, IMPLEMENTATIONS, serves), (4,))
     return attend(q_BTNH, view, position_B, mode != 0, spec)
 
 

@@ -7,7 +7,7 @@ from functools import partial
 import jax
 
 from pallas_kernels.call import check_attention
-from pallas_kernels.dispatch import choose, deferred, kernel_takes
+from pallas_kernels.dispatch import choose, compiled, deferred, kernel_takes
 from pallas_kernels.dual_attention.reference import dual_attention_reference, routed_attention_reference
 from pallas_kernels.dual_attention.xla import dual_attention_xla, routed_attention_xla
 
@@ -64,7 +64,7 @@ def dual_attention(
         window=window,
         scale=scale,
     )
-    return choose("dual_attention", impl, DUAL, partial(kernel_takes, call=call))(call)
+    return compiled(choose("dual_attention", impl, DUAL, partial(kernel_takes, call=call)))(call)
 
 
 def routed_attention(
@@ -115,4 +115,4 @@ def routed_attention(
     call.check_choice("z", z)
     # The one place where gates become modes. Behind it z only stands for its gradient.
     sparse = ~(z > 0.5)
-    return choose("routed_attention", impl, ROUTED, partial(kernel_takes, call=call))(call, z, sparse)
+    return compiled(choose("routed_attention", impl, ROUTED, partial(kernel_takes, call=call)))(call, z, sparse)

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 
 from pallas_kernels.call import check_attention
-from pallas_kernels.dispatch import choose, deferred, kernel_takes
+from pallas_kernels.dispatch import choose, compiled, deferred, kernel_takes
 from pallas_kernels.hybrid_attention.reference import hybrid_attention_reference
 from pallas_kernels.hybrid_attention.xla import hybrid_attention_xla
 
@@ -95,5 +95,6 @@ def hybrid_attention(
     def serves(name: str) -> bool:
         return kernel_takes(name, call) and (name != "mosaic_gpu" or hopper_refusal(call) is None)
 
-    out, lse = choose("hybrid_attention", impl, IMPLEMENTATIONS, serves)(call, mode != 0)
+    run = compiled(choose("hybrid_attention", impl, IMPLEMENTATIONS, serves))
+    out, lse = run(call, mode != 0)
     return (out, lse) if return_lse else out

@@ -16,14 +16,13 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
 from elastic_jax.generation import Cache, Prefilled, bucket, decode_step, make_cache, prefill
 from elastic_jax.journal import Journal
 from elastic_jax.kv_cache import CacheConfig
 from elastic_jax.kv_cache.config import KeyTransform
 from elastic_jax.layout import pad_rows
-from elastic_jax.model import ElasticForCausalLM
+from elastic_jax.model import ElasticForCausalLM, model_program
 from elastic_jax.routing import gates_from
 from eval.harness.backends.local import check_ids
 from eval.samples import Arm, Kind, Prompt, Reply, Sample, View
@@ -152,7 +151,7 @@ def score_continuations(
     ]
 
 
-@nnx.jit
+@model_program
 def _feed(
     model: ElasticForCausalLM, state: Cache, logits_BV: jax.Array, targets_BW: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:

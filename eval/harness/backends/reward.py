@@ -9,11 +9,11 @@ from typing import Any, Protocol
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from numpy.typing import ArrayLike
 
 from elastic_jax.errors import ShapeError
 from elastic_jax.layout import pad_rows
+from elastic_jax.model import model_program
 from elastic_jax.reward import ElasticRewardModel
 from elastic_jax.routing import Gates
 from eval.harness.backends.local import arm_label, check_ids, length_batches
@@ -99,7 +99,7 @@ class ElasticRewardBackend(RewardBackend):
         return _rewards(self._elastic, jnp.asarray(ids), jnp.asarray(lengths), gates, jnp.float32(arm.router_bias))
 
 
-@nnx.jit
+@model_program
 def _rewards(
     model: ElasticRewardModel,
     ids_BT: jax.Array,

@@ -224,7 +224,7 @@ def read_tokens(
     return state, model.head(model.norm(x_BTD))
 
 
-@partial(model_program, static=("width",), donate=(1,))
+@partial(model_program, static=("width",), donate=(0,))
 def decode(
     model: ElasticForCausalLM,
     state: Cache,

@@ -12,7 +12,7 @@ import numpy as np
 
 from elastic_jax.errors import ShapeError
 from elastic_jax.generation import bucket
-from elastic_jax.layout import pad_rows
+from elastic_jax.layout import check_positions, pad_rows
 from elastic_jax.model import ElasticForCausalLM, model_program
 from elastic_jax.routing import HeadMode, Routing
 
@@ -57,9 +57,9 @@ def route_prompt(
     Raises:
         ShapeError: an empty prompt, or one longer than the model has positions.
     """
-    limit = model.config.max_position_embeddings
-    if len(ids) == 0 or (len(ids) > limit and model.config.rope.type != "dynamic"):
-        raise ShapeError(f"prompt {label!r} has {len(ids)} tokens; want 1 to {limit}, the positions of the model.")
+    if len(ids) == 0:
+        raise ShapeError(f"prompt {label!r} is empty; want at least one token.")
+    check_positions(model.config, len(ids), f"prompt {label!r} has {len(ids)} tokens", "Shorten it")
     padded, lengths = map(jnp.asarray, pad_rows([ids], bucket(len(ids))))
     routing, logits_LBKc = _route(model, padded, lengths, jnp.float32(router_bias))
     logits = np.asarray(logits_LBKc[:, 0])

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from elastic_jax.config import ModelConfig
-from elastic_jax.errors import ShapeError
+from elastic_jax.errors import ElasticError, ShapeError
 from pallas_kernels import check_rows
 
 
@@ -125,14 +125,29 @@ def check_prompts(
     if lengths_B.shape != (B,) or (lengths_B < 1).any() or (lengths_B > T).any():
         raise ShapeError(f"lengths is {lengths_B.tolist()}; want {B} values from 1 to {T}, one per row.")
     check_token_ids(ids[np.arange(T) < lengths_B[:, None]], config)
-    longest, have = int(lengths_B.max()), config.max_position_embeddings
-    if longest + new_tokens > have and config.rope.type != "dynamic":
-        more = f" + max_new_tokens {new_tokens} = {longest + new_tokens} positions" if new_tokens else ""
-        raise ShapeError(
-            f"prompt of {longest} tokens{more}; the model has {have} positions. Shorten the prompt, or give the "
-            "checkpoint a rope scaling for longer contexts."
-        )
+    longest = int(lengths_B.max())
+    more = f" + max_new_tokens {new_tokens} = {longest + new_tokens} positions" if new_tokens else ""
+    check_positions(config, longest + new_tokens, f"prompt of {longest} tokens{more}", "Shorten the prompt")
     return ids, lengths_B
+
+
+def check_positions(
+    config: ModelConfig, tokens: int, what: str, shorten: str, error: type[ElasticError] = ShapeError
+) -> None:
+    """Raises `error` where a sequence has more tokens than the model has positions.
+
+    Args:
+        tokens: of the sequence.
+        what: names it, with its length.
+        shorten: how to make it fit.
+        error: `ConfigError` where a setting gives the length.
+    """
+    have = config.positions
+    if have is not None and tokens > have:
+        scaling = "a rope scaling" if config.rope.type == "default" else f"a larger {config.rope.type} rope scaling"
+        raise error(
+            f"{what}; the model has {have} positions. {shorten}, or give the checkpoint {scaling} for longer contexts."
+        )
 
 
 def check_token_ids(ids: Sequence[int] | np.ndarray, config: ModelConfig) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
-from functools import partial, wraps
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -292,29 +292,34 @@ def _run_layers(
     return jax.lax.scan(body, x_BTD, (stacked, z_LBMK, jnp.arange(layers)))
 
 
-def model_program[**P, R](
-    function: Callable[P, R], *, static: tuple[str, ...] = (), donate: tuple[int, ...] = ()
-) -> Callable[P, R]:
+class model_program[**P, R]:  # noqa: N801, used as a decorator
     """`function(model, ...)` compiled once for all models of one configuration and dtype.
 
     `nnx.jit` would compile again for a checkpoint in another directory, and would hand the configuration of the first
     model, with its end-of-sequence ids, to every later one. Here the model is read only.
-
-    Args:
-        function: takes a model (anything with `without_source`) first. What it does to the model is lost.
-        static: names of its arguments that are part of the program; they are given by name.
-        donate: positions of its arguments whose memory the results may take.
     """
 
-    @partial(jax.jit, static_argnums=0, static_argnames=static, donate_argnums=tuple(i + 1 for i in donate))
-    def run(graph: nnx.GraphDef, params: nnx.State, *arguments: Any, **options: Any) -> R:
-        return function(nnx.merge(graph, params), *arguments, **options)
+    def __init__(self, function: Callable[P, R], *, static: tuple[str, ...] = (), donate: tuple[int, ...] = ()):
+        """`static` names arguments that are part of the program, which are given by name.
 
-    @wraps(function)
-    def call(model: Any, *arguments: Any, **options: Any) -> R:
-        return run(*nnx.split(model.without_source()), *arguments, **options)
+        `donate` has the positions of arguments whose memory the results may take, the model not counted.
+        """
 
-    return call
+        def run(graph: nnx.GraphDef[Any], params: nnx.State, *arguments: Any, **options: Any) -> Any:
+            return function(nnx.merge(graph, params), *arguments, **options)  # pyrefly: ignore
+
+        run.__name__ = getattr(function, "__name__", "run")
+        places = tuple(place + 2 for place in donate)
+        self._run = jax.jit(run, static_argnums=0, static_argnames=static, donate_argnums=places)
+
+    def __call__(self, *arguments: P.args, **options: P.kwargs) -> R:
+        model, *rest = arguments
+        return self._run(*nnx.split(model.without_source()), *rest, **options)  # pyrefly: ignore
+
+    def lower(self, *arguments: P.args, **options: P.kwargs) -> Any:
+        """The program for these arguments before it is compiled, as `jax.jit(...).lower` gives it."""
+        model, *rest = arguments
+        return self._run.lower(*nnx.split(model.without_source()), *rest, **options)  # pyrefly: ignore
 
 
 def param_shapes(config: ModelConfig, dtype: Any = jnp.bfloat16) -> dict[str, jax.ShapeDtypeStruct]:

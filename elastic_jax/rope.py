@@ -39,7 +39,7 @@ def attention_scale(rope: RopeConfig, max_position_embeddings: int) -> float:
         return 1.0
     if rope.attention_factor is not None:
         return rope.attention_factor
-    factor = _extension(rope, max_position_embeddings)
+    factor = rope.extension(max_position_embeddings)
     if factor <= 1.0:
         return 1.0
     if rope.type == "longrope":
@@ -58,14 +58,15 @@ def _frequencies(
     if rope.type == "default":
         return base
     if rope.type == "linear":
-        return base / np.float32(rope.factor)
+        return base / np.float32(rope.extension(max_position_embeddings))
     if rope.type == "llama3":
-        return _llama3(rope, base, _original(rope, max_position_embeddings))
+        return _llama3(rope, base, max_position_embeddings)
     if rope.type == "yarn":
         return _yarn(rope, base, head_dim, max_position_embeddings)
     if rope.type == "dynamic":
         length = jnp.maximum(seq_len_BT, max_position_embeddings).astype(jnp.float32)[..., None]
-        growth = rope.factor * length / max_position_embeddings - (rope.factor - 1.0)
+        factor = rope.extension(max_position_embeddings)
+        growth = factor * length / max_position_embeddings - (factor - 1.0)
         theta = rope.theta * growth ** (head_dim / (head_dim - 2))
         return theta**-exponents
     short = base / np.asarray(rope.short_factor, np.float32)
@@ -77,15 +78,12 @@ def _original(rope: RopeConfig, max_position_embeddings: int) -> int:
     return rope.original_max_position or max_position_embeddings
 
 
-def _extension(rope: RopeConfig, max_position_embeddings: int) -> float:
-    return rope.factor if rope.factor != 1.0 else max_position_embeddings / _original(rope, max_position_embeddings)
-
-
-def _llama3(rope: RopeConfig, base: np.ndarray, original: int) -> np.ndarray:
+def _llama3(rope: RopeConfig, base: np.ndarray, max_position_embeddings: int) -> np.ndarray:
+    original, factor = _original(rope, max_position_embeddings), rope.extension(max_position_embeddings)
     wavelength = 2 * math.pi / base
     blend = (original / wavelength - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor)
     blend = np.clip(blend, 0.0, 1.0)
-    return (blend * base + (1.0 - blend) * base / rope.factor).astype(np.float32)
+    return (blend * base + (1.0 - blend) * base / factor).astype(np.float32)
 
 
 def _yarn(rope: RopeConfig, base: np.ndarray, head_dim: int, max_position_embeddings: int) -> np.ndarray:
@@ -94,10 +92,10 @@ def _yarn(rope: RopeConfig, base: np.ndarray, head_dim: int, max_position_embedd
     def dimension(rotations: float) -> float:
         return head_dim * math.log(original / (rotations * 2 * math.pi)) / (2 * math.log(rope.theta))
 
-    low, high = dimension(rope.beta_fast), dimension(rope.beta_slow)
+    low, high = dimension(rope.beta_fast or 32.0), dimension(rope.beta_slow or 1.0)
     if rope.truncate:
         low, high = math.floor(low), math.ceil(high)
     low, high = max(low, 0), min(high, head_dim - 1)
     ramp = np.clip((np.arange(head_dim // 2, dtype=np.float32) - low) / max(high - low, 0.001), 0.0, 1.0)
-    interpolated = base / np.float32(_extension(rope, max_position_embeddings))
+    interpolated = base / np.float32(rope.extension(max_position_embeddings))
     return (interpolated * ramp + base * (1.0 - ramp)).astype(np.float32)

@@ -97,7 +97,7 @@ def tpu_vector_memory(device_kind: str, groups: int, head_dim: int, block_size: 
 
 
 @cache
-def compiled[F: Callable](implementation: F, static: tuple[int, ...] = ()) -> F:
+def compiled(implementation: Callable, static: tuple[int, ...] = ()) -> Callable:
     """An implementation as a program of its own: outside `jit`, an op is then traced and compiled once for its shapes.
 
     Without this, loops and `custom_vjp` rules in an implementation are new functions at every call, which JAX compiles

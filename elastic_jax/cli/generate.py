@@ -103,8 +103,8 @@ def answer_all(settings: GenerateSettings, prompts: Sequence[str | DataError]) -
     engine, requests, start = None, [], time.perf_counter()
     if ids:
         longest = max(map(len, ids.values())) + settings.max_new_tokens
-        # only models with dynamic positions get past `check_prompts` with longer ones
-        max_length = min(bucket(longest), max(longest, model.config.max_position_embeddings))
+        have = model.config.positions
+        max_length = bucket(longest) if have is None else min(bucket(longest), have)
         engine = Engine(model, EngineConfig(min(settings.slots, len(ids)), max_length), settings.cache)
         texts: dict[Request, AnswerText] = {}
         for index, prompt in ids.items():

@@ -84,6 +84,20 @@ class ModelConfig:
                 raise ConfigError(f"rope {name} has {len(factors)} numbers; want head_dim / 2 = {self.head_dim // 2}.")
 
     @property
+    def positions(self) -> int | None:
+        """Most tokens that a sequence may have; None where nothing bounds it (rope type dynamic).
+
+        Checkpoints with a linear or yarn scaling state their positions before or after it in
+        `max_position_embeddings`; either way the factor applies to those of pretraining.
+        """
+        rope, stated = self.rope, self.max_position_embeddings
+        if rope.type == "dynamic":
+            return None
+        if rope.type in ("linear", "yarn"):
+            return max(stated, int(rope.extension(stated) * (rope.original_max_position or stated)))
+        return stated
+
+    @property
     def attention_spec(self) -> AttentionSpec:
         """What the heads of this model see: the sparse pattern, the sliding window and the scale of the scores."""
         from pallas_kernels.schedule import AttentionSpec

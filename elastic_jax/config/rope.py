@@ -22,9 +22,10 @@ class RopeConfig:
 
     type: RopeType = "default"
     theta: float = 10_000.0
-    factor: float = 1.0
+    factor: float | None = None
+    """As written, 1 included; None where the file names none, see `extension`."""
     original_max_position: int | None = None
-    """Positions of pretraining before extension (llama3, yarn, longrope)."""
+    """Positions of pretraining before extension (not dynamic)."""
     low_freq_factor: float = 1.0
     high_freq_factor: float = 4.0
     attention_factor: float | None = None
@@ -39,9 +40,8 @@ class RopeConfig:
 
     def __post_init__(self) -> None:
         check_fields("rope", self)
-        check_positive("rope", theta=self.theta, factor=self.factor)
-        if self.original_max_position is not None:
-            check_positive("rope", original_max_position=self.original_max_position)
+        given = {"factor": self.factor, "original_max_position": self.original_max_position}
+        check_positive("rope", theta=self.theta, **{name: value for name, value in given.items() if value is not None})
         if self.type == "llama3" and not 0 < self.low_freq_factor < self.high_freq_factor:
             raise ConfigError(
                 f"rope type llama3 has low_freq_factor {self.low_freq_factor} and high_freq_factor "
@@ -49,6 +49,14 @@ class RopeConfig:
             )
         if self.type == "longrope" and (self.short_factor is None or self.long_factor is None):
             raise ConfigError("rope type longrope needs short_factor and long_factor: one number per pair of channels.")
+
+    def extension(self, max_position_embeddings: int) -> float:
+        """The scaling factor as written; else, for yarn and longrope, all positions over those of pretraining."""
+        if self.factor is not None:
+            return self.factor
+        if self.type in ("yarn", "longrope") and self.original_max_position is not None:
+            return max_position_embeddings / self.original_max_position
+        return 1.0
 
 
 _UNSET = RopeConfig()
@@ -68,7 +76,7 @@ _REQUIRED: dict[RopeType, tuple[str, ...]] = {
 }
 _USED: dict[RopeType, tuple[str, ...]] = {
     "default": (),
-    "linear": ("factor",),
+    "linear": ("factor", "original_max_position_embeddings"),
     "dynamic": ("factor",),
     "llama3": ("factor", "original_max_position_embeddings", "low_freq_factor", "high_freq_factor"),
     "yarn": (
@@ -139,11 +147,14 @@ def _parse(inner: Any, outer: dict[str, Any], max_position_embeddings: int) -> R
     unknown = {key: value for key, value in values.items() if key not in _NAMES}
     if unknown:
         raise ConfigError(f"unknown rope settings in config.json: {unknown}. Known: {', '.join(_NAMES)}.")
-    missing = [key for key in _REQUIRED[kind] if key not in values]
+    # DeepSeek writes a null factor of yarn, and means the ratio of the two lengths.
+    missing = [key for key in _REQUIRED[kind] if key not in values and not (kind == "yarn" and key in inner)]
     if missing:
         raise ConfigError(f"rope type {kind!r} needs {', '.join(missing)} in config.json.")
-    if "original_max_position_embeddings" in _USED[kind]:
-        values.setdefault("original_max_position_embeddings", max_position_embeddings)
+    if kind in ("llama3", "yarn", "longrope"):
+        original = outer.get("original_max_position_embeddings")  # first, as in transformers
+        original = original or values.get("original_max_position_embeddings")
+        values["original_max_position_embeddings"] = original or max_position_embeddings
     relevant = {_NAMES[key]: values[key] for key in (*_USED[kind], "rope_theta") if key in values}
     for name in ("short_factor", "long_factor"):
         if name in relevant:

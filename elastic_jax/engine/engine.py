@@ -26,6 +26,7 @@ from elastic_jax.engine.slots import Slots
 from elastic_jax.errors import ConfigError, shown
 from elastic_jax.generation import bucket, end_ids
 from elastic_jax.kv_cache import CacheConfig
+from elastic_jax.layout import check_positions
 from elastic_jax.model import ElasticForCausalLM
 from elastic_jax.routing import Imposed
 from elastic_jax.sampling import RowSampling, Sampling
@@ -52,12 +53,8 @@ class Engine:
         """
         self.config, self.cache = config or EngineConfig(), cache or CacheConfig()
         self.cache.check_head_dim(model.config.head_dim)
-        have = model.config.max_position_embeddings
-        if self.config.max_length > have and model.config.rope.type != "dynamic":
-            raise ConfigError(
-                f"engine max_length is {self.config.max_length}; the model has {have} positions. Lower it, or give the "
-                "checkpoint a rope scaling for longer contexts."
-            )
+        length = self.config.max_length
+        check_positions(model.config, length, f"engine max_length is {length}", "Lower it", ConfigError)
         make = Slots if self.cache.bits == 16 else PagedSlots
         self.slots = make(model, self.config, self.cache)
         self._model = model

@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 from elastic_jax.config import ModelConfig
 from elastic_jax.errors import ConfigError
 from elastic_jax.files import read_json, write_json
+from elastic_jax.layout import check_positions
 from elastic_jax.model import ElasticForCausalLM, from_params
 from elastic_jax.reward import ElasticRewardModel
 from elastic_jax.sharding.rules import param_shardings
@@ -136,7 +137,7 @@ def _parts(config: AnyConfig, assembly: Assembly, data: Data) -> tuple[Objective
 
 def check_fits(config: AnyConfig, model: ModelConfig, data: Data) -> None:
     """Checks that a model can be trained with these lengths on these samples; `train` raises the same errors."""
-    block, positions = config.block_size or model.router.block_size, model.max_position_embeddings
+    block = config.block_size or model.router.block_size
     if isinstance(config, PairSettings):
         name, rows = "data.prompt_tokens", config.data.prompt_tokens
         longest = rows + config.data.response_tokens
@@ -145,8 +146,7 @@ def check_fits(config: AnyConfig, model: ModelConfig, data: Data) -> None:
         longest = rows
     if rows % block:
         raise ConfigError(f"{name} is {rows}; want a multiple of {block}, the tokens of a block.")
-    if longest > positions:
-        raise ConfigError(f"{name} asks for sequences of {longest} tokens; the model has {positions} positions.")
+    check_positions(model, longest, f"{name} asks for sequences of {longest} tokens", "Lower it", ConfigError)
     for samples in (data.train, data.held_out):
         check_sequences((ids for sample in samples for ids in _sequences(sample)), model)
 

@@ -20,7 +20,7 @@ from elastic_jax.generation import prefill
 from elastic_jax.journal import Journal
 from elastic_jax.kv_cache import CacheConfig
 from elastic_jax.kv_cache.pages import tree_bytes
-from elastic_jax.layout import pad_rows
+from elastic_jax.layout import check_positions, pad_rows
 from elastic_jax.model import ElasticForCausalLM
 from elastic_jax.weights import save_pretrained
 from eval.bench.cache.page import draw_quality, render_cache_report
@@ -48,8 +48,7 @@ def run_cache_bench(settings: BenchCacheSettings, out: Path) -> dict[str, Any]:
     """
     model = load_model(settings)
     longest = max(settings.tokens + settings.room if settings.speed else 0, settings.quality_tokens)
-    if longest > model.config.max_position_embeddings:
-        raise ConfigError(f"{longest} tokens are asked for; the model has {model.config.max_position_embeddings}.")
+    check_positions(model.config, longest, f"{longest} tokens are asked for", "Ask for fewer", ConfigError)
     report: dict[str, Any] = {"command": command_line("bench cache", settings), "device": jax.devices()[0].device_kind}
     if settings.speed:
         report["speed"] = _speed(model, settings, out)

@@ -38,7 +38,7 @@ class ModelBackend:
     def __init__(self, model: ElasticForCausalLM, tokenizer: PreTrainedTokenizerBase | None = None):
         """`tokenizer` turns generated tokens into text; scoring and choosing need none."""
         self.model = model
-        self.max_tokens: int | None = model.config.max_position_embeddings
+        self.max_tokens: int | None = model.config.positions
         self._tokenizer = tokenizer
         self._scorer = Scorer(model)
         added = getattr(tokenizer, "added_tokens_decoder", {})

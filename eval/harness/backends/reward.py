@@ -84,7 +84,7 @@ class ElasticRewardBackend(RewardBackend):
             "blocks": [sparse.sink_blocks, sparse.local_blocks, sparse.block_size],
             "pattern": sparse.pattern,
         }
-        super().__init__(model, identity=identity, max_tokens=model.config.max_position_embeddings)
+        super().__init__(model, identity=identity, max_tokens=model.config.positions)
         self._router = router_digest(model.decoder)
         self._elastic = model
 

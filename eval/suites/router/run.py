@@ -10,6 +10,7 @@ from elastic_jax.cli.model import load_model, load_model_tokenizer
 from elastic_jax.errors import ConfigError
 from elastic_jax.files import write_json, write_text
 from elastic_jax.journal import Journal
+from elastic_jax.layout import check_positions
 from eval.harness.backends.local import ModelBackend, with_router_settings
 from eval.harness.provenance import command_line, program, prompts_digest
 from eval.harness.runner import first_prompts, measure
@@ -35,10 +36,8 @@ def run_router_report(settings: RouterReportSettings, out: Path) -> RouterReport
     model = with_router_settings(
         load_model(settings), sink_blocks=settings.sink_blocks, local_blocks=settings.local_blocks
     )
-    if max(settings.lengths) > model.config.max_position_embeddings:
-        raise ConfigError(
-            f"lengths has {max(settings.lengths)}; the model has {model.config.max_position_embeddings} positions."
-        )
+    longest = max(settings.lengths)
+    check_positions(model.config, longest, f"lengths has {longest}", "Leave it out", ConfigError)
     backend, tokenizer, sparse = ModelBackend(model), load_model_tokenizer(settings), model.config.router
     probes = ProbeConfig(
         sink_tokens=sparse.sink_blocks * sparse.block_size,

@@ -90,8 +90,8 @@ def generate(
     cache, sampling = cache or CacheConfig(), sampling or Sampling()
     config = model.config
     cache.check_head_dim(config.head_dim)
-    if max_new_tokens < 1:
-        raise ShapeError(f"max_new_tokens is {max_new_tokens}; want 1 or more.")
+    if not isinstance(max_new_tokens, int | np.integer) or max_new_tokens < 1:
+        raise ShapeError(f"max_new_tokens is {max_new_tokens}; want a whole number, 1 or more.")
     ids, lengths_B = check_prompts(config, input_ids_BT, lengths, max_new_tokens)
     B, T = ids.shape
     gates = gates_from(routing, config, B)

@@ -13,7 +13,7 @@ import numpy as np
 from elastic_jax.errors import ShapeError
 from elastic_jax.generation import bucket
 from elastic_jax.layout import check_positions, pad_rows
-from elastic_jax.model import ElasticForCausalLM, model_program
+from elastic_jax.model import ElasticForCausalLM, model_program, require_routers
 from elastic_jax.routing import HeadMode, Routing
 
 if TYPE_CHECKING:
@@ -55,8 +55,10 @@ def route_prompt(
     """Runs the prompt through the model once and returns what its routers chose.
 
     Raises:
+        ConfigError: a model without trained routers.
         ShapeError: an empty prompt, or one longer than the model has positions.
     """
+    require_routers(model, "showing what the routers choose")
     if len(ids) == 0:
         raise ShapeError(f"prompt {label!r} is empty; want at least one token.")
     check_positions(model.config, len(ids), f"prompt {label!r} has {len(ids)} tokens", "Shorten it")

@@ -15,7 +15,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from elastic_jax.attention import Attention, LayerContext, attend_prompt
 from elastic_jax.config import ModelConfig
-from elastic_jax.errors import CheckpointError, ShapeError
+from elastic_jax.errors import CheckpointError, ConfigError, ShapeError
 from elastic_jax.int8_linear import int8_maps, int8_shapes, join_int8
 from elastic_jax.layers import GatedMLP, Linear, RMSNorm
 from elastic_jax.layout import Layout, make_layout, squeeze_sequences
@@ -146,6 +146,9 @@ class ElasticForCausalLM(nnx.Module):
         self.config = config
         self.source: str | None = None
         self.extras = Extras()
+        self.fresh_routers = False
+        """Whether the checkpoint had no routers. Fresh ones have learnt nothing: where they would decide, every head
+        runs full. Set it to False to let them decide all the same."""
 
     def __call__(
         self,
@@ -163,8 +166,8 @@ class ElasticForCausalLM(nnx.Module):
             lengths: tokens of each right-padded row `[B]`.
             segment_ids: `[B, T]`, 1, 2, ... for the sequences of a packed row, 0 for padding; every sequence starts
                 on a block boundary.
-            routing: None lets the routers decide; "full" or "sparse" force every head; a `Routing` or modes
-                `[L, B, K]` (`[L, B, M, K]` packed) are imposed.
+            routing: None lets the routers decide (see `fresh_routers`); "full" or "sparse" force every head; a
+                `Routing` or modes `[L, B, K]` (`[L, B, M, K]` packed) are imposed.
             router_bias: added to full logit - sparse logit: positive for quality, negative for sparsity.
 
         Raises:
@@ -199,6 +202,8 @@ class ElasticForCausalLM(nnx.Module):
         """
         if input_ids_BT.ndim != 2:
             raise ShapeError(f"input_ids has shape {input_ids_BT.shape}; want [batch, tokens]. Add a batch axis.")
+        if gates is None and self.fresh_routers:
+            gates = "full"
         config = self.config
         B, T = input_ids_BT.shape
         layout = make_layout(
@@ -290,6 +295,16 @@ def _run_layers(
     body = jax.checkpoint(step, policy=_OFFLOAD if remat == "offload" else None) if remat else step
     layers = jax.tree.leaves(stacked)[0].shape[0]
     return jax.lax.scan(body, x_BTD, (stacked, z_LBMK, jnp.arange(layers)))
+
+
+def require_routers(model: ElasticForCausalLM, what: str) -> None:
+    """Raises `ConfigError` where `what` is about the routers' decisions and the model has none that were trained."""
+    if model.fresh_routers:
+        raise ConfigError(
+            f"{what} needs trained routers; {model.source} has none, and fresh ones have learnt nothing. Give a router "
+            "directory (--router), run full or sparse attention instead, or ask for fresh ones (--fresh-routers; in "
+            "Python model.fresh_routers = False)."
+        )
 
 
 class model_program[**P, R]:  # noqa: N801, used as a decorator

@@ -80,7 +80,7 @@ class ElasticRewardModel(nnx.Module):
             params[SCORE] = drawn.astype(params["embed.embedding"].dtype)
         score = params.pop(SCORE)
         model = cls(from_params(_headless(config), params, source=str(loaded.path)), score, config)
-        model.decoder.extras = loaded.extras
+        model.decoder.extras, model.decoder.fresh_routers = loaded.extras, loaded.fresh_routers
         return model
 
     def __call__(

@@ -31,6 +31,8 @@ class ModelSettings:
     """Directory of the routers to use. By default those of the model, for `smollm2` the shipped ones, else new ones."""
     dtype: Literal["bfloat16", "float32", "float16", "auto"] = "bfloat16"
     """Number format of the weights in memory; `auto` keeps the stored one."""
+    fresh_routers: bool = False
+    """Let routers decide that have learnt nothing, where the model has none; by default every head then runs full."""
 
     def resolved(self) -> tuple[str, str | None]:
         """Source and router with the name `smollm2` replaced by the files behind it."""
@@ -43,7 +45,9 @@ def load_model(settings: ModelSettings) -> ElasticForCausalLM:
     from elastic_jax.weights import from_pretrained
 
     source, router = settings.resolved()
-    return from_pretrained(source, dtype=settings.dtype, router=router)
+    model = from_pretrained(source, dtype=settings.dtype, router=router)
+    model.fresh_routers = model.fresh_routers and not settings.fresh_routers
+    return model
 
 
 def load_model_tokenizer(settings: ModelSettings) -> PreTrainedTokenizerBase:

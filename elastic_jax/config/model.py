@@ -223,6 +223,9 @@ def config_from_hf(raw: Mapping[str, Any]) -> ModelConfig:
             f"config.json of this {family} model has fields that are not understood and may change the result: "
             f"{listed}. Remove a field only if you know that it has no effect."
         )
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        if name in fields:
+            fields[name] = _token_id(name, fields[name])
     return ModelConfig(
         family=family,
         **sizes,
@@ -238,6 +241,18 @@ def config_from_hf(raw: Mapping[str, Any]) -> ModelConfig:
         router=router,
         hf_extra={name: value for name, value in fields.items() if name in _HARMLESS},
     )
+
+
+def _token_id(name: str, given: Any) -> Any:
+    """A token id, a list of them or None, as whole numbers; some files write them as text."""
+    if isinstance(given, list) and name == "eos_token_id":
+        return [_token_id(name, one) for one in given]
+    number = int(given) if isinstance(given, str) and given.strip().lstrip("-").isdecimal() else given
+    if number is not None and (isinstance(number, bool) or not isinstance(number, int)):
+        raise ConfigError(
+            f"config.json {name} is {shown(given)}; want a token id, a whole number. Write the id of that token."
+        )
+    return number
 
 
 def config_to_hf(config: ModelConfig) -> dict[str, Any]:

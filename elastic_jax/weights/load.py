@@ -14,9 +14,10 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
+from jax.typing import DTypeLike
 
 from elastic_jax.config import ModelConfig, Pattern
-from elastic_jax.errors import CheckpointError, ConfigError
+from elastic_jax.errors import CheckpointError, ConfigError, shown
 from elastic_jax.files import read_json
 from elastic_jax.model import ElasticForCausalLM, Extras, from_params, param_shapes
 from elastic_jax.sharding.rules import param_shardings
@@ -45,7 +46,7 @@ _ROUTER_STD = 0.02
 def from_pretrained(
     source: str | Path,
     *,
-    dtype: Dtype = "bfloat16",
+    dtype: Dtype | DTypeLike = "bfloat16",
     mesh: Mesh | None = None,
     router: str | Path | None = None,
     pattern: Pattern | None = None,
@@ -55,12 +56,13 @@ def from_pretrained(
     Args:
         source: a Hugging Face directory (safetensors, single or sharded), a hub id (`owner/name[@revision]`), a
             `.gguf` file, or an official Elastic Attention checkpoint.
-        dtype: of the backbone; "auto" keeps every stored value exactly (float32 for quantised GGUF). Routers are
-            always float32.
+        dtype: of the backbone, by name or as NumPy and JAX write it; "auto" keeps every stored value exactly (float32
+            for quantised GGUF). Routers are always float32.
         mesh: devices to divide the parameters over, as the rules of `elastic_jax.sharding` say. Each host reads the
             blocks of its own devices, one at a time, and never holds more than one.
         router: a directory written by `save_pretrained(format="router")`; replaces routers of `source`. Without
-            any, routers are initialised (N(0, 0.02), zero bias) from a fixed seed, with a warning.
+            any, routers are initialised (N(0, 0.02), zero bias) from a fixed seed, with a warning; every head then
+            runs full unless `routing` or `fresh_routers` of the model says otherwise.
         pattern: attention of full heads - attention of sparse heads; default as the checkpoint says, else "fa-ssa".
 
     Raises:
@@ -70,12 +72,12 @@ def from_pretrained(
     loaded = load_params(source, param_shapes, dtype=dtype, mesh=mesh, router=router, pattern=pattern)
     if loaded.fresh_routers:
         _LOG.warning(
-            '%s has no routers; it gets fresh ones, which have learnt nothing. Until they are trained, routing="full" '
-            "is the model as it was.",
+            "%s has no routers; it gets fresh ones, which have learnt nothing. Until they are trained, every head runs "
+            'as with routing="full".',
             loaded.path,
         )
     model = from_params(loaded.config, loaded.params, source=str(loaded.path))
-    model.extras = loaded.extras
+    model.extras, model.fresh_routers = loaded.extras, loaded.fresh_routers
     return model
 
 
@@ -101,7 +103,7 @@ def load_params(
     shapes: Callable[[ModelConfig], Mapping[str, jax.ShapeDtypeStruct]],
     *,
     ignore: frozenset[str] = frozenset(),
-    dtype: Dtype,
+    dtype: Dtype | DTypeLike,
     mesh: Mesh | None,
     router: str | Path | None,
     pattern: Pattern | None,
@@ -110,8 +112,7 @@ def load_params(
 
     Tensors of the names in `ignore` may be there and are not read.
     """
-    if dtype not in (*_DTYPES, "auto"):
-        raise ConfigError(f"unknown dtype {dtype!r}; want one of {', '.join(_DTYPES)}, auto.")
+    dtype = _dtype_name(dtype)
     path = locate(source)
     checkpoint = _open(path)
     config = checkpoint.config
@@ -143,6 +144,16 @@ def load_params(
         params |= {entry.path: take(held, entry, _DTYPES["float32"]) for entry in routers}
     extras = Extras({name: checkpoint.source.read(name) for name in checkpoint.source.tensors if is_extra(name)})
     return Loaded(path, config, params, extras, fresh_routers=router_source is None)
+
+
+def _dtype_name(dtype: Dtype | DTypeLike) -> str:
+    try:
+        name = dtype if isinstance(dtype, str) else np.dtype(dtype).name
+    except TypeError:
+        name = ""
+    if dtype is None or name not in (*_DTYPES, "auto"):
+        raise ConfigError(f"unknown dtype {shown(dtype)}; want one of {', '.join(_DTYPES)}, auto.")
+    return name
 
 
 def _open(path: Path) -> Checkpoint:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from elastic_jax.cli.model import ModelSettings, load_model, load_model_tokenizer
+from elastic_jax.model import require_routers
 from elastic_jax.weights import save_pretrained
 from eval.bench.torch import torch_process
 from eval.harness.timing import prefill_seconds
@@ -48,6 +49,7 @@ def measure_model(settings: BenchPrefillSettings) -> list[ModelSpeed]:
     results = []
     for dtype, named in models.items():
         model = load_model(named)
+        require_routers(model, "bench prefill")
         for length, prompt in zip(settings.lengths, prompts, strict=True):
             times = prefill_seconds(model, [prompt], tokens=length, views=("full", "elastic"), repeats=settings.repeats)
             results += [ModelSpeed(f"elastic-jax, {view}", dtype, len(prompt), s) for view, s in times.items()]

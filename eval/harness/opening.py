@@ -56,7 +56,8 @@ def open_backend(settings: BenchmarkSettings, tokenizer: PreTrainedTokenizerBase
     """The model, loaded, or the endpoint.
 
     Raises:
-        ConfigError: an endpoint without a model name, or with an address that is none.
+        ConfigError: an endpoint without a model name, or with an address that is none; the elastic view of a model
+            without trained routers.
     """
     if settings.endpoint is not None:
         from eval.harness.backends.endpoint import EndpointBackend, EndpointConfig
@@ -72,10 +73,14 @@ def open_backend(settings: BenchmarkSettings, tokenizer: PreTrainedTokenizerBase
                 max_tokens=settings.endpoint_tokens,
             )
         )
+    from elastic_jax.model import require_routers
     from eval.harness.backends.local import ModelBackend, with_router_settings
 
+    model = load_model(settings)
+    if "elastic" in settings.views:
+        require_routers(model, "--views elastic")
     model = with_router_settings(
-        load_model(settings),
+        model,
         pattern=settings.pattern,
         sink_blocks=settings.sink_blocks,
         local_blocks=settings.local_blocks,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from pallas_kernels.call import attention_spec, check_choice
 from pallas_kernels.decode_attention.reference import decode_attention_reference
@@ -60,6 +61,7 @@ def decode_attention(
         RuntimeError: `impl` is for a device that is not there.
     """
     _check(q_BTNH, view, position_B)
+    view = _with_a_group(view)
     B, K = view.table_BKJ.shape[:2]
     check_choice("mode", mode, B, K, packed=False)
     spec = attention_spec(
@@ -98,3 +100,19 @@ def _check(q: jax.Array, view: CacheView, position: jax.Array) -> None:
     ):
         if x.shape != wanted:
             raise ValueError(f"{name} has shape {x.shape}; wanted {wanted} for queries of shape {q.shape}.")
+    if not isinstance(view.quantized_B, jax.core.Tracer):
+        held, group = np.asarray(view.quantized_B), view.pages.group
+        most = view.table_BKJ.shape[-1] * group
+        if ((held < 0) | (held > most) | (held % group != 0)).any():
+            raise ValueError(f"quantized is {held.tolist()}; wanted multiples of the group {group}, 0 to {most}.")
+
+
+def _with_a_group(view: CacheView) -> CacheView:
+    """The view with one group at least, which no query sees: loops over groups cannot have none to take from."""
+    pages, table, quantized = view.pages, view.table_BKJ, view.quantized_B
+    if pages.k_codes.shape[0] == 0:
+        pages = jax.tree.map(lambda x: jnp.zeros((1, *x.shape[1:]), x.dtype), pages)
+        quantized = jnp.zeros_like(quantized)
+    if table.shape[-1] == 0:
+        table, quantized = jnp.zeros((*table.shape[:2], 1), table.dtype), jnp.zeros_like(quantized)
+    return view._replace(pages=pages, table_BKJ=table, quantized_B=quantized)

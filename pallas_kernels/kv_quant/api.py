@@ -78,8 +78,10 @@ def pack(codes: jax.Array, *, bits: int, impl: str = "auto") -> jax.Array:
     Planar: bits `[bits * j, bits * (j + 1))` of row r hold token rows * j + r, so that each shift of a tile yields
     `rows` whole consecutive tokens. 128 tokens of 2 bits are 8 rows: with 128 channels one TPU register.
 
+    Codes outside `[0, 2^bits)` are refused; a compiled program, which cannot refuse, keeps their lowest bits.
+
     Raises:
-        ValueError: bits not offered, codes that are no integers, or tokens that do not fill whole words.
+        ValueError: bits not offered, codes that are no integers or out of range, or tokens that do not fill words.
     """
     _check_bits(bits)
     _check_tile("codes", codes)
@@ -87,6 +89,10 @@ def pack(codes: jax.Array, *, bits: int, impl: str = "auto") -> jax.Array:
         raise ValueError(f"codes are {codes.dtype}; wanted an integer type.")
     if codes.shape[-2] % (WORD_BITS // bits):
         raise ValueError(f"{codes.shape[-2]} tokens of {bits} bits; wanted a multiple of {WORD_BITS // bits} tokens.")
+    if not isinstance(codes, jax.core.Tracer):
+        least, most = int(codes.min()), int(codes.max())
+        if least < 0 or most >= 2**bits:
+            raise ValueError(f"codes run from {least} to {most}; wanted 0 to {2**bits - 1}, what {bits} bits hold.")
     return choose("pack", impl, PACK)(codes, bits)
 
 

@@ -45,7 +45,7 @@ def pack_reference(codes: jax.Array, bits: int) -> jax.Array:
     rows = codes.shape[-2] * bits // WORD_BITS
     words = jnp.zeros((*codes.shape[:-2], rows, codes.shape[-1]), jnp.uint32)
     for token in range(codes.shape[-2]):
-        placed = codes[..., token, :].astype(jnp.uint32) << (token // rows * bits)
+        placed = codes[..., token, :].astype(jnp.uint32) % 2**bits << (token // rows * bits)
         words = words.at[..., token % rows, :].set(words[..., token % rows, :] | placed)
     return words
 

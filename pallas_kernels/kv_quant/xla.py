@@ -50,7 +50,7 @@ def pack_xla(codes: jax.Array, bits: int) -> jax.Array:
     """See `pack`."""
     *outer, tokens, width = codes.shape
     slots = WORD_BITS // bits
-    planes = codes.astype(jnp.uint32).reshape(*outer, slots, tokens // slots, width)
+    planes = (codes.astype(jnp.uint32) & jnp.uint32(2**bits - 1)).reshape(*outer, slots, tokens // slots, width)
     shifted = planes << _shifts(slots, bits)
     return lax.reduce(shifted, jnp.uint32(0), lax.bitwise_or, (len(outer),))
 

@@ -111,7 +111,7 @@ def export(
 
     decoder = model.decoder if isinstance(model, ElasticRewardModel) else model
     trained = from_params(decoder.config, assembly.merged(params, frozen), source=decoder.source)
-    trained.extras = decoder.extras
+    trained.extras, trained.fresh_routers = decoder.extras, decoder.fresh_routers
     for form in config.run.export:
         if isinstance(model, ElasticRewardModel):
             head = params[SCORE].astype(assembly.dtype)

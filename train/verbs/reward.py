@@ -64,12 +64,18 @@ def _train(kind: str, cls: type, summary: str, argv: Sequence[str]) -> int:
 
 
 def _model(config: Any, source: str | Path, mesh: Mesh | None) -> Any:
+    from elastic_jax.model import require_routers
     from elastic_jax.reward import ElasticRewardModel
     from elastic_jax.weights import from_pretrained
 
-    if not isinstance(config, BradleyTerryTrainConfig):
-        return from_pretrained(source, dtype=config.dtype, router=config.router, mesh=mesh)
-    seed = config.run.seed if config.head == "new" else None
-    return ElasticRewardModel.from_pretrained(
-        source, dtype=config.dtype, router=config.router, mesh=mesh, new_head_seed=seed
-    )
+    if isinstance(config, BradleyTerryTrainConfig):
+        seed = config.run.seed if config.head == "new" else None
+        model = ElasticRewardModel.from_pretrained(
+            source, dtype=config.dtype, router=config.router, mesh=mesh, new_head_seed=seed
+        )
+        decoder = model.decoder
+    else:
+        model = decoder = from_pretrained(source, dtype=config.dtype, router=config.router, mesh=mesh)
+    if config.routing == "routers":
+        require_routers(decoder, "routing: routers")
+    return model

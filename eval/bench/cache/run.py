@@ -21,7 +21,7 @@ from elastic_jax.journal import Journal
 from elastic_jax.kv_cache import CacheConfig
 from elastic_jax.kv_cache.pages import tree_bytes
 from elastic_jax.layout import check_positions, pad_rows
-from elastic_jax.model import ElasticForCausalLM
+from elastic_jax.model import ElasticForCausalLM, require_routers
 from elastic_jax.weights import save_pretrained
 from eval.bench.cache.page import draw_quality, render_cache_report
 from eval.bench.cache.quality import CacheBackend, QualityJournal, cache_kinds, in_batches, probe_groups
@@ -44,9 +44,10 @@ def run_cache_bench(settings: BenchCacheSettings, out: Path) -> dict[str, Any]:
 
     Raises:
         DataError: the texts do not suffice, or a journal in `out` was made under other settings.
-        ConfigError: the model has fewer positions than are asked for, or torch fails.
+        ConfigError: the model has no trained routers, or fewer positions than are asked for, or torch fails.
     """
     model = load_model(settings)
+    require_routers(model, "bench cache")
     longest = max(settings.tokens + settings.room if settings.speed else 0, settings.quality_tokens)
     check_positions(model.config, longest, f"{longest} tokens are asked for", "Ask for fewer", ConfigError)
     report: dict[str, Any] = {"command": command_line("bench cache", settings), "device": jax.devices()[0].device_kind}

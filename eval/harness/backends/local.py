@@ -192,7 +192,9 @@ def with_router_settings(model: ElasticForCausalLM, **changes: Any) -> ElasticFo
     if not wanted:
         return model
     router = dataclasses.replace(model.config.router, **wanted)
-    return from_params(dataclasses.replace(model.config, router=router), to_params(model), source=model.source)
+    changed = from_params(dataclasses.replace(model.config, router=router), to_params(model), source=model.source)
+    changed.fresh_routers = model.fresh_routers
+    return changed
 
 
 def length_batches(

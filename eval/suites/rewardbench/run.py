@@ -119,12 +119,16 @@ def open_judge(settings: JudgeSettings, tokenizer: PreTrainedTokenizerBase) -> B
     """
     if settings.ask != "reward":
         return open_backend(settings, tokenizer)
+    from elastic_jax.model import require_routers
     from elastic_jax.reward import ElasticRewardModel
     from eval.harness.backends.local import with_router_settings
     from eval.harness.backends.reward import ElasticRewardBackend
 
     source, router = settings.resolved()
     model = ElasticRewardModel.from_pretrained(source, dtype=settings.dtype, router=router)
+    model.decoder.fresh_routers = model.decoder.fresh_routers and not settings.fresh_routers
+    if "elastic" in settings.views:
+        require_routers(model.decoder, "--views elastic")
     decoder = with_router_settings(
         model.decoder, pattern=settings.pattern, sink_blocks=settings.sink_blocks, local_blocks=settings.local_blocks
     )

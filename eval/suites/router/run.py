@@ -11,6 +11,7 @@ from elastic_jax.errors import ConfigError
 from elastic_jax.files import write_json, write_text
 from elastic_jax.journal import Journal
 from elastic_jax.layout import check_positions
+from elastic_jax.model import require_routers
 from eval.harness.backends.local import ModelBackend, with_router_settings
 from eval.harness.provenance import command_line, program, prompts_digest
 from eval.harness.runner import first_prompts, measure
@@ -33,9 +34,9 @@ def run_router_report(settings: RouterReportSettings, out: Path) -> RouterReport
         ConfigError: lengths beyond the positions of the model.
         DataError: the texts do not suffice, or the journal in `out` was made under other settings.
     """
-    model = with_router_settings(
-        load_model(settings), sink_blocks=settings.sink_blocks, local_blocks=settings.local_blocks
-    )
+    model = load_model(settings)
+    require_routers(model, "a router report")
+    model = with_router_settings(model, sink_blocks=settings.sink_blocks, local_blocks=settings.local_blocks)
     longest = max(settings.lengths)
     check_positions(model.config, longest, f"lengths has {longest}", "Leave it out", ConfigError)
     backend, tokenizer, sparse = ModelBackend(model), load_model_tokenizer(settings), model.config.router

@@ -119,13 +119,13 @@ def generate(
         jnp.int32(pad_id(config)),
         width=bucket(max_new_tokens),
     )
-    tokens = tokens[:, :max_new_tokens]
-    jax.block_until_ready(tokens)
+    # On the host: a slice on the device would be a program for every length.
+    tokens = jnp.asarray(np.asarray(tokens)[:, :max_new_tokens])
     if not np.asarray(finite_B).all():
         row = int(np.argmin(np.asarray(finite_B)))
         told = [*ids[row, : lengths_B[row]], *np.asarray(tokens[row, : counts[row] - 1])]
         row_gates = None if gates is None else dataclasses.replace(gates, z=gates.z[:, row : row + 1])
-        raise not_finite(model, told, row_gates, f"row {row}")
+        raise not_finite(model, told, row_gates, f"row {row}: logits")
     return Generation(tokens, counts, routing, state.nbytes, Timings(prefill_s, time.perf_counter() - start))
 
 
@@ -273,7 +273,10 @@ def decode(
 
 
 def not_finite(model: ElasticForCausalLM, ids: Sequence[int], gates: Gates | None, what: str) -> NumericsError:
-    """The error for logits of `what` that are NaN or infinite after the tokens `ids`; it names the layer and dtype."""
+    """The error for results, named by `what`, that are NaN or infinite after the tokens `ids`.
+
+    It names the first layer that gives such numbers, the dtype, and the remedy.
+    """
     config, dtype = model.config, model.embed.embedding[...].dtype.name
     row, lengths = map(jnp.asarray, pad_rows([ids[:_SEARCHED]], bucket(min(len(ids), _SEARCHED))))
     finite = np.asarray(_finite_layers(model, row, lengths, gates)).tolist()
@@ -288,7 +291,7 @@ def not_finite(model: ElasticForCausalLM, ids: Sequence[int], gates: Gates | Non
     if dtype != "float16":
         remedy = 'Check the checkpoint for NaN or damaged weights, or load it with dtype "float32".'
     return NumericsError(
-        f"{what}: logits after {len(ids)} tokens are NaN or infinite in {dtype}; {place}. Want finite logits. {remedy}"
+        f"{what} after {len(ids)} tokens: NaN or infinity in {dtype}; {place}. Want finite numbers. {remedy}"
     )
 
 

@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 
 from elastic_jax.config import ModelConfig, Pattern
 from elastic_jax.errors import CheckpointError
-from elastic_jax.generation import bucket
+from elastic_jax.generation import bucket, not_finite
 from elastic_jax.layout import Layout, check_prompts, squeeze_sequences
 from elastic_jax.model import ElasticForCausalLM, RoutingChoice, from_params, model_program, param_shapes
 from elastic_jax.routing import Gates, Imposed, gates_from
@@ -126,12 +126,19 @@ class ElasticRewardModel(nnx.Module):
 
         Raises:
             ShapeError: rows of another form, a row without tokens, or more tokens than the model has positions.
+            NumericsError: a score that is NaN or infinite, with the layer where that begins.
         """
         ids, counts = check_prompts(self.config, input_ids, lengths)
         B, T = ids.shape
         gates = gates_from(routing, self.config, B)
         padded = jnp.asarray(np.pad(ids, ((0, 0), (0, bucket(T) - T))))
-        return _score(self, padded, jnp.asarray(counts), gates)
+        scores_B = _score(self, padded, jnp.asarray(counts), gates)
+        finite_B = np.isfinite(np.asarray(scores_B))
+        if not finite_B.all():
+            row = int(np.argmin(finite_B))
+            one = None if gates is None else dataclasses.replace(gates, z=gates.z[:, row : row + 1])
+            raise not_finite(self.decoder, ids[row, : counts[row]].tolist(), one, f"row {row}: the score")
+        return scores_B
 
     def without_source(self) -> ElasticRewardModel:
         """See `ElasticForCausalLM.without_source`."""

@@ -82,7 +82,8 @@ def next_token(logits_BV: jax.Array, key: jax.Array, sampling: Sampling | RowSam
 def next_tokens(logits_BTV: jax.Array, rows: RowSampling) -> jax.Array:
     """Token ids int32 `[B, T]` from float32 logits `[B, T, V]` of consecutive tokens of every row.
 
-    A row draws what `next_token` draws for it alone, from the key `fold_in(key(seed), index)`.
+    A row draws what `next_token` draws for it alone, from the key `fold_in(key(seed), index)`; -1 where logits are NaN
+    or infinite.
     """
     greedy_BT = jnp.argmax(logits_BTV, axis=-1).astype(jnp.int32)
 
@@ -95,7 +96,8 @@ def next_tokens(logits_BTV: jax.Array, rows: RowSampling) -> jax.Array:
     def draw(_: None) -> jax.Array:
         return jax.vmap(one_row)(logits_BTV, greedy_BT, rows)
 
-    return jax.lax.cond((rows.temperature > 0).any(), draw, lambda _: greedy_BT, None)
+    tokens_BT = jax.lax.cond((rows.temperature > 0).any(), draw, lambda _: greedy_BT, None)
+    return jnp.where(jnp.isfinite(logits_BTV).all(-1), tokens_BT, -1)
 
 
 def _limited(logits_XV: jax.Array, row: RowSampling) -> jax.Array:

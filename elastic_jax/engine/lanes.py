@@ -36,7 +36,14 @@ class SampledLane:
         """The first tokens of the answer, once the prompt is read to its end."""
         drawn = programs.first_tokens(logits_1V, RowSampling.stack([self._drawing(0)]))
         self._known = [int(np.asarray(drawn)[0, 0])]
-        return self._known[:]
+        return self._checked(self._known[:])
+
+    def _checked(self, new: list[int]) -> list[int]:
+        """Newly drawn tokens, -1 for logits that are not finite."""
+        if -1 in new:
+            told = [*self.request.prompt, *self.request.tokens, *new[: new.index(-1)]]
+            raise self._slots.not_finite(told, self.request.mode_LK)
+        return new
 
     def pieces(self) -> dict[int, list[int]]:
         """Tokens for each row to read now. Every row has room for one."""
@@ -86,7 +93,7 @@ class SampledLane:
             accepted += 1
         self._slots.count(row, accepted)
         self._known = new[-1:]
-        return new
+        return self._checked(new)
 
 
 class BeamLane:
@@ -134,6 +141,8 @@ class BeamLane:
         # Enough that `width` candidates are left when every stop token is among them.
         most = width * (1 + len(self.request.stop_tokens))
         candidates = programs.best_continuations(logits, rows_W, np.int32(column), self._scores, most=most)
+        if not np.isfinite(np.asarray(candidates[0])[0]):
+            raise self._slots.not_finite([*self.request.prompt, *self._tokens[0]], self.request.mode_LK)
         chosen: list[tuple[float, int, int]] = []
         for rank, (score, beam, token) in enumerate(zip(*map(np.asarray, candidates), strict=True)):
             if int(token) in self.request.stop_tokens:

@@ -18,7 +18,8 @@ from flax import nnx
 from elastic_jax.engine import programs
 from elastic_jax.engine.config import EngineConfig
 from elastic_jax.engine.page_pool import Reservation
-from elastic_jax.generation import Cache, bucket, decode_modes, prefill
+from elastic_jax.errors import NumericsError
+from elastic_jax.generation import Cache, bucket, decode_modes, not_finite, prefill
 from elastic_jax.kv_cache import CacheConfig
 from elastic_jax.kv_cache.dense import DenseCache
 from elastic_jax.kv_cache.pages import tree_bytes
@@ -93,6 +94,11 @@ class Slots:
             self._graph, self._params, self._counted(), tokens_BT, counts_B, sampling
         )
         return logits_BTV, drawn_BT
+
+    def not_finite(self, ids: Sequence[int], mode_LK: np.ndarray | None) -> NumericsError:
+        """The error for logits after these tokens of one row that are NaN or infinite."""
+        gates = None if mode_LK is None else gates_from(jnp.asarray(mode_LK)[:, None], self.config, 1)
+        return not_finite(self._model, ids, gates, "logits")
 
     def count(self, row: int, tokens: int) -> None:
         """Keeps the first `tokens` of what the row read last."""

@@ -19,6 +19,7 @@ from flax import nnx
 
 from elastic_jax.config import ModelConfig
 from elastic_jax.errors import DataError
+from elastic_jax.generation import not_finite
 from elastic_jax.layout import pad_rows
 from elastic_jax.model import ElasticForCausalLM
 from elastic_jax.routing import Gates, Routing, gates_from
@@ -79,6 +80,7 @@ class Scorer:
         exact = np.all(np.asarray(hit) | ~valid, axis=-1)
         mean = (np.asarray(log_prob) * valid).sum(-1) / count
         hits = (np.asarray(hit) & valid).sum(-1) / count
+        self._check_finite(mean[: len(prompts)], prompts, batch, arm)
         scores = []
         for row, prompt in enumerate(prompts):
             each = np.asarray(log_prob)[row, : len(prompt.continuation_ids)]
@@ -115,10 +117,20 @@ class Scorer:
                 raise DataError(f"Sample {prompt.sample.uid} has more than {tokens} tokens.")
         batch = _Batch.padded(texts, targets, tokens=tokens, rows=rows, width=len(targets[0]))
         log_prob, _, routing = self._forward(batch, arm, one_place=True)
+        self._check_finite(np.asarray(log_prob).sum(-1)[: len(prompts)], prompts, batch, arm)
         return [
             (np.asarray(log_prob)[row].tolist(), routing.measures(batch.lengths, self._config, row))
             for row in range(len(prompts))
         ]
+
+    def _check_finite(self, results: np.ndarray, prompts: Sequence[Prompt], batch: _Batch, arm: Arm) -> None:
+        if np.isfinite(results).all():
+            return
+        row = int(np.argmin(np.isfinite(results)))
+        ids = np.asarray(batch.ids)[row, : batch.lengths[row]].tolist()
+        model = nnx.merge(self._graph, self._state)
+        gates = arm_gates(arm, self._config, 1)
+        raise not_finite(model, ids, gates, f"Sample {prompts[row].sample.uid}: log-probabilities")
 
     def _forward(self, batch: _Batch, arm: Arm, *, one_place: bool) -> tuple[jax.Array, jax.Array, Routing]:
         return self._run(

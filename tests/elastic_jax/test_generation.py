@@ -9,7 +9,7 @@ from elastic_jax.errors import ConfigError, ShapeError
 from elastic_jax.generation import bucket, decode, generate, make_cache
 from elastic_jax.kv_cache import CacheConfig
 from elastic_jax.kv_cache.pages import tree_bytes
-from elastic_jax.sampling import Sampling
+from elastic_jax.sampling import RowSampling, Sampling
 
 
 @nnx.jit
@@ -113,8 +113,8 @@ def test_decoding_grows_the_cache_in_place(bits):
     mode, lengths = jnp.zeros((16, B, 2), jnp.int8), np.full((B,), T - 64)
     state = jax.eval_shape(lambda kv: make_cache(CacheConfig(bits=bits), model.config, kv, lengths, mode, 64), kv)
     lowered = decode.lower(
-        model, state, jnp.zeros((B, 64)), jax.random.key(0), jnp.zeros((0,), jnp.int32), sampling=Sampling(),
-        max_new_tokens=32, pad_id=0,
+        model, state, jnp.zeros((B, 64)), jax.random.key(0), jnp.zeros((8,), jnp.int32), RowSampling.of(Sampling()),
+        jnp.int32(32), jnp.int32(0), width=128,
     )  # fmt: skip
     memory = lowered.compile().memory_analysis()
     size = tree_bytes(state)

@@ -5,14 +5,14 @@ from __future__ import annotations
 import dataclasses
 import zlib
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax.numpy as jnp
 import numpy as np
 
 from elastic_jax.config import ModelConfig
-from elastic_jax.errors import DataError, ShapeError
+from elastic_jax.errors import DataError, NumericsError, ShapeError
 from elastic_jax.generation import bucket, generate
 from elastic_jax.kv_cache import CacheConfig
 from elastic_jax.layout import check_token_ids, pad_rows
@@ -75,10 +75,22 @@ class ModelBackend:
         left = Counter(tokens for tokens, _, _ in batches)
         for tokens, rows, batch in batches:
             left[tokens] -= 1
-            replies = ways[kind](batch, arm, tokens, rows)
+            ask = (ways[kind], batch, arm, tokens, rows)
+            replies = self._replies(*ask)
             if kind == "generate" and self._first_meeting(batch, arm, tokens, rows):
-                replies = list(map(_untimed, replies)) if left[tokens] else self._generate(batch, arm, tokens, rows)
+                replies = list(map(_untimed, replies)) if left[tokens] else self._replies(*ask)
             yield from zip(batch, replies, strict=True)
+
+    def _replies(
+        self, way: Callable[..., list[Reply]], batch: Sequence[Prompt], arm: Arm, tokens: int, rows: int
+    ) -> list[Reply]:
+        """Replies to a batch. Where numbers of one prompt overflow, that prompt fails and the others are run alone."""
+        try:
+            return way(batch, arm, tokens, rows)
+        except NumericsError as error:
+            if len(batch) == 1:
+                return [Reply(error=str(error))]
+            return [reply for prompt in batch for reply in self._replies(way, [prompt], arm, tokens, rows)]
 
     def _first_meeting(self, batch: Sequence[Prompt], arm: Arm, tokens: int, rows: int) -> bool:
         """Notes the shapes; whether none had them before, so that these times hold the compiler's."""

@@ -61,6 +61,39 @@ def test_both_rope_layouts_mean_the_same(kind: str) -> None:
     assert ModelConfig.from_hf(old.to_hf()) == old
 
 
+@pytest.mark.parametrize(
+    ("scaling", "stated", "factor", "positions"),
+    [
+        ({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 128}, 128, 4.0, 512),
+        ({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 128}, 512, 4.0, 512),
+        ({"rope_type": "yarn", "factor": 4.0}, 128, 4.0, 512),
+        ({"rope_type": "yarn", "factor": 1.0, "original_max_position_embeddings": 64}, 256, 1.0, 256),
+        ({"rope_type": "yarn", "factor": None, "original_max_position_embeddings": 64}, 256, 4.0, 256),
+        ({"type": "linear", "factor": 4.0}, 128, 4.0, 512),
+        ({"type": "linear", "factor": 4.0, "original_max_position_embeddings": 128}, 512, 4.0, 512),
+        ({"type": "dynamic", "factor": 4.0}, 128, 4.0, None),
+        ({"rope_type": "longrope", **SCALINGS["longrope"], "factor": 1.0}, 256, 1.0, 256),
+        ({"rope_type": "longrope", **SCALINGS["longrope"], "factor": None}, 256, 4.0, 256),
+        ({"rope_type": "llama3", **SCALINGS["llama3"]}, 256, 8.0, 256),
+    ],
+)
+def test_factors_are_taken_as_written_and_scaled_positions_are_there(
+    scaling: dict, stated: int, factor: float, positions: int | None
+) -> None:
+    config = ModelConfig.from_hf(LLAMA | {"max_position_embeddings": stated, "rope_scaling": scaling})
+    assert config.rope.extension(stated) == factor
+    assert config.positions == positions
+    assert ModelConfig.from_hf(config.to_hf()) == config
+
+
+@pytest.mark.parametrize(("given", "read"), [("2", 2), ([2, "3"], [2, 3]), (None, None), (-1, -1)])
+def test_token_ids_may_be_text(given: object, read: object) -> None:
+    assert ModelConfig.from_hf(LLAMA | {"eos_token_id": given}).hf_extra["eos_token_id"] == read
+    for bad in ("</s>", 2.5, True, {"id": 2}, [2, "x"]):
+        with pytest.raises(ConfigError, match="eos_token_id is .*; want a token id"):
+            ModelConfig.from_hf(LLAMA | {"eos_token_id": bad})
+
+
 def test_rope_stated_twice_must_agree() -> None:
     new = {"rope_parameters": {"rope_theta": 1e6, "rope_type": "default"}}
     assert ModelConfig.from_hf(LLAMA | new | {"rope_theta": 1e6, "rope_scaling": None}).rope.theta == 1e6

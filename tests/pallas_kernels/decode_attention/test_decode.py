@@ -170,3 +170,22 @@ def test_bad_input_is_named(change, words):
             arguments.pop("q"), view, arguments.pop("position"), arguments.pop("mode"), **OPTIONS | arguments
         )
     assert words in str(error.value)
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize(("pages", "groups"), [(1, 0), (0, 0), (0, 2)])
+def test_a_cache_without_groups_attends_to_its_exact_tokens(pages, groups, impl):
+    normal = np.random.default_rng(0).standard_normal
+    blank = make_pages(jnp.zeros((1, G, H)), jnp.zeros((1, G, H)), jnp.zeros((1, G), bool))
+    blank = jax.tree.map(lambda x: x[:pages], blank)
+    k, v, q = (jnp.asarray(normal(shape), jnp.float32) for shape in ((1, K, 3, H), (1, K, 3, H), (1, 1, N, H)))
+    pos = jnp.broadcast_to(jnp.arange(3), (1, K, 3))
+    view = CacheView(blank, jnp.zeros((1, K, groups), jnp.int32), jnp.zeros((1,), jnp.int32), k, v, pos)
+    got = decode_attention(q, view, jnp.array([2]), jnp.zeros((1, K), jnp.int32), impl=impl)
+    scores = jnp.einsum("bkgh,bkeh->bkge", q.reshape(1, K, N // K, H), k) / H**0.5
+    want = jnp.einsum("bkge,bkeh->bkgh", jax.nn.softmax(scores), v).reshape(1, 1, N, H)
+    np.testing.assert_allclose(got, want, atol=1e-5)
+    for held in (G * (groups + 1), G // 2, -G):
+        with pytest.raises(ValueError, match="wanted multiples of the group"):
+            short = view._replace(quantized_B=jnp.array([held]))
+            decode_attention(q, short, jnp.array([2]), jnp.zeros((1, K), jnp.int32), impl=impl)

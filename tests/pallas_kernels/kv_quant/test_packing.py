@@ -53,6 +53,16 @@ def test_tiles_of_128_tokens_and_channels():
     assert np.bitwise_xor.reduce(words.ravel()) == 0x71DC771D
 
 
+@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("code", [4, 255, -1])
+def test_codes_out_of_range_are_refused_and_never_change_their_neighbours(code, impl):
+    codes = jnp.ones((16, 1), jnp.int32).at[3].set(code)
+    with pytest.raises(ValueError, match=r"codes run from .*; wanted 0 to 3"):
+        pack(codes, bits=2, impl=impl)
+    kept = unpack(packed(codes, bits=2, impl=impl), bits=2)
+    np.testing.assert_array_equal(np.delete(kept[:, 0], 3), np.ones(15))
+
+
 packed = jax.jit(pack, static_argnames=("bits", "impl"))
 unpacked = jax.jit(unpack, static_argnames=("bits", "impl"))
 

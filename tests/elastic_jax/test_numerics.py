@@ -1,0 +1,45 @@
+"""Numbers that are NaN or infinite end a generation, a request or a score with an error that names the layer."""
+
+import jax.numpy as jnp
+import pytest
+
+from elastic_jax.errors import NumericsError
+from elastic_jax.generation import generate
+from elastic_jax.model import from_params, to_params
+from elastic_jax.reward import ElasticRewardModel
+from tests.support.tiny import CONFIG, random_ids, tiny_model
+
+BAD = 9
+"""A token whose embedding is infinite: prompts without it are well."""
+IDS = jnp.where(random_ids((2, 20)) == BAD, 1, random_ids((2, 20)))
+
+
+def model_with(path: str, change):
+    params = to_params(tiny_model())
+    return from_params(CONFIG, params | {path: change(params[path])})
+
+
+def broken_layer(layer: int):
+    return model_with("layers.mlp.down_proj.kernel", lambda x: x.at[layer].set(jnp.nan))
+
+
+BROKEN = {
+    "the embedding": lambda: model_with("embed.embedding", lambda x: x.at[BAD].set(jnp.inf)),
+    "layer 0 of 2": lambda: broken_layer(0),
+    "layer 1 of 2": lambda: broken_layer(1),
+    "the vocabulary head": lambda: model_with("lm_head.kernel", lambda x: x.at[0, 0].set(jnp.nan)),
+}
+
+
+@pytest.mark.parametrize("place", BROKEN)
+def test_the_first_place_that_is_not_finite_is_named(place):
+    """The first row is well where one token alone overflows."""
+    ids, row = (IDS.at[1, 5].set(BAD), 1) if place == "the embedding" else (IDS, 0)
+    with pytest.raises(NumericsError, match=f"row {row}: logits after 20 tokens: .* in float32; {place}"):
+        generate(BROKEN[place](), ids, max_new_tokens=4, routing="full")
+
+
+def test_a_score_that_is_not_finite_is_an_error():
+    decoder = broken_layer(1)
+    with pytest.raises(NumericsError, match="row 0: the score after 20 tokens: .*layer 1 of 2"):
+        ElasticRewardModel(decoder, jnp.ones((CONFIG.hidden_size, 1)), decoder.config).score(IDS)

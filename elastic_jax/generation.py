@@ -120,7 +120,7 @@ def generate(
         width=bucket(max_new_tokens),
     )
     # On the host: a slice on the device would be a program for every length.
-    tokens = jnp.asarray(np.asarray(tokens)[:, :max_new_tokens])
+    tokens = jax.device_put(np.asarray(tokens)[:, :max_new_tokens])
     if not np.asarray(finite_B).all():
         row = int(np.argmin(np.asarray(finite_B)))
         told = [*ids[row, : lengths_B[row]], *np.asarray(tokens[row, : counts[row] - 1])]

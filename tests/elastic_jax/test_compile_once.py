@@ -1,6 +1,7 @@
 """Eager calls compile once: the second call with the same shapes, and other models and settings, reuse the programs."""
 
 import contextlib
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -101,7 +102,7 @@ def test_other_sampling_lengths_and_stop_tokens_use_the_programs_that_are_there(
 def test_a_model_keeps_its_own_end_tokens_and_source_beside_others_of_its_configuration():
     first, second = tiny_model(), tiny_model()
     for model, end in ((first, 1), (second, 2)):
-        model.config.hf_extra["eos_token_id"] = end
+        model.config = dataclasses.replace(model.config, hf_extra={"eos_token_id": end})
         model.source = str(end)
     for model in (first, second, first):
         generate(model, random_ids((1, 8)), max_new_tokens=1, cache=CacheConfig())

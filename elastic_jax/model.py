@@ -127,6 +127,8 @@ class ElasticForCausalLM(nnx.Module):
     """
 
     def __init__(self, config: ModelConfig, *, dtype: Any = jnp.bfloat16, rngs: nnx.Rngs):
+        if jax.config.jax_enable_x64:  # pyrefly: ignore[missing-attribute]
+            raise ConfigError("JAX runs in 64-bit mode; models need 32-bit integers and floats. Unset JAX_ENABLE_X64.")
         dtype = jnp.dtype(dtype)
         std = config.initializer_range
 

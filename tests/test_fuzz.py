@@ -179,7 +179,9 @@ def _sharded(folder: Path) -> None:
 
 
 def _routers(folder: Path) -> None:
-    save_pretrained(from_pretrained(GOLDEN / "qwen3_tied"), folder, format="router", overwrite=True)
+    model = from_pretrained(GOLDEN / "qwen3_tied")
+    model.fresh_routers = False
+    save_pretrained(model, folder, format="router", overwrite=True)
 
 
 def _settings(folder: Path) -> None:

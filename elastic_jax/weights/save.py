@@ -20,7 +20,7 @@ from elastic_jax.config.model import config_to_elastic
 from elastic_jax.errors import CheckpointError, ConfigError
 from elastic_jax.files import atomic_directory, read_json, write_json
 from elastic_jax.int8_linear import int8_maps
-from elastic_jax.model import ElasticForCausalLM, to_params
+from elastic_jax.model import ElasticForCausalLM, require_routers, to_params
 from elastic_jax.weights.hf import CONFIG
 from elastic_jax.weights.names import ROUTER_PREFIX, SCORE, Entry, entries
 from elastic_jax.weights.router_only import (
@@ -125,12 +125,14 @@ def save_pretrained(
     Raises:
         CheckpointError: the target is not empty (with `overwrite`: and holds no checkpoint), or cannot be written; what
             was there is unchanged.
-        ConfigError: a model that the format cannot express.
+        ConfigError: a model that the format cannot express, or without the trained routers that it holds.
     """
     config = model.config
     params = to_params(model)
     if format not in ("hf", "elastic", "router"):
         raise ConfigError(f"unknown checkpoint format {format!r}; want hf, elastic or router.")
+    if format != "hf":  # or fresh routers would count as trained once they are read back
+        require_routers(model, f"format {format}")
     if format == "router":
         with _new_checkpoint(directory, overwrite) as partial:
             name = Path(model.source).name if model.source else None

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tiny import random_ids, tiny_model
 
 from elastic_jax.generation import generate
 from elastic_jax.kv_cache import CacheConfig
@@ -16,7 +17,6 @@ from elastic_jax.model import Extras
 from elastic_jax.reward import ElasticRewardModel
 from elastic_jax.sampling import Sampling
 from pallas_kernels import dual_attention, hybrid_attention, routed_attention, select_blocks
-from tests.support.tiny import random_ids, tiny_model
 
 COMPILED = "/jax/core/compile/backend_compile_duration"
 

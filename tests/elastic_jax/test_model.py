@@ -5,8 +5,8 @@ import pytest
 from flax import nnx
 from tiny import CONFIG, random_ids
 
-from elastic_jax.errors import CheckpointError, ShapeError
-from elastic_jax.model import from_params, param_shapes, to_params
+from elastic_jax.errors import CheckpointError, ConfigError, ShapeError
+from elastic_jax.model import ElasticForCausalLM, from_params, param_shapes, to_params
 from elastic_jax.router import SampledGates
 from elastic_jax.routing import Gates
 
@@ -144,3 +144,8 @@ def test_params_round_trip_and_every_misfit_is_listed(model):
 def test_calls_that_do_not_fit_are_refused(model, arguments, message):
     with pytest.raises(ShapeError, match=message):
         model(**arguments)
+
+
+def test_64_bit_mode_is_refused():
+    with jax.enable_x64(True), pytest.raises(ConfigError, match="Unset JAX_ENABLE_X64"):
+        ElasticForCausalLM(CONFIG, rngs=nnx.Rngs(0))

@@ -2,12 +2,12 @@
 
 import jax.numpy as jnp
 import pytest
+from tiny import CONFIG, random_ids, tiny_model
 
 from elastic_jax.errors import NumericsError
 from elastic_jax.generation import generate
 from elastic_jax.model import from_params, to_params
 from elastic_jax.reward import ElasticRewardModel
-from tests.support.tiny import CONFIG, random_ids, tiny_model
 
 BAD = 9
 """A token whose embedding is infinite: prompts without it are well."""

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from checkpoints import GOLDEN, WEIGHTS, copy_golden, edit_json, edit_weights
@@ -210,3 +211,11 @@ def test_stray_shards_are_not_read(tmp_path: Path) -> None:
 def test_unknown_dtype() -> None:
     with pytest.raises(ConfigError, match="'int8'; want one of bfloat16"):
         from_pretrained(GOLDEN / "llama3", dtype="int8")
+    for dtype in (np.int8, None, object()):
+        with pytest.raises(ConfigError, match="unknown dtype .*; want one of bfloat16"):
+            from_pretrained(GOLDEN / "llama3", dtype=dtype)
+
+
+@pytest.mark.parametrize("dtype", ["float32", np.float32, jnp.float32, np.dtype("float32")])
+def test_dtypes_are_taken_as_numpy_and_jax_write_them(dtype: object) -> None:
+    assert from_pretrained(GOLDEN / "llama3", dtype=dtype).head_kernel().dtype == np.float32

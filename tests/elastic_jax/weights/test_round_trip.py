@@ -53,6 +53,7 @@ def test_elastic_format_is_bit_identical(tmp_path: Path) -> None:
 
 def test_elastic_format_of_a_plain_model_has_every_official_tensor(tmp_path: Path) -> None:
     model = from_pretrained(GOLDEN / "qwen3_tied")
+    model.fresh_routers = False
     save_pretrained(model, tmp_path / "out", format="elastic")
     written = load_file(tmp_path / "out" / WEIGHTS)
     official = load_file(OFFICIAL / WEIGHTS)

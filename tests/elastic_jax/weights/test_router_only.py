@@ -3,13 +3,18 @@
 import json
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from checkpoints import GOLDEN, edit_json
 
 from elastic_jax.errors import CheckpointError, ConfigError
-from elastic_jax.model import to_params
+from elastic_jax.generation import generate
+from elastic_jax.inspection import route_prompt
+from elastic_jax.model import require_routers, to_params
+from elastic_jax.reward import ElasticRewardModel
 from elastic_jax.weights import from_pretrained, save_pretrained
+from eval.harness.backends.local import with_router_settings
 
 OFFICIAL = GOLDEN / "official_qwen3"
 
@@ -30,7 +35,11 @@ def test_round_trip_onto_the_base_model(routers: Path, tmp_path: Path) -> None:
 
 
 def test_replaces_routers_that_the_source_has(routers: Path, tmp_path: Path) -> None:
-    save_pretrained(from_pretrained(GOLDEN / "qwen3_tied"), tmp_path / "other", format="elastic")
+    other = from_pretrained(GOLDEN / "qwen3_tied")
+    with pytest.raises(ConfigError, match="format elastic needs trained routers"):
+        save_pretrained(other, tmp_path / "other", format="elastic")
+    other.fresh_routers = False
+    save_pretrained(other, tmp_path / "other", format="elastic")
     with pytest.raises(CheckpointError, match="num_heads is 4, the base model has 8"):
         from_pretrained(tmp_path / "other", router=routers)
     replaced = from_pretrained(OFFICIAL, router=routers)
@@ -43,8 +52,18 @@ def test_a_model_without_routers_is_told_to_have_learnt_none(
     save_pretrained(from_pretrained(OFFICIAL), tmp_path / "base")
     from_pretrained(tmp_path / "base", router=routers)
     assert caplog.text == ""
-    from_pretrained(tmp_path / "base")
+    model, ids = from_pretrained(tmp_path / "base"), jnp.ones((1, 40), jnp.int32)
     assert "base has no routers" in caplog.text and 'routing="full"' in caplog.text
+    assert (model(ids).routing.mode == 0).all() and (generate(model, ids, max_new_tokens=1).routing.mode == 0).all()
+    reward = ElasticRewardModel.from_pretrained(tmp_path / "base", new_head_seed=0)
+    for refused in (model, reward.decoder, with_router_settings(model, local_blocks=1)):
+        with pytest.raises(ConfigError, match="inspect needs trained routers; .*base has none"):
+            require_routers(refused, "inspect")
+    with pytest.raises(ConfigError, match="needs trained routers"):
+        route_prompt(model, "a", [1, 2])
+    model.fresh_routers = False
+    assert np.isclose(model(ids, router_bias=-9.0).routing.msr(), 1.0), "the routers decide where asked to"
+    route_prompt(model, "a", [1, 2])
 
 
 def test_is_small_and_names_its_base(routers: Path) -> None:

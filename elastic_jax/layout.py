@@ -73,7 +73,7 @@ def make_layout(
     _check_shape("segment_ids", segments, (B, T))
     _check_rows(B, T, block_size, segments, None)
     M = num_segments or -(-T // block_size)
-    if not isinstance(segments, jax.core.Tracer) and (most := int(segments.max())) > M:
+    if not isinstance(segments, jax.core.Tracer) and (most := np.asarray(segments).max()) > M:
         raise ShapeError(f"segment_ids holds {most}; want ids from 1 to num_segments = {M}, and 0 for padding.")
     previous = jnp.pad(segments, ((0, 0), (1, 0)))[:, :-1]
     starts = jnp.where((segments != previous) & (segments > 0), index_T, 0)

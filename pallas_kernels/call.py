@@ -65,7 +65,7 @@ class AttentionCall:
         check_choice(name, choice, self.k_BSKH.shape[0], self.kv_heads, packed=self.segment_ids is not None)
         if self.segment_ids is None or choice.ndim == 2 or isinstance(self.segment_ids, jax.core.Tracer):
             return
-        most = int(self.segment_ids.max())
+        most = int(np.asarray(self.segment_ids).max())
         if most > choice.shape[1]:
             raise ValueError(
                 f"segment_ids holds {most} and {name} has shape {choice.shape}, {choice.shape[1]} segments; wanted one "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import DTypeLike
 
 from pallas_kernels.dispatch import choose
@@ -90,7 +91,8 @@ def pack(codes: jax.Array, *, bits: int, impl: str = "auto") -> jax.Array:
     if codes.shape[-2] % (WORD_BITS // bits):
         raise ValueError(f"{codes.shape[-2]} tokens of {bits} bits; wanted a multiple of {WORD_BITS // bits} tokens.")
     if not isinstance(codes, jax.core.Tracer):
-        least, most = int(codes.min()), int(codes.max())
+        known = np.asarray(codes)
+        least, most = int(known.min(initial=0)), int(known.max(initial=0))
         if least < 0 or most >= 2**bits:
             raise ValueError(f"codes run from {least} to {most}; wanted 0 to {2**bits - 1}, what {bits} bits hold.")
     return choose("pack", impl, PACK)(codes, bits)

@@ -8,7 +8,7 @@ from elastic_jax.layout import make_layout, pad_rows
 
 def test_packed_positions_restart_in_every_sequence():
     segments = jnp.array([[1, 1, 1, 0, 2, 2, 2, 2, 3, 0, 0, 0]])
-    layout = make_layout((1, 12), segment_ids=segments, num_segments=4)
+    layout = make_layout((1, 12), segment_ids=segments, num_segments=4, block_size=4)
     np.testing.assert_array_equal(layout.positions_BT[0], [0, 1, 2, 0, 0, 1, 2, 3, 0, 0, 0, 0])
     np.testing.assert_array_equal(layout.lengths_BM[0], [3, 4, 1, 0])
     np.testing.assert_array_equal(layout.seq_len_BT[0], [3, 3, 3, 0, 4, 4, 4, 4, 1, 0, 0, 0])

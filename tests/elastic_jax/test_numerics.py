@@ -4,8 +4,10 @@ import jax.numpy as jnp
 import pytest
 from tiny import CONFIG, random_ids, tiny_model
 
+from elastic_jax.engine import Engine, EngineConfig
 from elastic_jax.errors import NumericsError
 from elastic_jax.generation import generate
+from elastic_jax.kv_cache import CacheConfig
 from elastic_jax.model import from_params, to_params
 from elastic_jax.reward import ElasticRewardModel
 
@@ -43,3 +45,16 @@ def test_a_score_that_is_not_finite_is_an_error():
     decoder = broken_layer(1)
     with pytest.raises(NumericsError, match="row 0: the score after 20 tokens: .*layer 1 of 2"):
         ElasticRewardModel(decoder, jnp.ones((CONFIG.hidden_size, 1)), decoder.config).score(IDS)
+
+
+@pytest.mark.parametrize("bits", [16, 8])
+@pytest.mark.parametrize("beams", [1, 2])
+def test_a_request_ends_alone(bits, beams):
+    model, cache, ids = BROKEN["the embedding"](), CacheConfig(bits=bits), IDS[0].tolist()
+    engine = Engine(model, EngineConfig(slots=4, max_length=128), cache)
+    well = engine.submit(ids, max_new_tokens=6, stop_tokens=[])
+    bad = engine.submit([*ids, BAD], max_new_tokens=6, beams=beams)
+    list(engine.run())
+    assert bad.finish == "error" and isinstance(bad.error, NumericsError) and "the embedding" in str(bad.error)
+    alone = generate(model, IDS[:1], max_new_tokens=6, stop_tokens=[], cache=cache)
+    assert well.tokens == alone.tokens[0].tolist()

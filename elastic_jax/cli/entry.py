@@ -36,8 +36,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # it recommends torch, which is never used here
     arguments = list(sys.argv[1:] if argv is None else argv)
-    befores = ["", *arguments]
-    kept = [a for a, before in zip(arguments, befores, strict=False) if a != "--debug" or before in FREE_TEXT]
+    pairs = zip(["", *arguments], arguments, strict=False)
+    kept = [word for previous, word in pairs if word != "--debug" or previous in FREE_TEXT]
     debug, arguments = len(kept) < len(arguments), kept
     verbs = find_verbs()
     if not arguments or arguments[0] in ("-h", "--help"):

@@ -155,7 +155,8 @@ def check_qkv(q: jax.Array, k: jax.Array, v: jax.Array) -> None:
 def check_rows(
     batch: int, keys: int, block_size: int, segment_ids: jax.Array | None, lengths: jax.Array | None
 ) -> None:
-    """segment_ids `[B, S]`, each segment one run that starts on a block boundary; lengths `[B]`.
+    """Checks which tokens are valid: segment_ids `[batch, keys]`, each segment one run that starts on a block boundary;
+    lengths `[batch]`.
 
     Raises:
         ValueError: another shape or, where the values are known, values that do not fit.

@@ -11,7 +11,7 @@ from train.data.records import CODE, ICL, SUMMARIZATION, Record
 Template = Literal["raw", "chat", "mixed"]
 
 
-def render(record: Record, template: Template, tokenizer: Any, *, index: int) -> tuple[list[int], list[int]]:
+def render(record: Record, template: Template, tokenizer: Any, *, index: int = 0) -> tuple[list[int], list[int]]:
     """Token ids of the prompt and of the answer.
 
     The prompt is what a model is given at inference, so for chat it ends with the assistant's header, which the

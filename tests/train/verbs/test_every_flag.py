@@ -61,7 +61,7 @@ WARM_START = {
 }
 REWARD = {"model": "model", "dtype": "float32", "optim.final_share": "0.2", **OPTIM, **RUN}
 LORA = {"lora.rank": "2", "lora.alpha": "4", "lora.targets": "attn.q_proj mlp.up_proj"}
-GENERATED = {"data.generated": "6", "data.generated_held_out": "3", "data.generated_buildings": "1"}
+GENERATED = {"data.generated": "6", "data.generated_held_out": "3", "data.generated_buildings": "2"}
 PAIRS = {"data.records": "pairs.jsonl", "data.held_out": "held_out.jsonl", "data.prompt_tokens": "128"}
 PAIRS |= {"data.response_tokens": "64", "data.rejects": "1"}
 LONG_PAIRS = {"data.prompt_tokens": "1024", "data.response_tokens": "512", "data.rejects": "2"}

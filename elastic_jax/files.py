@@ -164,9 +164,11 @@ def atomic_directory(target: str | Path, *, replaces: Sequence[str] | None = Non
     try:
         partial.mkdir(parents=True)
         yield partial
-        if target.is_dir():
-            _link_others(target, partial, replaces or ())
         _flush(partial)
+        if target.is_dir():
+            # only now: `_flush` sets permissions, and a linked file is the very file that stays
+            _link_others(target, partial, replaces or ())
+            _flush_one(partial)
         _swap(partial, target)
     except OSError as error:
         raise CheckpointError(f"cannot write {target}: {error}. What was there is unchanged.") from error

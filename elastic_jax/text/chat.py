@@ -94,8 +94,8 @@ def chat_text(tokenizer: Any, turns: Sequence[Turn], *, thinking: bool = False) 
         DataError: no chat template, or one that fails or refuses the conversation.
     """
     turns = [{**turn, "content": valid_unicode(turn["content"])} for turn in turns]
-    if turns and turns[0]["role"] == "system" and not _takes_system(tokenizer):
-        _say_once(
+    if turns and turns[0]["role"] == "system" and not _takes_system(tokenizer, _template(tokenizer)):
+        say_once(
             f"The chat template of {_name(tokenizer)} has no system role: the system message is put before the first "
             "user message."
         )
@@ -198,8 +198,12 @@ def _dates(template: str, date: datetime.date) -> dict[str, str]:
     return {form: date.strftime(form) for _, form in _FORMAT.findall(template)}
 
 
-def _takes_system(tokenizer: Any) -> bool:
-    """Whether a system message gets into the text; true for a template that fails without one, too."""
+@functools.lru_cache(maxsize=16)
+def _takes_system(tokenizer: Any, template: str) -> bool:
+    """Whether a system message gets into the text; true for a template that fails without one, too.
+
+    Kept for the tokenizer with this `template`, as every conversation asks.
+    """
     user = {"role": "user", "content": "x"}
     try:
         return _PROBE in _render(tokenizer, [{"role": "system", "content": _PROBE}, user], thinking=False)
@@ -227,7 +231,7 @@ def _marks(tokenizer: Any, turns: Iterable[Turn]) -> dict[str, str]:
     spelled = [token for token in controls if token[:2] in beginnings and token in text]
     if not spelled:
         return {}
-    _say_once(
+    say_once(
         f"Messages spell control tokens of {_name(tokenizer)} ({', '.join(sorted(spelled)[:3])}): there they are "
         "tokenised as the text that they are."
     )
@@ -259,5 +263,6 @@ def _restore(text: str, marks: Mapping[str, str]) -> ChatText:
 
 
 @functools.cache
-def _say_once(message: str) -> None:
+def say_once(message: str) -> None:
+    """Warns of something about a tokenizer or its template, once in a process."""
     _LOG.warning(message)

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from elastic_jax.errors import DataError
 from elastic_jax.files import valid_unicode
-from elastic_jax.text.chat import ChatText, control_tokens
+from elastic_jax.text.chat import ChatText, control_tokens, say_once
 
 _LOG = logging.getLogger(__name__)
 
@@ -92,7 +92,7 @@ def _doubled(tokenizer: Any, ids: Sequence[int]) -> int:
     begin = getattr(tokenizer, "bos_token_id", None)
     if begin is None or list(ids[:2]) != [begin, begin]:
         return 0
-    _say_once(f"the chat template writes {tokenizer.bos_token!r} twice at the beginning; one of them is left out")
+    say_once(f"the chat template writes {tokenizer.bos_token!r} twice at the beginning; one of them is left out")
     return 1
 
 
@@ -162,8 +162,3 @@ def _without_controls(tokenizer: Any) -> Any:
     state = json.loads(tokenizer.backend_tokenizer.to_str())
     state["added_tokens"] = [token for token in state["added_tokens"] if token["content"] not in controls]
     return Tokenizer.from_str(json.dumps(state))
-
-
-@functools.cache
-def _say_once(message: str) -> None:
-    _LOG.warning(message)

@@ -24,7 +24,7 @@ _WINDOW_TOKENS = 4_000_000
 
 @dataclass(frozen=True)
 class Shard:
-    """Part `index` of `count` equal ones of the samples, for several processes that share an output folder."""
+    """Part `index` of `count` about equal ones of the samples, for several processes that share an output folder."""
 
     index: int = 0
     count: int = 1

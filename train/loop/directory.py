@@ -18,6 +18,7 @@ from elastic_jax.errors import CheckpointError, ConfigError
 from elastic_jax.files import FileLock, remove_partial, write_text
 from elastic_jax.settings import read_yaml, settings_dict, settings_yaml
 from elastic_jax.text.chat import fix_date, template_date
+from elastic_jax.weights.save import check_replaceable
 from train.loop.distributed import is_main, wait_for_all
 
 SETTINGS_FILE = "settings.yaml"
@@ -73,7 +74,7 @@ def claim(directory: Path, config: Any) -> Iterator[None]:
 
     Raises:
         InUseError: another process trains in the directory.
-        CheckpointError: the directory holds something else.
+        CheckpointError: the directory, or the folder of an export in it, holds something else.
         ConfigError: it holds a run with other settings; every changed field is named.
     """
     with _hold(directory, config) if is_main() and directory.resolve() not in _HELD else nullcontext():
@@ -101,6 +102,8 @@ def _hold(directory: Path, config: Any) -> Iterator[None]:
         elif any(not _UNFINISHED.fullmatch(entry.name) for entry in directory.iterdir()):
             raise foreign
         remove_partial(directory)
+        for form in config.run.export:
+            check_replaceable(directory / form)
         write_text(file, settings_yaml(config))
         _HELD.add(path)
         try:

@@ -49,7 +49,14 @@ def weights_digest(arrays: Any) -> str:
 
 @jax.jit
 def _bit_sums(arrays: list[jax.Array]) -> list[jax.Array]:
-    """For each array the sum of its numbers' bits, read as integers, modulo 2**32."""
+    """For each array the sum of its numbers' bits, read as integers and weighted by their places, modulo 2**32."""
     integers = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}
-    bits = [jax.lax.bitcast_convert_type(array, integers[array.dtype.itemsize]) for array in arrays]
-    return [jnp.sum(words.astype(jnp.uint32), dtype=jnp.uint32) for words in bits]
+
+    def weighted(array: jax.Array) -> jax.Array:
+        place = jnp.zeros(array.shape, jnp.uint32)
+        for axis, size in enumerate(array.shape):  # no reshape: it would gather an array that is divided over devices
+            place = place * jnp.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, array.shape, axis)
+        words = jax.lax.bitcast_convert_type(array, integers[array.dtype.itemsize]).astype(jnp.uint32)
+        return jnp.sum(words * (jnp.uint32(2) * place + jnp.uint32(1)), dtype=jnp.uint32)
+
+    return [weighted(array) for array in arrays]

@@ -48,7 +48,8 @@ def run_cache_bench(settings: BenchCacheSettings, out: Path) -> dict[str, Any]:
     """
     model = load_model(settings)
     require_routers(model, "bench cache")
-    longest = max(settings.tokens + settings.room if settings.speed else 0, settings.quality_tokens)
+    speed, quality = settings.tokens + settings.room, settings.quality_tokens
+    longest = max(speed if settings.speed else 0, quality if settings.quality else 0)
     check_positions(model.config, longest, f"{longest} tokens are asked for", "Ask for fewer", ConfigError)
     report: dict[str, Any] = {"command": command_line("bench cache", settings), "device": jax.devices()[0].device_kind}
     if settings.speed:

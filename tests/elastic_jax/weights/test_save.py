@@ -40,12 +40,14 @@ def test_overwrite_replaces_a_checkpoint_and_nothing_else(model: ElasticForCausa
     (out / "thesis").mkdir()
     for name, content in others.items():
         (out / name).write_bytes(content)
+    (out / "README.md").chmod(0o700)
     (out / "link").symlink_to("README.md")
     model.fresh_routers = False  # only trained routers can be written alone
     inode = (out / "README.md").stat().st_ino
     save_pretrained(model, out, format="router", overwrite=True)
     assert contents(out).keys() == {*others, "link", "router.safetensors", "router_config.json"}
     assert contents(out).items() >= others.items() and (out / "README.md").stat().st_ino == inode
+    assert (out / "README.md").stat().st_mode & 0o777 == 0o700
     assert (out / "link").is_symlink() and [p.name for p in tmp_path.iterdir()] == ["out"]
 
 

@@ -23,6 +23,7 @@ from elastic_jax.errors import CheckpointError, ConfigError, DataError
 from elastic_jax.text.chat import chat_text
 from train.loop.directory import claim, dated
 from train.loop.fit import NothingLearnt, TrainingDiverged, best_state, fit
+from train.loop.inputs import weights_digest
 from train.loop.trouble import Interrupted
 
 STEPS = ToyOptim().steps
@@ -128,6 +129,25 @@ def test_other_frozen_weights_are_refused(tmp_path):
     fit(toy_job.toy_job(ToyConfig()), tmp_path / "run")
     with pytest.raises(DataError, match="the frozen weights changed since this run began"):
         fit(toy_job.toy_job(ToyConfig(), frozen={"goal": jnp.zeros(())}), tmp_path / "run")
+
+
+def test_the_digest_of_weights_sees_bits_and_their_places():
+    digests = {
+        weights_digest({"w": jnp.asarray(w)}) for w in ([[1.0, 2.0]], [[2.0, 1.0]], [[1.0], [2.0]], [[1.0, 2.5]])
+    }
+    assert len(digests) == 4 and weights_digest({"w": jnp.asarray([[1.0, 2.0]])}) in digests
+
+
+def test_a_foreign_folder_in_the_place_of_an_export_is_refused_before_training(tmp_path):
+    config, directory = ToyConfig(), tmp_path / "run"
+    with claim(directory, config):
+        pass
+    foreign = directory / config.run.export[0] / "notes.txt"
+    foreign.parent.mkdir()
+    foreign.write_text("mine")
+    with pytest.raises(CheckpointError, match="holds no checkpoint, but notes.txt"):
+        fit(toy_job.toy_job(config), directory)
+    assert foreign.read_text() == "mine" and not (directory / "metrics.jsonl").exists()
 
 
 def test_a_run_keeps_the_date_that_its_chat_template_writes(tmp_path):

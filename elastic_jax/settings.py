@@ -12,12 +12,14 @@ import os
 import types
 import typing
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union
+from typing import Annotated, Any, Union
 
 import yaml
 
-from elastic_jax.errors import ConfigError
+from elastic_jax.config.checks import fits, named
+from elastic_jax.errors import ConfigError, shown
 
 _IS_PATH = "path"
 FilePath = Annotated[str, _IS_PATH]
@@ -42,18 +44,13 @@ def load_settings[T](cls: type[T], path: str | Path | None = None) -> T:
     return expand_home(_build(cls, read_yaml(file), str(file), ()))
 
 
-def check_numbers(settings: Any, path: tuple[str, ...] = ()) -> None:
-    """Raises `ConfigError` for a setting that is NaN, which no comparison with a limit would refuse."""
-    for field in dataclasses.fields(settings):
-        value, here = getattr(settings, field.name), (*path, field.name)
-        if dataclasses.is_dataclass(value):
-            check_numbers(value, here)
-        elif any(item != item for item in (value if isinstance(value, tuple) else (value,))):
-            raise ConfigError(f"{'.'.join(here)} is {value}; want a number.")
+def check_numbers(settings: Any) -> None:
+    """Raises `ConfigError` for the first number, in any group of settings, that is NaN or infinite."""
+    _check_numbers(settings_dict(settings), ())
 
 
 def expand_home[T](settings: T) -> T:
-    """The settings with `~` replaced by the home directory in every path (`FilePath` or `Path`) of every group."""
+    """The settings with `~` replaced by the home directory in every `FilePath` of every group."""
     hints = typing.get_type_hints(type(settings), include_extras=True)
     changes = {}
     for field in dataclasses.fields(settings):  # pyrefly: ignore[bad-argument-type]
@@ -66,12 +63,12 @@ def expand_home[T](settings: T) -> T:
 
 def _expanded(value: Any, hint: Any) -> Any:
     kind, arms = typing.get_origin(hint), typing.get_args(hint)
-    if isinstance(value, str | Path) and (hint is Path or (kind is Annotated and _IS_PATH in hint.__metadata__)):
-        return type(value)(os.path.expanduser(value))
+    if isinstance(value, str) and kind is Annotated and _IS_PATH in hint.__metadata__:
+        return os.path.expanduser(value)
     if kind in (Union, types.UnionType) and value is not None:
         return next((new for arm in arms if (new := _expanded(value, arm)) != value), value)
-    if kind in (tuple, list) and isinstance(value, tuple | list):
-        return type(value)(_expanded(item, arms[0]) for item in value)
+    if kind is tuple and isinstance(value, tuple):
+        return tuple(_expanded(item, arms[0]) for item in value)
     if kind is dict and isinstance(value, dict):
         return {key: _expanded(item, arms[1]) for key, item in value.items()}
     return value
@@ -154,29 +151,32 @@ def _build[T](cls: type[T], values: Mapping[str, Any], origin: str, path: tuple[
 
 
 def _convert(value: Any, hint: Any, origin: str, path: tuple[str, ...]) -> Any:
+    """The value of a field from what YAML gives for it: mappings, lists, and numbers that YAML 1.1 reads as text."""
+
     def refuse(want: str) -> ConfigError:
-        return ConfigError(f"{origin}: {'.'.join(path)} is {value!r}; want {want}.")
+        return ConfigError(f"{origin}: {'.'.join(path)} is {shown(value)}; want {want}.")
 
     kind, arguments = typing.get_origin(hint), typing.get_args(hint)
     if dataclasses.is_dataclass(hint) and isinstance(hint, type):
         if not isinstance(value, Mapping):
             raise refuse(f"a mapping with the keys {_listed(_hints(hint))}")
         return _build(hint, value, origin, path)
-    if kind is Literal:
-        if not any(value == choice and type(value) is type(choice) for choice in arguments):
-            raise refuse("one of " + _listed(map(str, arguments)))
-        return value
     if kind in (Union, types.UnionType):
         return _convert_union(value, arguments, origin, path)
-    if kind in (tuple, list):
+    if kind is tuple:
         if not isinstance(value, list | tuple):
             raise refuse("a list")
-        return _convert_sequence(value, kind, arguments, origin, path)
+        return _convert_sequence(value, arguments, origin, path)
     if kind is dict:
         if not isinstance(value, Mapping):
             raise refuse("a mapping")
         return {str(key): _convert(item, arguments[1], origin, (*path, str(key))) for key, item in value.items()}
-    return _convert_scalar(value, hint, refuse)
+    if hint is float and isinstance(value, str):
+        with suppress(ValueError):
+            value = float(value)  # 1e-4
+    if not fits(value, hint):
+        raise refuse(named(hint))
+    return float(value) if hint is float else value
 
 
 def _convert_union(value: Any, arms: tuple[Any, ...], origin: str, path: tuple[str, ...]) -> Any:
@@ -192,35 +192,13 @@ def _convert_union(value: Any, arms: tuple[Any, ...], origin: str, path: tuple[s
     raise problems[0]
 
 
-def _convert_sequence(
-    value: Sequence[Any], kind: Any, arms: tuple[Any, ...], origin: str, path: tuple[str, ...]
-) -> Any:
-    open_ended = kind is list or (len(arms) == 2 and arms[1] is Ellipsis)
+def _convert_sequence(value: Sequence[Any], arms: tuple[Any, ...], origin: str, path: tuple[str, ...]) -> Any:
+    open_ended = len(arms) == 2 and arms[1] is Ellipsis
     if not open_ended and len(value) != len(arms):
         raise ConfigError(f"{origin}: {'.'.join(path)} has {len(value)} values; want {len(arms)}.")
     each = [arms[0]] * len(value) if open_ended else arms
     numbered = enumerate(zip(value, each, strict=True))
-    items = [_convert(item, arm, origin, (*path, str(i))) for i, (item, arm) in numbered]
-    return items if kind is list else tuple(items)
-
-
-def _convert_scalar(value: Any, hint: Any, refuse: typing.Callable[[str], ConfigError]) -> Any:
-    if hint is bool and not isinstance(value, bool):
-        raise refuse("true or false")
-    if hint is int and (isinstance(value, bool) or not isinstance(value, int)):
-        raise refuse("a whole number")
-    if hint is float:
-        if isinstance(value, bool):
-            raise refuse("a number")
-        try:
-            return float(value)  # YAML 1.1 reads 1e-4 as text
-        except (TypeError, ValueError):
-            raise refuse("a number") from None
-    if hint in (str, Path):
-        if not isinstance(value, str | Path):
-            raise refuse("text; put it in quotes")
-        return hint(value)
-    return value
+    return tuple(_convert(item, arm, origin, (*path, str(i))) for i, (item, arm) in numbered)
 
 
 def _unknown(origin: str, path: tuple[str, ...], known: Iterable[str]) -> ConfigError:
@@ -247,11 +225,20 @@ def _hints(cls: Any) -> dict[str, Any]:
     return {field.name: hints[field.name] for field in dataclasses.fields(cls) if field.init}
 
 
+def _check_numbers(value: Any, path: tuple[str, ...]) -> None:
+    if isinstance(value, dict):
+        for key, item in value.items():
+            _check_numbers(item, (*path, str(key)))
+    elif isinstance(value, list):
+        for item in value:
+            _check_numbers(item, path)
+    elif isinstance(value, float) and not fits(value, float):
+        raise ConfigError(f"{'.'.join(path)} is {value}; want {named(float)}.")
+
+
 def _plain(value: Any) -> Any:
     if dataclasses.is_dataclass(value):
         return settings_dict(value)
-    if isinstance(value, Path):
-        return str(value)
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
     if isinstance(value, Mapping):

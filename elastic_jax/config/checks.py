@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import math
+import sys
 import types
 import typing
 from typing import Any
@@ -29,8 +29,10 @@ def check_fields(what: str, config: Any) -> None:
     hints = typing.get_type_hints(type(config))
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
-        if not _fits(value, hints[field.name]):
-            raise ConfigError(f"{what} {field.name} is {shown(value)}; want {_named(hints[field.name])}.")
+        if not fits(value, hints[field.name]):
+            raise ConfigError(f"{what} {field.name} is {shown(value)}; want {named(hints[field.name])}.")
+        if hints[field.name] in (int, int | None) and value is not None and abs(value) > LARGEST:
+            raise ConfigError(f"{what} {field.name} is {shown(value)}; want a whole number up to {LARGEST}.")
 
 
 def check_count(what: str, value: object, largest: int = LARGEST) -> None:
@@ -39,28 +41,30 @@ def check_count(what: str, value: object, largest: int = LARGEST) -> None:
         raise ConfigError(f"{what} is {shown(value)}; want a whole number from 1 to {largest}.")
 
 
-def _fits(value: Any, hint: Any) -> bool:
+def fits(value: Any, hint: Any) -> bool:
+    """Whether a value is of the type that a field declares; numbers must be finite, and true is no number."""
     kind, arguments = typing.get_origin(hint), typing.get_args(hint)
     if kind in (typing.Union, types.UnionType):
-        return any(_fits(value, arm) for arm in arguments)
+        return any(fits(value, arm) for arm in arguments)
     if kind is typing.Literal:
-        return isinstance(value, str) and value in arguments
+        return any(value == choice and type(value) is type(choice) for choice in arguments)
     if kind is tuple:
-        return isinstance(value, tuple) and all(_fits(item, arguments[0]) for item in value)
+        return isinstance(value, tuple) and all(fits(item, arguments[0]) for item in value)
+    if hint in (int, float) and isinstance(value, bool):
+        return False
     if hint is float:
-        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    if hint is int:
-        return isinstance(value, int) and not isinstance(value, bool) and abs(value) <= LARGEST
-    return isinstance(value, type(None) if hint is None else hint)
+        return isinstance(value, int | float) and abs(value) <= sys.float_info.max
+    return isinstance(value, hint)
 
 
-def _named(hint: Any) -> str:
+def named(hint: Any) -> str:
+    """What an error message wants for a field of this type."""
     kind, arguments = typing.get_origin(hint), typing.get_args(hint)
     if kind in (typing.Union, types.UnionType):
-        return " or ".join(_named(arm) for arm in arguments)
+        return " or ".join(named(arm) for arm in arguments)
     if kind is typing.Literal:
-        return f"one of {', '.join(map(repr, arguments))}"
+        return f"one of {', '.join(map(str, arguments))}"
     if kind is tuple:
         return "a list of numbers"
-    names = {float: "a finite number", int: f"a whole number up to {LARGEST}", bool: "true or false", str: "text"}
+    names = {float: "a finite number", int: "a whole number", bool: "true or false", str: "text, in quotes"}
     return "null" if hint is type(None) else names.get(hint, getattr(hint, "__name__", str(hint)))

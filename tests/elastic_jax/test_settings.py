@@ -27,7 +27,6 @@ class Optimizer:
 class Settings:
     steps: int = 10
     name: str = "run"
-    folder: Path = Path("runs")
     limit: int | None = None
     remat: bool = True
     lengths: tuple[int, ...] = (1024,)
@@ -48,13 +47,11 @@ def yaml_file(tmp_path):
 
 def test_a_file_fills_the_fields_that_it_names(yaml_file):
     path = yaml_file(
-        "steps: 3\noptimizer: {peak: 2e-4, betas: [0.8, 0.9]}\nshares: {code: 1}\n"
-        "name: '007'\nfolder: out\nlengths: [1, 2]\n"
+        "steps: 3\noptimizer: {peak: 2e-4, betas: [0.8, 0.9]}\nshares: {code: 1}\nname: '007'\nlengths: [1, 2]\n"
     )
     assert load_settings(Settings, path) == Settings(
         steps=3,
         name="007",
-        folder=Path("out"),
         lengths=(1, 2),
         shares={"code": 1.0},
         optimizer=Optimizer(peak=2e-4, betas=(0.8, 0.9)),
@@ -67,7 +64,6 @@ class Places:
     home: FilePath = "~"
     files: tuple[FilePath, ...] = ()
     named: dict[str, FilePath] = field(default_factory=dict)
-    folder: Path = Path("runs")
     prompt: str = ""
 
 
@@ -78,10 +74,10 @@ class Outer:
 
 def test_a_tilde_is_the_home_directory_in_every_path_and_in_nothing_else(yaml_file, monkeypatch):
     monkeypatch.setenv("HOME", "/home/me")
-    text = "places: {out: ~/out, files: [~/a, b~], named: {x: ~/x}, folder: ~/f, prompt: ~/hi}\n"
+    text = "places: {out: ~/out, files: [~/a, b~], named: {x: ~/x}, prompt: ~/hi}\n"
     read = load_settings(Outer, yaml_file(text)).places
     files, named = ("/home/me/a", "b~"), {"x": "/home/me/x"}
-    assert read == Places("/home/me/out", "/home/me", files, named, Path("/home/me/f"), "~/hi")
+    assert read == Places("/home/me/out", "/home/me", files, named, "~/hi")
     assert expand_home(Outer(read)) == Outer(read)
 
 
@@ -101,13 +97,16 @@ def test_optional_values(yaml_file):
         ("remat: 1\n", "remat is 1; want true or false"),
         ("name: 3\n", "name is 3; want text"),
         ("optimizer: 3\n", "optimizer is 3; want a mapping"),
-        ("optimizer: {peak: true}\n", "optimizer.peak is True; want a number"),
+        ("optimizer: {peak: true}\n", "optimizer.peak is True; want a finite number"),
+        ("optimizer: {peak: .nan}\n", "optimizer.peak is nan; want a finite number"),
+        ("optimizer: {peak: -.inf}\n", "optimizer.peak is -inf; want a finite number"),
+        (f"shares: {{a: 1{'0' * 400}}}\n", "shares.a is 1000"),
         ("optimizer: {kind: adam}\n", "optimizer.kind is 'adam'; want one of adamw, sgd"),
         ("optimizer: {betas: [1]}\n", "optimizer.betas has 1 values; want 2"),
         ("optimizer: {peak: -1}\n", "optimizer: peak is -1.0; want more than 0"),
         ("lengths: 3\n", "lengths is 3; want a list"),
         ("lengths: [1, x]\n", "lengths.1 is 'x'; want a whole number"),
-        ("shares: {a: b}\n", "shares.a is 'b'; want a number"),
+        ("shares: {a: b}\n", "shares.a is 'b'; want a finite number"),
         ("bits: 3\n", "bits is 3; want one of"),
         ("bits: 4.0\n", "bits is 4.0; want one of"),
         ("limit: [1]\n", "limit is [1]; want a whole number"),
@@ -138,7 +137,7 @@ def test_missing_file_is_named_with_what_exists():
         limit=st.none() | st.integers(),
         remat=st.booleans(),
         lengths=st.lists(st.integers()).map(tuple),
-        shares=st.dictionaries(st.sampled_from("abc"), st.floats(allow_nan=False)),
+        shares=st.dictionaries(st.sampled_from("abc"), st.floats(allow_nan=False, allow_infinity=False)),
         optimizer=st.builds(Optimizer, peak=st.floats(min_value=1e-9, max_value=1e9)),
     )
 )

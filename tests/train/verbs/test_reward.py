@@ -51,7 +51,7 @@ def test_a_model_and_a_directory_are_asked_for() -> None:
         (BradleyTerryTrainConfig, "data.rejects=0", "rejects"),
         (BradleyTerryTrainConfig, "optim.warmup=1", "warmup is 1"),
         (BradleyTerryTrainConfig, "optim.clip=0", "clip 0.*want more than 0"),
-        (BradleyTerryTrainConfig, "lora.targets=[attn.query]", "one of attn.k_proj"),
+        (BradleyTerryTrainConfig, "lora.targets=[attn.query]", "one of attn.q_proj"),
     ],
 )
 def test_settings_out_of_range_are_refused(cls, override: str, message: str) -> None:

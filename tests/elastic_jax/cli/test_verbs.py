@@ -209,6 +209,7 @@ def test_dry_run_prints_the_settings_and_writes_nothing(capsys, checkpoint, tmp_
         (["generate", "--prompt", "x", "--temperature", "-1"], "temperature is -1"),
         (["generate", "--prompt", "x", "--temperature", "nan"], "temperature is nan"),
         (["generate", "--prompt", "x", "--router-bias", "nan"], "router_bias is nan"),
+        (["generate", "--prompt", "x", "--router-bias", "inf"], "router_bias is inf; want a finite number"),
         (["inspect", "--prompt", "x", "--png", "picture.foo"], "ending '.foo'; want one of"),
         (["inspect", "--prompt", "x", "--png", "/proc/nope/x.png"], "cannot write /proc/nope/x.png"),
         (["convert", "--out", "/proc/nope/x"], "cannot write /proc/nope/x"),

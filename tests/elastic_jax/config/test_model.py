@@ -201,6 +201,13 @@ def test_numbers_that_cannot_be_meant_are_refused(name: str, value: float) -> No
         ModelConfig.from_hf(LLAMA | {name: value})
 
 
+def test_only_whole_numbers_are_bounded_by_32_bits() -> None:
+    config = ModelConfig.from_hf(LLAMA | {"rope_theta": 10**10})
+    assert config.rope.theta == 1e10
+    with pytest.raises(ConfigError, match="vocab_size is 10000000000; want a whole number up to 2147483647"):
+        dataclasses.replace(config, vocab_size=10**10)
+
+
 @pytest.mark.parametrize("name", CONFIGS)
 def test_round_trip(name: str) -> None:
     raw = golden_json(name)

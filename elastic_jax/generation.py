@@ -206,7 +206,7 @@ def read_tokens(
     below 16 bits takes up to 8 tokens, and no more than the ring of a row has places for.
     """
     config = model.config
-    position = state.lengths[:, None] + jnp.arange(tokens_BT.shape[1])
+    position = state.lengths[:, None] + jnp.arange(tokens_BT.shape[1])[None]
     cos, sin = rope_table(config.rope, config.head_dim, position, position + 1, config.max_position_embeddings)
     graph, stacked = nnx.split(model.layers)
 
@@ -260,7 +260,7 @@ def decode(
     def step(carry: tuple) -> tuple:
         i, state, token_B, done_B, tokens, finite_B, counts = carry
         state, logits_BV = decode_step(model, state, token_B)
-        counts = counts + ~done_B
+        counts = counts + (~done_B).astype(counts.dtype)
         token_B, done_B, tokens, finite_B = choose(logits_BV, i, done_B, tokens, finite_B)
         return i + 1, state, token_B, done_B, tokens, finite_B, counts
 
@@ -306,8 +306,8 @@ def _finite_layers(
     """Whether the embedding, the output of every layer, and the logits are finite, bool `[L + 2]`."""
     out = model.hidden(ids_BT, lengths=lengths_B, gates=gates, return_layers=True)
     assert out.layers is not None
-    valid_BT1 = (jnp.arange(ids_BT.shape[1]) < lengths_B[:, None])[..., None]
-    layers_L = (jnp.isfinite(out.layers) | ~valid_BT1).all((1, 2, 3))
+    valid_BT1 = (jnp.arange(ids_BT.shape[1])[None] < lengths_B[:, None])[..., None]
+    layers_L = (jnp.isfinite(out.layers) | ~valid_BT1[None]).all((1, 2, 3))
     last_BD = jnp.take_along_axis(out.hidden_BTD, (lengths_B - 1)[:, None, None], axis=1)[:, 0]
     return jnp.append(layers_L, jnp.isfinite(model.head(last_BD)).all())
 

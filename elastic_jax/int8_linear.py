@@ -16,7 +16,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from elastic_jax.errors import ConfigError
-from elastic_jax.layers import INPUT_RANKS, Linear
+from elastic_jax.layers import INPUT_RANKS, Linear, aligned
 from elastic_jax.sharding.rules import param_shardings
 
 LARGEST = 127
@@ -32,13 +32,14 @@ class Int8Linear(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         y = _product(x, self.kernel[...], self.scale[...], self.input_rank)
-        return y if self.bias is None else y + self.bias[...]
+        return y if self.bias is None else y + aligned(self.bias[...], y)
 
 
 # Recomputed: a scan over layers would else keep every converted kernel for the backward pass.
 @partial(jax.checkpoint, prevent_cse=False, static_argnums=3)
 def _product(x: jax.Array, kernel: jax.Array, scale: jax.Array, input_rank: int) -> jax.Array:
-    return jnp.tensordot(x, kernel.astype(x.dtype), axes=input_rank) * scale
+    y = jnp.tensordot(x, kernel.astype(x.dtype), axes=input_rank)
+    return y * aligned(scale, y)
 
 
 def int8_kernel(kernel: jax.Array, input_rank: int) -> tuple[jax.Array, jax.Array]:

@@ -18,6 +18,11 @@ INPUT_RANKS = {
 """The linear maps of a decoder layer, routers apart, and how many axes their input spans."""
 
 
+def aligned(weight: jax.Array, x: jax.Array) -> jax.Array:
+    """`weight` with leading axes of size 1, so that it has as many axes as `x` and meets the last ones of it."""
+    return jnp.expand_dims(weight, tuple(range(x.ndim - weight.ndim)))
+
+
 class Linear(nnx.Module):
     """`y = x · kernel + bias`; `inputs` and `outputs` may span several axes, such as (heads, head_dim)."""
 
@@ -39,7 +44,7 @@ class Linear(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         kernel = self.kernel[...]
         y = jnp.tensordot(x, kernel, axes=self.input_rank)
-        return y if self.bias is None else y + self.bias[...]
+        return y if self.bias is None else y + aligned(self.bias[...], y)
 
 
 class RMSNorm(nnx.Module):
@@ -52,7 +57,7 @@ class RMSNorm(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         x32 = x.astype(jnp.float32)
         normed = x32 * jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + self.eps)
-        return self.scale[...] * normed.astype(x.dtype)
+        return aligned(self.scale[...], x) * normed.astype(x.dtype)
 
 
 class GatedMLP(nnx.Module):

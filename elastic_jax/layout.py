@@ -77,7 +77,7 @@ def make_layout(
         raise ShapeError(f"segment_ids holds {most}; want ids from 1 to num_segments = {M}, and 0 for padding.")
     previous = jnp.pad(segments, ((0, 0), (1, 0)))[:, :-1]
     starts = jnp.where((segments != previous) & (segments > 0), index_T, 0)
-    positions = jnp.where(segments > 0, index_T - jax.lax.cummax(starts, axis=1), 0)
+    positions = jnp.where(segments > 0, index_T[None] - jax.lax.cummax(starts, axis=1), 0)
     sequence = jnp.where(segments > 0, segments - 1, M)
     lengths_BM = (sequence[:, None, :] == jnp.arange(M)[None, :, None]).sum(-1, dtype=jnp.int32)
     return Layout(positions, sequence, lengths_BM, None, segments)

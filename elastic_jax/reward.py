@@ -154,8 +154,8 @@ class ElasticRewardModel(nnx.Module):
 def score_hidden(hidden_BTD: jax.Array, score_D1: jax.Array, layout: Layout) -> jax.Array:
     """Scores `[B, M]`, float32, from the last token of each sequence; 0 for sequences that are not there."""
     last_BM = jnp.where(
-        layout.sequence_BT[:, None, :] == jnp.arange(layout.lengths_BM.shape[1])[:, None],
-        jnp.arange(hidden_BTD.shape[1]),
+        layout.sequence_BT[:, None, :] == jnp.arange(layout.lengths_BM.shape[1])[None, :, None],
+        jnp.arange(hidden_BTD.shape[1])[None, None],
         -1,
     ).max(-1)
     last_BMD = jnp.take_along_axis(hidden_BTD, jnp.maximum(last_BM, 0)[..., None], axis=1)

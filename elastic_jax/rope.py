@@ -20,7 +20,8 @@ def rope_table(
     frequencies on it, so that a packed or padded row gives the same result as the sequence alone.
     """
     frequencies = _frequencies(rope, head_dim, seq_len_BT, max_position_embeddings)
-    angles = positions_BT[..., None].astype(jnp.float32) * frequencies
+    frequencies_BTh = jnp.broadcast_to(frequencies, (*positions_BT.shape, frequencies.shape[-1]))
+    angles = positions_BT[..., None].astype(jnp.float32) * frequencies_BTh
     scale = attention_scale(rope, max_position_embeddings)
     return jnp.cos(angles) * scale, jnp.sin(angles) * scale
 
@@ -68,7 +69,7 @@ def _frequencies(
         factor = rope.extension(max_position_embeddings)
         growth = factor * length / max_position_embeddings - (factor - 1.0)
         theta = rope.theta * growth ** (head_dim / (head_dim - 2))
-        return theta**-exponents
+        return theta ** -exponents[None, None]
     short = base / np.asarray(rope.short_factor, np.float32)
     long = base / np.asarray(rope.long_factor, np.float32)
     return jnp.where((seq_len_BT > _original(rope, max_position_embeddings))[..., None], long, short)

@@ -72,7 +72,7 @@ def pooling_weights(layout: Layout, prompt_lengths_BM: jax.Array, config: Router
 def pool_keys(k_BTKH: jax.Array, weights_BT: jax.Array, layout: Layout) -> jax.Array:
     """Weighted mean of the keys of every sequence: float32 `[B, M, K, H]`; zeros where nothing is pooled."""
     M = layout.lengths_BM.shape[1]
-    member_BMT = (layout.sequence_BT[:, None, :] == jnp.arange(M)[None, :, None]) * weights_BT[:, None, :]
+    member_BMT = jnp.where(layout.sequence_BT[:, None, :] == jnp.arange(M)[None, :, None], weights_BT[:, None, :], 0.0)
     total = jnp.einsum("bmt,btkh->bmkh", member_BMT, k_BTKH, preferred_element_type=jnp.float32)
     count = member_BMT.sum(-1)
     return total / jnp.maximum(count, 1.0)[..., None, None]

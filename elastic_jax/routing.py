@@ -83,11 +83,11 @@ def streaming_skip_ratio(lengths: jax.Array, config: ModelConfig) -> jax.Array:
     block = config.router.block_size
     kept_blocks = config.router.sink_blocks + config.router.local_blocks
     lengths = jnp.asarray(lengths)
-    whole, rest = lengths // block, lengths % block
+    whole, rest = lengths // block, (lengths % block).astype(jnp.float32)
     surplus = jnp.maximum(whole - kept_blocks, 0).astype(jnp.float32)
     last_surplus = jnp.maximum(whole + 1 - kept_blocks, 0).astype(jnp.float32)
     skipped = block * (block * surplus * (surplus + 1) / 2 + rest * last_surplus)
-    pairs = lengths.astype(jnp.float32) * (lengths + 1) / 2
+    pairs = lengths.astype(jnp.float32) * (lengths + 1).astype(jnp.float32) / 2
     return skipped / jnp.maximum(pairs, 1.0)
 
 
@@ -100,10 +100,10 @@ def skipped_share(gates_BMK: jax.Array, mask_BNIJ: jax.Array, layout: Layout, co
     M, K = gates_BMK.shape[1:]
     sequence_BT = jnp.pad(layout.sequence_BT, ((0, 0), (0, -layout.sequence_BT.shape[1] % block)), constant_values=M)
     sequence_BIs = sequence_BT.reshape(B, blocks, block)
-    rows_BI = (sequence_BIs < M).sum(-1)
+    rows_BI = (sequence_BIs < M).sum(-1, dtype=jnp.float32)
     before_BKI = jnp.tril(mask_BNIJ, -1).sum(-1).reshape(B, K, N // K, blocks).mean(2)
     kept_BKI = rows_BI[:, None] * (block * before_BKI + (rows_BI[:, None] + 1) / 2)
-    member_BMI = (sequence_BIs[:, None, :, 0] == jnp.arange(M)[:, None]).astype(jnp.float32)
+    member_BMI = (sequence_BIs[:, None, :, 0] == jnp.arange(M)[None, :, None]).astype(jnp.float32)
     kept_BMK = jnp.einsum("bmi,bki->bmk", member_BMI, kept_BKI)
     length_BM1 = layout.lengths_BM[..., None].astype(jnp.float32)
     by_choice = 1 - kept_BMK / jnp.maximum(length_BM1 * (length_BM1 + 1) / 2, 1.0)

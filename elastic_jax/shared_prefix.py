@@ -115,7 +115,7 @@ def shared_prefix_hidden(
     z_LBK = None if imposed is None else imposed.z
     (_, x_WTD), (mode, logits) = jax.lax.scan(jax.checkpoint(step) if remat else step, x, (stacked, z_LBK))
     R = responses_BVR.shape[2]
-    wanted_WR = jnp.repeat(rows.tail_B - 1, V)[:, None] + jnp.arange(R + 1)
+    wanted_WR = jnp.repeat(rows.tail_B - 1, V)[:, None] + jnp.arange(R + 1)[None]
     hidden_WRD = model.norm(jnp.take_along_axis(x_WTD, wanted_WR[..., None], axis=1))
     return SharedPrefix(hidden_WRD.reshape(B, V, R + 1, -1), Routing(mode, logits))
 
@@ -139,7 +139,7 @@ def separate_rows_hidden(
     (B, P), (V, R) = prompts_BP.shape, responses_BVR.shape[1:]
     T = -(-(P + R) // config.router.block_size) * config.router.block_size
     prompt_lengths_W = jnp.repeat(prompt_lengths_B, V)
-    at_WT = jnp.arange(T) - prompt_lengths_W[:, None]
+    at_WT = jnp.arange(T)[None] - prompt_lengths_W[:, None]
     prompts_WT = jnp.take(jnp.repeat(prompts_BP, V, axis=0), jnp.minimum(jnp.arange(T), P - 1), axis=1)
     own_WT = jnp.take_along_axis(responses_BVR.reshape(B * V, R), jnp.clip(at_WT, 0, R - 1), axis=1)
     imposed = gates_from(routing, config, B)
@@ -151,7 +151,7 @@ def separate_rows_hidden(
         router_bias=router_bias,
         remat=remat,
     )
-    wanted_WR = jnp.minimum(prompt_lengths_W[:, None] - 1 + jnp.arange(R + 1), T - 1)
+    wanted_WR = jnp.minimum(prompt_lengths_W[:, None] - 1 + jnp.arange(R + 1)[None], T - 1)
     hidden_WRD = jnp.take_along_axis(out.hidden_BTD, wanted_WR[..., None], axis=1)
     routing_LB = jax.tree.map(lambda part: part[:, ::V], out.routing)
     return SharedPrefix(hidden_WRD.reshape(B, V, R + 1, -1), routing_LB)
@@ -176,14 +176,14 @@ def _response_rows(
     T = -(-(block + R) // block) * block
     first_B = (lengths_B - 1) // block * block
     tail_B = lengths_B - first_B
-    at_T = jnp.arange(T)
+    at_T = jnp.arange(T)[None]
     prompt_BT = jnp.take_along_axis(prompts_BP, jnp.minimum(first_B[:, None] + at_T, P - 1), axis=1)
     own_BT = jnp.clip(at_T - tail_B[:, None], 0, R - 1)
     own_BVT = jnp.take_along_axis(responses_BVR, own_BT[:, None], axis=2)
-    ids_BVT = jnp.where(at_T < tail_B[:, None, None], prompt_BT[:, None], own_BVT)
+    ids_BVT = jnp.where(at_T[None] < tail_B[:, None, None], prompt_BT[:, None], own_BVT)
     positions_BT = first_B[:, None] + at_T
-    own_valid_BVT = at_T < (tail_B[:, None] + response_lengths_BV)[..., None]
-    prompt_valid_BP = jnp.arange(P) >= P - first_B[:, None]
+    own_valid_BVT = at_T[None] < (tail_B[:, None] + response_lengths_BV)[..., None]
+    prompt_valid_BP = jnp.arange(P)[None] >= P - first_B[:, None]
     valid_BVS = jnp.concatenate([jnp.broadcast_to(prompt_valid_BP[:, None], (B, V, P)), own_valid_BVT], axis=-1)
     return _Rows(
         ids_BVT.reshape(B * V, T),

@@ -67,7 +67,7 @@ def describe_rows(
     bs, J = geometry.block, geometry.key_blocks
     ids_BS = jnp.ones((batch, geometry.keys), jnp.int32) if segment_ids_BS is None else segment_ids_BS
     if lengths_B is not None:
-        ids_BS = jnp.where(jnp.arange(geometry.keys) < lengths_B[:, None], ids_BS, 0)
+        ids_BS = jnp.where(jnp.arange(geometry.keys)[None] < lengths_B[:, None], ids_BS, 0)
     ids_BJ = jnp.pad(ids_BS, ((0, 0), (0, geometry.right))).reshape(batch, J, bs).max(-1)
     everything = lengths_B is None and segment_ids_BS is None
     return RowLayout(segment_starts(ids_BJ), ids_BJ - 1, None if everything else ids_BS > 0)

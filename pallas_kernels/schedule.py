@@ -102,7 +102,7 @@ def segment_starts(ids_BJ: jax.Array) -> jax.Array:
 
 def query_positions(position_B: jax.Array, queries: int) -> jax.Array:
     """Positions `[B, T]` of consecutive queries, the first of them at `position_B`."""
-    return position_B[:, None] + jnp.arange(queries)
+    return position_B[:, None] + jnp.arange(queries)[None]
 
 
 def visible_tokens(sparse: jax.Array, q_pos: jax.Array, k_pos: jax.Array, spec: AttentionSpec) -> jax.Array:

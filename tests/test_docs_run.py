@@ -5,6 +5,7 @@ import os
 import shutil
 from pathlib import Path
 
+import jax
 import pytest
 from chat_tokenizers import chat_tokenizer
 from doc_pages import PAGES, TOY, Block, blocks, elastic_arguments, shell_commands
@@ -77,7 +78,9 @@ def run_python(block: Block) -> None:
     if "EngineConfig" in block.text:
         names |= {"model": from_pretrained("MODEL", dtype="float32"), "prompt_ids": random_ids((40,)).tolist()}
     text = block.text.replace("max_length=8192", "max_length=512").replace("max_new_tokens=200", "max_new_tokens=3")
-    exec(compile(text, block.where, "exec"), names)
+    # Arrays of a reader's own promote as they are used to.
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        exec(compile(text, block.where, "exec"), names)
 
 
 def smaller(arguments: list[str]) -> list[str]:

@@ -62,7 +62,7 @@ class DenseCache:
     ) -> DenseCache:
         """Puts the next tokens of every row, the first `counts_B` of the T, at its free positions; counts none."""
         B, T = k_BTKH.shape[:2]
-        rows, offset = jnp.arange(B)[:, None], jnp.arange(T)
+        rows, offset = jnp.arange(B)[:, None], jnp.arange(T)[None]
         position = self.lengths[:, None] + offset
         if counts_B is not None:
             position = jnp.where(offset < counts_B[:, None], position, self.k.shape[3])  # out of bounds: dropped
@@ -84,7 +84,7 @@ class DenseCache:
         K, S = self.k.shape[2:4]
         sparse_BK11 = (self.mode[layer] == HeadMode.SPARSE)[:, :, None, None]
         position_B1R1 = jnp.tile(query_positions(self.lengths, T), N // K)[:, None, :, None]
-        visible_BKRS = visible_tokens(sparse_BK11, position_B1R1, jnp.arange(S), self.spec)
+        visible_BKRS = visible_tokens(sparse_BK11, position_B1R1, jnp.arange(S)[None, None, None], self.spec)
 
         def over(dtype: jnp.dtype, q_BKRH: jax.Array, k_BKSH: jax.Array, v_BKSH: jax.Array) -> jax.Array:
             q_BKRH, k_BKSH, v_BKSH = (x.astype(dtype) for x in (q_BKRH, k_BKSH, v_BKSH))

@@ -87,7 +87,7 @@ def compete(
     best = lax.top_k(-scores, pool)[1]
     best = jnp.where(jnp.isfinite(jnp.take_along_axis(scores, best, -1)), best, pool + size)
     winners = jnp.sort(best, -1)
-    won = (winners[..., None] == jnp.arange(pool + size)).any(-2)
+    won = jax.nn.one_hot(winners, pool + size, dtype=bool).any(-2)
 
     lost = ~won[..., :pool] & (outliers.pos[..., :pool] >= 0)
     losers = jnp.sort(jnp.where(lost, jnp.arange(pool), pool), -1)

@@ -132,7 +132,7 @@ class QuantizedCache:
         k_BTKH = hadamard(k_BTKH) if self.config.rotates else k_BTKH
         B, T = k_BTKH.shape[:2]
         rows = jnp.arange(B)[:, None]
-        offset = jnp.arange(T)
+        offset = jnp.arange(T)[None]
         slots = self.outlier_pos.shape[3] + (self.lengths[:, None] + offset) % self.ring
         if counts_B is not None:
             out_of_bounds = self.exact_k.shape[3] + offset  # such writes are dropped
@@ -231,7 +231,7 @@ def ring_slots(batch: int, config: CacheConfig) -> int:
 
 def ring_positions(newest_B: jax.Array, slots: int) -> jax.Array:
     """Position `[B, slots]` that each slot holds when `newest_B` was written last; negative before its first."""
-    return newest_B[:, None] - (newest_B[:, None] - jnp.arange(slots)) % slots
+    return newest_B[:, None] - (newest_B[:, None] - jnp.arange(slots)[None]) % slots
 
 
 @partial(jax.jit, static_argnames=("pages", "config", "spec"))

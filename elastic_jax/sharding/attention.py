@@ -122,7 +122,7 @@ def _attend(op: Op, q: jax.Array, k: jax.Array, v: jax.Array, choice: jax.Array,
         )
     ids = arrays.get("segment_ids", jnp.ones((B, T), jnp.int32))
     if "lengths" in arrays:
-        ids = jnp.where(jnp.arange(T) < arrays["lengths"][:, None], ids, 0)
+        ids = jnp.where(jnp.arange(T)[None] < arrays["lengths"][:, None], ids, 0)
     operands = Operands(q, k, v, choice[:, None] if choice.ndim == 2 else choice, ids)
     one_branch = op is pallas_kernels.hybrid_attention
     return _over_tokens(partial(op, **settings), operands, call.spec, division, one_branch)
@@ -225,7 +225,7 @@ def head_by_head(all_keys: Op, own_halo: Op, mesh_axes: tuple[str, ...], part: O
     """
     B, own, N, H = part.q_BTNH.shape
     K, M = part.k_BTKH.shape[2], part.choice_BMK.shape[1]
-    present_BM = (jnp.minimum(part.ids_BT, M)[:, None, :] == jnp.arange(1, M + 1)[:, None]).any(-1)
+    present_BM = (jnp.minimum(part.ids_BT, M)[:, None, :] == jnp.arange(1, M + 1)[None, :, None]).any(-1)
     full_K = ((part.choice_BMK == 0) & present_BM[..., None]).any((0, 1))
     full_K = lax.psum(full_K.astype(jnp.int32), mesh_axes) > 0
 

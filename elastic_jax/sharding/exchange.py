@@ -85,8 +85,8 @@ def border_sinks(x: jax.Array, ids_BT: jax.Array, sinks: int, before: int, block
     start_BJ = segment_starts(ids_BJs.max(-1))
     first_C = jnp.arange(shards) * own
     start_BC = start_BJ[:, first_C]
-    missing_BC = jnp.clip(first_C - before - start_BC, 0, sinks)
-    slot_BCs = jnp.arange(sinks) - (sinks - missing_BC[..., None])
+    missing_BC = jnp.clip(first_C[None] - before - start_BC, 0, sinks)
+    slot_BCs = jnp.arange(sinks)[None, None] - (sinks - missing_BC[..., None])
     wanted_BCs = jnp.where(slot_BCs >= 0, start_BC[..., None] + slot_BCs, -1)
 
     here_BCs = wanted_BCs - shard * own

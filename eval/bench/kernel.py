@@ -209,7 +209,7 @@ def _operands(plan: Plan, shape: HeadShape, qkv: Sequence[jax.Array], sparse_hea
         case "hybrid":
             return q, k, v, sparse.astype(jnp.int8)
         case "routed":
-            return q, k, v, 1.0 - sparse
+            return q, k, v, 1.0 - sparse.astype(jnp.float32)
         case "select_blocks":
             return q, k, sparse > 0
     return plan.prepare(q, k, v)

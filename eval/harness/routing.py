@@ -98,15 +98,15 @@ def _attend(
     config = model.config
     out = model.hidden(ids_BT, lengths=lengths_B, gates="full", return_layers=True, return_kv=True)
     assert out.layers is not None and out.kv is not None
-    where_BA = jnp.minimum(starts_B[:, None] - 1 + jnp.arange(width), ids_BT.shape[1] - 1)
-    counted_BA = jnp.arange(width) < answers_B[:, None]
+    where_BA = jnp.minimum(starts_B[:, None] - 1 + jnp.arange(width)[None], ids_BT.shape[1] - 1)
+    counted_BA = jnp.arange(width)[None] < answers_B[:, None]
     seq_len_BA = jnp.broadcast_to(lengths_B[:, None], where_BA.shape)
     cos, sin = rope_table(config.rope, config.head_dim, where_BA, seq_len_BA, config.max_position_embeddings)
-    place_T = jnp.arange(ids_BT.shape[1])
-    seen_BAT = place_T <= where_BA[..., None]
+    place_1T = jnp.arange(ids_BT.shape[1])[None]
+    seen_BAT = place_1T[None] <= where_BA[..., None]
     if config.sliding_window is not None:
-        seen_BAT &= place_T > where_BA[..., None] - config.sliding_window
-    needle_BT = (place_T >= needles_B2[:, :1]) & (place_T < needles_B2[:, 1:])
+        seen_BAT &= place_1T[None] > where_BA[..., None] - config.sliding_window
+    needle_BT = (place_1T >= needles_B2[:, :1]) & (place_1T < needles_B2[:, 1:])
     graph, stacked = nnx.split(model.layers)
 
     def layer_mass(_: None, xs: tuple) -> tuple[None, jax.Array]:
@@ -118,8 +118,8 @@ def _attend(
         q_BAKGH = q_BANH.reshape(B, A, config.num_kv_heads, -1, H)
         scores = jnp.einsum("bakgh,btkh->bkgat", q_BAKGH, k_BTKH, preferred_element_type=jnp.float32) * H**-0.5
         share = jax.nn.softmax(jnp.where(seen_BAT[:, None, None], scores, -jnp.inf), axis=-1)
-        mass_BKGA = (share * needle_BT[:, None, None, None]).sum(-1) * counted_BA[:, None, None]
-        return None, (mass_BKGA.sum(-1) / answers_B[:, None, None]).max(-1)
+        mass_BKGA = share.sum(-1, where=needle_BT[:, None, None, None]) * counted_BA[:, None, None].astype(share.dtype)
+        return None, (mass_BKGA.sum(-1) / answers_B[:, None, None].astype(jnp.float32)).max(-1)
 
     return jax.lax.scan(layer_mass, None, (stacked, out.layers[:-1], out.kv[0]))[1]
 

@@ -210,7 +210,7 @@ def _score(
     if one_place:
         where = jnp.broadcast_to(lengths_B[:, None] - 1, (len(ids_BT), chunks * chunk))
     else:
-        where = jnp.minimum(prompts_B[:, None] - 1 + jnp.arange(chunks * chunk), ids_BT.shape[1] - 1)
+        where = jnp.minimum(prompts_B[:, None] - 1 + jnp.arange(chunks * chunk)[None], ids_BT.shape[1] - 1)
     hidden = jnp.take_along_axis(out.hidden_BTD, where[:, :, None], axis=1)
     targets = jnp.pad(targets_BW, ((0, 0), (0, chunks * chunk - width)))
 

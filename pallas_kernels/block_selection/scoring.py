@@ -27,8 +27,8 @@ def keep_blocks(
     Returns:
         bool `[..., J]`.
     """
-    block_J = jnp.arange(mass.shape[-1])
-    start, diag = start[..., None], diag[..., None]
+    block_J = jnp.expand_dims(jnp.arange(mass.shape[-1]), tuple(range(mass.ndim - 1)))
+    start, diag = (jnp.broadcast_to(x, mass.shape[:-1])[..., None] for x in (start, diag))
     ends = (block_J == start) | (block_J == diag)
     given = ends if first_chunk is None else jnp.where(first_chunk[..., None], block_J == diag, ends)
     order = jnp.argsort(jnp.where(given, -jnp.inf, -mass), axis=-1)
@@ -86,14 +86,14 @@ def make_places(rows: RowLayout, geometry: Geometry, spec: SelectionSpec) -> Pla
     valid_BS = jnp.ones((B, geometry.keys), jnp.bool_) if rows.valid_BS is None else rows.valid_BS
     valid_BJs = jnp.pad(valid_BS, ((0, 0), (0, geometry.right))).reshape(B, J, spec.block_size)
     positions = jnp.arange(J * spec.block_size).reshape(J, spec.block_size)
-    queries_BQs = (valid_BJs & (positions >= geometry.keys - geometry.queries))[:, first:]
+    queries_BQs = (valid_BJs & (positions >= geometry.keys - geometry.queries)[None])[:, first:]
     live_BQA = queries_BQs.reshape(B, J - first, -1, spec.stride).any(-1)
     start_BQ, diag_Q = rows.start_BJ[:, first:], jnp.arange(first, J)
     first_chunk = None
     if spec.compat:
         same_BQJ = rows.segment_BJ[:, first:, None] == rows.segment_BJ[:, None]
         length_BQ = jnp.einsum("bqj,bj->bq", same_BQJ.astype(jnp.int32), valid_BJs.sum(-1))
-        first_chunk = (diag_Q - start_BQ) * spec.block_size < first_chunk_tokens(length_BQ)
+        first_chunk = (diag_Q[None] - start_BQ) * spec.block_size < first_chunk_tokens(length_BQ)
     return Places(live_BQA, start_BQ, diag_Q, first_chunk)
 
 
@@ -125,8 +125,9 @@ def block_mass(
         scores = scores.astype(q_QAD.dtype).astype(jnp.float32)
     head_dim = D // spec.stride
     scores = scores * (head_dim**-0.5 / spec.stride)
-    group_QA, group_JA = (block[:, None] * A + jnp.arange(A) for block in (diag_Q, jnp.arange(J)))
-    seen = (group_JA <= group_QA[:, :, None, None]) & (group_JA >= start_Q[:, None, None, None] * A)
+    group_QA, group_JA = (block[:, None] * A + jnp.arange(A)[None] for block in (diag_Q, jnp.arange(J)))
+    seen = group_JA[None, None] <= group_QA[:, :, None, None]
+    seen &= group_JA[None, None] >= start_Q[:, None, None, None] * A
     scores = jnp.where(seen & live_QA[:, :, None, None], scores, -jnp.inf)
     top = scores.max((2, 3), keepdims=True)
     weights = jnp.exp(scores - jnp.where(jnp.isfinite(top), top, 0.0))

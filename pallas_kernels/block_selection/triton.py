@@ -117,8 +117,8 @@ def block_mass(q_BTNH: Array, k_BSKH: Array, heads_BK: Array, places: Places, sp
     )
     sums = written["sums_ptr"].reshape(B, N, padded_rows, -1)[:, :, : Q * A, :J].reshape(B, N, Q, A, J)
     tops = jnp.repeat(written["tops_ptr"], per_tile, axis=3)[:, :, : Q * A, :J].reshape(B, N, Q, A, J)
-    block_J = jnp.arange(J)
-    seen_BQJ = (block_J >= places.start_BQ[..., None]) & (block_J <= places.diag_Q[:, None])
+    block_J = jnp.arange(J)[None, None]
+    seen_BQJ = (block_J >= places.start_BQ[..., None]) & (block_J <= places.diag_Q[None, :, None])
     # Elsewhere the kernel has written nothing.
     seen = (seen_BQJ[:, :, None] & places.live_BQA[..., None])[:, None]
     seen &= jnp.repeat(heads_BK, N // K, axis=1)[:, :, None, None, None]

@@ -24,7 +24,7 @@ def decode_attention_reference(
     v = unpack_reference(pages.v_codes, bits).reshape(B, K, J, G, C, H // C)
     v = dequantize_group_reference(v, pages.v_scale, pages.v_zero, axis=5)
 
-    pos = jnp.arange(J * G)
+    pos = jnp.arange(J * G)[None, None]
     stored = (pos < view.quantized_B[:, None, None]) & ~hole_mask(pages.holes).reshape(B, K, J * G)
     exact_k, exact_v = (x.astype(jnp.float32) for x in (view.exact_k_BKEH, view.exact_v_BKEH))
     k_BKSH = jnp.concatenate([k.reshape(B, K, J * G, H), exact_k], 2)

@@ -67,7 +67,7 @@ def neighbours(table_PJ: jax.Array) -> jax.Array:
     J = table_PJ.shape[1]
     breaks = jnp.pad(table_PJ[:, 1:] != table_PJ[:, :-1] + 1, ((0, 0), (0, 1)), constant_values=True)
     stop = lax.cummin(jnp.where(breaks, jnp.arange(J) + 1, J), axis=1, reverse=True)
-    return stop - jnp.arange(J)
+    return stop - jnp.arange(J)[None]
 
 
 def token_marks(pages: Pages, table_PJ: jax.Array) -> jax.Array:

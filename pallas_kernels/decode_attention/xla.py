@@ -58,13 +58,13 @@ def decode_attention_xla(
 
     def take(index: jax.Array, done: Partial) -> Partial:
         item_I = index * at_once + jnp.arange(at_once)
-        pair_I = jnp.minimum((item_I[:, None] >= end_P).sum(-1), B * K - 1)
+        pair_I = jnp.minimum((item_I[:, None] >= end_P[None]).sum(-1), B * K - 1)
         plan_I1 = jax.tree.map(lambda x: x[pair_I, None], Schedule(*jnp.broadcast_arrays(*plan)))
-        step_IW = (item_I - (end_P - tiles_P)[pair_I])[:, None] * TILE_GROUPS + jnp.arange(TILE_GROUPS)
+        step_IW = (item_I - (end_P - tiles_P)[pair_I])[:, None] * TILE_GROUPS + jnp.arange(TILE_GROUPS)[None]
         group_IW = plan_I1.block(jnp.clip(step_IW, 0, jnp.maximum(plan_I1.steps - 1, 0)))
         page_IW = jnp.take_along_axis(table_PJ[pair_I], group_IW, 1)
         pages = jax.tree.map(lambda x: x[page_IW], view.pages)
-        pos_IWG = group_IW[:, :, None] * G + jnp.arange(G)
+        pos_IWG = group_IW[:, :, None] * G + jnp.arange(G)[None, None]
         stored_IWG = (step_IW < plan_I1.steps)[:, :, None] & ~hole_mask(pages.holes)
         visible = visible_tokens(
             sparse_P[pair_I, None, None, None], q_pos_PR[pair_I, :, None, None], pos_IWG[:, None], spec
@@ -79,7 +79,8 @@ def decode_attention_xla(
     visible = visible_tokens(sparse_P[:, None, None], q_pos_PR[:, :, None], exact_pos_P1E, spec) & (exact_pos_P1E >= 0)
     exact_k, exact_v = (x.reshape(B * K, -1, H) for x in (view.exact_k_BKEH, view.exact_v_BKEH))
     exact = visit_exact(q_PRH, exact_k, exact_v, visible)
-    out = join(done, (end_P - tiles_P)[:, None] + jnp.arange(most), jnp.arange(most) < tiles_P[:, None], exact)
+    tile_M = jnp.arange(most)[None]
+    out = join(done, (end_P - tiles_P)[:, None] + tile_M, tile_M < tiles_P[:, None], exact)
     return out.reshape(B, K, N // K, T, H).transpose(0, 3, 1, 2, 4).reshape(B, T, N, H).astype(q_BTNH.dtype)
 
 

@@ -91,8 +91,10 @@ def _routed_backward(spec: AttentionSpec, saved, d_out: Array):
     B, T, N, H = q.shape
     K, Q = z_BKQ.shape[1:]
     positions = jnp.arange(k.shape[1] - T, k.shape[1])
-    exists_BT = positions < chosen.limit_BJ[:, positions // spec.block_size]
-    gain_BTN = jnp.sum(d_out.astype(jnp.float32) * (pair["out"].astype(jnp.float32) - pair["other"]), -1)
+    exists_BT = positions[None] < chosen.limit_BJ[:, positions // spec.block_size]
+    gain_BTN = jnp.sum(
+        d_out.astype(jnp.float32) * (pair["out"].astype(jnp.float32) - pair["other"].astype(jnp.float32)), -1
+    )
     gain_BTN = jnp.where(exists_BT[..., None], gain_BTN, 0)
     left = (k.shape[1] - T) % spec.block_size
     gain_BTN = jnp.pad(gain_BTN, ((0, 0), (left, Q * spec.block_size - left - T), (0, 0)))

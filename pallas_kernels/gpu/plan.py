@@ -89,7 +89,7 @@ def make_plan(call: AttentionCall, sparse: jax.Array) -> BlockPlan:
     changes_BJ = jnp.pad(rows.segment_BJ[:, 1:] != rows.segment_BJ[:, :-1], ((0, 0), (0, 1)), constant_values=True)
     end_BJ = jax.lax.cummin(jnp.where(changes_BJ, blocks + 1, J), axis=1, reverse=True)
     end_BJ = jnp.where(rows.segment_BJ < 0, 0, end_BJ)
-    stop_BKJ = visitors_stop(streaming_BKJ, start_BKJ, end_BJ[:, None], blocks, spec)
+    stop_BKJ = visitors_stop(streaming_BKJ, start_BKJ, end_BJ[:, None], blocks[None, None], spec)
 
     limit_BJ = jnp.full((sparse.shape[0], J), geometry.keys)
     if rows.valid_BS is not None:
@@ -106,9 +106,9 @@ def make_plan(call: AttentionCall, sparse: jax.Array) -> BlockPlan:
 
 def _kept_blocks(call: AttentionCall, sparse_BKQ: jax.Array, runs_BKQ3: jax.Array) -> jax.Array:
     """The mask of each head, inside the runs that its plan allows, `[B, N, Q, J]`."""
-    blocks = jnp.arange(call.geometry.key_blocks)
+    blocks = jnp.arange(call.geometry.key_blocks)[None, None, None]
     first, n_sink, lo = (runs_BKQ3[..., i, None] for i in range(3))
-    diag = blocks[call.geometry.first_query_block :, None]
+    diag = jnp.swapaxes(blocks[..., call.geometry.first_query_block :], 2, 3)
     inside = (blocks <= diag) & (((blocks >= first) & (blocks < first + n_sink)) | (blocks >= lo))
     keep = jnp.repeat(inside, call.groups, axis=1)
     is_sparse = jnp.repeat(sparse_BKQ, call.groups, axis=1)[..., None]
@@ -140,7 +140,7 @@ def query_work(plan: BlockPlan, heads: int) -> Work:
         lists = compact(plan.keep_BNQJ)
         return Work(heaviest_first(jnp.swapaxes(lists.count, 1, 2)), lists)
     diag = jnp.arange(plan.limit_BJ.shape[1])[-Q:]
-    steps_BKQ = plan.runs_BKQ3[..., 1] + diag + 1 - plan.runs_BKQ3[..., 2]
+    steps_BKQ = plan.runs_BKQ3[..., 1] + diag[None, None] + 1 - plan.runs_BKQ3[..., 2]
     return Work(heaviest_first(jnp.repeat(jnp.swapaxes(steps_BKQ, 1, 2), heads // K, axis=2)), None)
 
 
@@ -152,5 +152,5 @@ def key_work(plan: BlockPlan) -> Work:
         lists = compact(jnp.swapaxes(plan.keep_BNQJ, 2, 3))
         steps_BKJ = lists.count.reshape(B, K, -1, J).sum(2)
         return Work(heaviest_first(jnp.swapaxes(steps_BKJ, 1, 2)), lists)
-    steps_BKJ = plan.stop_BKJ - jnp.maximum(jnp.arange(J), J - Q)
+    steps_BKJ = plan.stop_BKJ - jnp.maximum(jnp.arange(J), J - Q)[None, None]
     return Work(heaviest_first(jnp.swapaxes(steps_BKJ, 1, 2)), None)

@@ -16,17 +16,17 @@ def allowed_pairs(call: AttentionCall, sparse: jax.Array) -> jax.Array:
     k_pos = jnp.arange(keys)
     q_pos = k_pos[keys - queries :]
     k_block, q_block = k_pos // spec.block_size, q_pos // spec.block_size
-    causal = k_pos <= q_pos[:, None]
+    causal = k_pos[None] <= q_pos[:, None]
     if spec.window is not None:
-        causal &= q_pos[:, None] - k_pos < spec.window
-    start_BT = rows.start_BJ[:, q_block]
-    visible = causal & (k_block >= start_BT[:, :, None])
+        causal &= q_pos[:, None] - k_pos[None] < spec.window
+    start_BT1 = rows.start_BJ[:, q_block, None]
+    visible = causal[None] & (k_block[None, None] >= start_BT1)
     if rows.valid_BS is not None:
         visible &= rows.valid_BS[:, None, :] & rows.valid_BS[:, keys - queries :, None]
 
-    sink = k_block - start_BT[:, :, None] < spec.sink_blocks
-    local = k_block > q_block[:, None] - spec.local_blocks
-    streaming = (sink | local)[:, None, None]
+    sink = k_block[None, None] - start_BT1 < spec.sink_blocks
+    local = k_block[None] > q_block[:, None] - spec.local_blocks
+    streaming = (sink | local[None])[:, None, None]
     everything = jnp.ones_like(streaming)
 
     def by_token(mask_BNIJ: jax.Array) -> jax.Array:

@@ -51,7 +51,7 @@ def pack_xla(codes: jax.Array, bits: int) -> jax.Array:
     *outer, tokens, width = codes.shape
     slots = WORD_BITS // bits
     planes = (codes.astype(jnp.uint32) & jnp.uint32(2**bits - 1)).reshape(*outer, slots, tokens // slots, width)
-    shifted = planes << _shifts(slots, bits)
+    shifted = planes << _shifts(slots, bits, planes.ndim)
     return lax.reduce(shifted, jnp.uint32(0), lax.bitwise_or, (len(outer),))
 
 
@@ -59,9 +59,11 @@ def unpack_xla(words: jax.Array, bits: int) -> jax.Array:
     """See `unpack`."""
     *outer, rows, width = words.shape
     slots = WORD_BITS // bits
-    planes = (words[..., None, :, :] >> _shifts(slots, bits)) & jnp.uint32(2**bits - 1)
+    planes = words[..., None, :, :]
+    planes = (planes >> _shifts(slots, bits, planes.ndim)) & jnp.uint32(2**bits - 1)
     return planes.reshape(*outer, slots * rows, width).astype(jnp.uint8)
 
 
-def _shifts(slots: int, bits: int) -> jax.Array:
-    return (jnp.arange(slots, dtype=jnp.uint32) * bits)[:, None, None]
+def _shifts(slots: int, bits: int, rank: int) -> jax.Array:
+    """Bits before each slot of a word, `[..., slots, 1, 1]` of `rank` axes."""
+    return (jnp.arange(slots, dtype=jnp.uint32) * bits).reshape(*[1] * (rank - 3), slots, 1, 1)

@@ -148,8 +148,9 @@ def list_blocks(
     J, first = geometry.key_blocks, geometry.first_query_block
     is_sparse_BKQ = by_block(sparse, rows)[:, :, first:]
     diag_Q = jnp.arange(first, J)
-    reach_BQ = block_schedule(jnp.asarray(False), rows.start_BJ[:, first:], diag_Q, spec).lo
-    exists_BQJ = (jnp.arange(J) >= reach_BQ[:, :, None]) & (jnp.arange(J) <= diag_Q[:, None])
+    reach_BQ = block_schedule(jnp.asarray(False), rows.start_BJ[:, first:], diag_Q[None], spec).lo
+    block_11J = jnp.arange(J)[None, None]
+    exists_BQJ = (block_11J >= reach_BQ[:, :, None]) & (block_11J <= diag_Q[None, :, None])
 
     def bits(mask_BNQJ: jax.Array | None) -> jax.Array:
         if mask_BNQJ is None:

@@ -69,7 +69,7 @@ class KeySums(NamedTuple):
 
         def add(x_PSH: jax.Array, update_SH: jax.Array) -> jax.Array:
             row = lax.dynamic_slice(x_PSH, (head, at, 0), (1, *update_SH.shape))
-            return lax.dynamic_update_slice(x_PSH, row + update_SH, (head, at, 0))
+            return lax.dynamic_update_slice(x_PSH, row + update_SH[None], (head, at, 0))
 
         return KeySums(add(self.dk_PSH, dk_SH), add(self.dv_PSH, dv_SH))
 
@@ -143,8 +143,8 @@ def visit_keys(
         mask_SR = None
         if bounds is not None:
             k_pos = at + jnp.arange(width)
-            lower, upper = (over_rows(x, rows) for x in bounds)
-            mask_SR = tile_mask(q_pos, k_pos[:, None], (lower, upper), spec)
+            lower, upper = (over_rows(x, rows)[None] for x in bounds)
+            mask_SR = tile_mask(q_pos[None], k_pos[:, None], (lower, upper), spec)
         more_dq, dk_SH, dv_SH = tile_gradients(queries, k_SH, k_HS, v_SH, mask_SR, spec)
         return dq_HR + more_dq, sums.add(head, at, dk_SH, dv_SH)
 
@@ -179,7 +179,7 @@ def visit_listed_keys(
         dq_HR, sums = carry
         blocks, k_pos = list_tile(ends_J, tile, tiling, spec)
         k_SH, v_SH = (gather_keys(x, head, blocks, spec) for x in (keys.k_PSH, keys.v_PSH))
-        mask_SR = tile_mask(q_pos, k_pos[:, None], None, spec)
+        mask_SR = tile_mask(q_pos[None], k_pos[:, None], None, spec)
         more_dq, dk_SH, dv_SH = tile_gradients(queries, k_SH, k_SH.T, v_SH, mask_SR, spec)
         for i, block in enumerate(blocks):
             part = slice(i * spec.block_size, (i + 1) * spec.block_size)
@@ -198,12 +198,12 @@ def tile_gradients(
     q_RH, d_out_RH, lse_R, inner_R = queries
     log2_e = float(np.log2(np.e))
     scores_SR = dot(k_SH, q_RH, (1, 1))
-    weights_SR = exp2(scores_SR * (spec.scale * log2_e) - lse_R * log2_e)
+    weights_SR = exp2(scores_SR * (spec.scale * log2_e) - lse_R[None] * log2_e)
     if mask_SR is not None:
         weights_SR = jnp.where(mask_SR, weights_SR, 0.0)
     # The barrier keeps XLA from computing the weights twice, once for each product that they go into.
     weights_SR = lax.optimization_barrier(weights_SR)
-    d_scores_SR = (weights_SR * (dot(v_SH, d_out_RH, (1, 1)) - inner_R)).astype(q_RH.dtype)
+    d_scores_SR = (weights_SR * (dot(v_SH, d_out_RH, (1, 1)) - inner_R[None])).astype(q_RH.dtype)
     return (
         dot(k_HS, d_scores_SR, (1, 0)),
         dot(d_scores_SR, q_RH, (1, 0)),

@@ -139,7 +139,7 @@ def plan_visits(call: AttentionCall, sparse: jax.Array, rows: RowLayout, geometr
         mask = jnp.pad(mask_BNIJ, ((0, 0), (0, 0), (0, Q - queries), (0, geometry.key_blocks - keys)))
         return mask.reshape(B, K, N // K, Q, -1).swapaxes(2, 3)
 
-    block_J = jnp.arange(geometry.key_blocks)
+    block_J = jnp.arange(geometry.key_blocks)[None, None, None]
     reachable = (block_J >= runs.first[..., None]) & (block_J <= runs.diag[..., None])
     mask = jnp.where(sparse_BKQ[..., None, None], spread(call.block_mask), spread(call.full_block_mask))
     ends = jnp.cumsum(mask & reachable[:, :, :, None], axis=-1, dtype=jnp.int32)
@@ -188,7 +188,11 @@ def traverse[C](
         return jnp.maximum(last - first, 0) // blocks
 
     before = tiles(start, jnp.minimum(whole_start, end) + blocks - 1)
-    whole = 0 if spec.window is not None else tiles(start + before * blocks, jnp.minimum(whole_end, end)) * live.all()
+    whole = (
+        0
+        if spec.window is not None
+        else jnp.where(live.all(), tiles(start + before * blocks, jnp.minimum(whole_end, end)), 0)
+    )
     after = tiles(start + (before + whole) * blocks, end + blocks - 1)
 
     def visit_whole(t, carry):
@@ -219,9 +223,9 @@ def list_tile(
 ) -> tuple[list[jax.Array], jax.Array]:
     """Key blocks of a tile of a list, and the positions of their tokens; past the end of the list, out of sight."""
     entries = tile * tiling.key + jnp.arange(tiling.key)
-    blocks = (ends_J <= entries[:, None]).sum(1)
+    blocks = (ends_J[None] <= entries[:, None]).sum(1)
     k_pos = jnp.where(entries < ends_J[-1], blocks * spec.block_size, jnp.iinfo(jnp.int32).max - spec.block_size)
-    k_pos = (k_pos[:, None] + jnp.arange(spec.block_size)).reshape(-1)
+    k_pos = (k_pos[:, None] + jnp.arange(spec.block_size)[None]).reshape(-1)
     return list(jnp.minimum(blocks, ends_J.shape[0] - 1)), k_pos
 
 
@@ -285,7 +289,7 @@ def attend[O](
         def visit(tile, state):
             blocks, k_pos = list_tile(ends_J, tile, tiling, spec)
             k_SH, v_SH = (gather_keys(x, head, blocks, spec) for x in (k_PSH, v_PSH))
-            return update(state, q_RH, k_SH, v_SH, tile_mask(q_pos, k_pos, None, spec))
+            return update(state, q_RH, k_SH, v_SH, tile_mask(q_pos, k_pos[None], None, spec))
 
         return lax.fori_loop(0, list_tiles(ends_J, tiling), visit, Softmax.empty(*q_RH.shape))
 
@@ -301,7 +305,7 @@ def attend[O](
                 return update(state, q_RH, k_SH, v_SH, None)
             k_pos = start * spec.block_size + jnp.arange(blocks * spec.block_size)
             lower, upper = (over_rows(x, rows)[:, None] for x in bounds)
-            return update(state, q_RH, k_SH, v_SH, tile_mask(q_pos[:, None], k_pos, (lower, upper), spec))
+            return update(state, q_RH, k_SH, v_SH, tile_mask(q_pos[:, None], k_pos[None], (lower, upper), spec))
 
         def extend(state, lower, upper):
             return traverse((lower, upper), plan.diag, tiling.key, spec, visit, state)

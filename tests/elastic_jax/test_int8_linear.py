@@ -68,7 +68,7 @@ def test_a_model_of_int8_kernels_computes_what_their_products_would(int8):
     def loss(routers, frozen, remat):
         model = from_params(config, frozen | routers)
         out = model.hidden(ids, gates=SampledGates(jax.random.key(0), 1.0), remat=remat)
-        return (out.hidden_BTD**2 * jnp.arange(32)).sum(), out.hidden_BTD
+        return (out.hidden_BTD**2 * jnp.arange(32.0)[None, None]).sum(), out.hidden_BTD
 
     slope = jax.jit(jax.value_and_grad(loss, has_aux=True), static_argnums=2)
     routers = {path: x for path, x in int8.items() if ".router." in path}

@@ -83,7 +83,7 @@ def test_remat_changes_nothing_and_sampled_gates_reach_every_router(model):
     def loss(routers, remat):
         gates = SampledGates(jax.random.key(0), 1.0)
         merged = nnx.merge(graph, routers, rest)
-        return (merged.hidden(ids, gates=gates, remat=remat).hidden_BTD ** 2 * jnp.arange(32)).sum()
+        return (merged.hidden(ids, gates=gates, remat=remat).hidden_BTD ** 2 * jnp.arange(32.0)[None, None]).sum()
 
     plain, recomputed = (jax.jit(jax.grad(loss), static_argnums=1)(routers, remat) for remat in (False, True))
     for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(recomputed), strict=True):
@@ -106,7 +106,7 @@ def test_soft_gates_mix_both_attentions_and_carry_their_derivative(model):
         return model.hidden(ids, segment_ids=segments, num_segments=2, gates=modes).hidden_BTD
 
     slope = nnx.jit(nnx.grad(lambda model, z: score(model, z)[0], argnums=1))
-    np.testing.assert_allclose(score(model, 1.0 - modes)[1], imposed(model), atol=2e-5)
+    np.testing.assert_allclose(score(model, 1.0 - modes.astype(jnp.float32))[1], imposed(model), atol=2e-5)
     z = jnp.full((2, 1, 2, 2), 0.6)
     bumped = [z.at[1, 0, 0, 1].add(step) for step in (0.05, -0.05)]
     difference = (score(model, bumped[0])[0] - score(model, bumped[1])[0]) / 0.1

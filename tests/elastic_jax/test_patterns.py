@@ -67,7 +67,7 @@ def test_sampled_gates_reach_every_router(pattern):
     def slopes(routers):
         gates = SampledGates(jax.random.key(0), 1.0)
         out = nnx.merge(graph, routers, rest).hidden(ids, segment_ids=segments, gates=gates, remat=True)
-        return (out.hidden_BTD**2 * jnp.arange(32)).sum()
+        return (out.hidden_BTD**2 * jnp.arange(32.0)[None, None]).sum()
 
     for leaf in jax.tree.leaves(slopes(routers)):
         assert (np.abs(leaf).reshape(len(leaf), -1).max(1) > 0).all()

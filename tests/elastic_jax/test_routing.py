@@ -83,6 +83,6 @@ def test_gates_come_from_words_modes_and_records():
         gates_from("dense", CONFIG, 1)
     with pytest.raises(ShapeError, match=r"want \(2, 3, 2\)"):
         gates_from(modes, CONFIG, 3)
-    for full in (modes == 0, modes + 0.7):
+    for full in (modes == 0, modes.astype(jnp.float32) + 0.7):
         with pytest.raises(ShapeError, match="0 is full, 1 is sparse"):
             gates_from(full, CONFIG, 1)

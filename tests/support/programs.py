@@ -18,8 +18,9 @@ def environment(devices: int = 1) -> dict[str, str]:
 
 
 def user_environment() -> dict[str, str]:
-    """That of a user, whose programs XLA optimises: a real model in a program runs longer than it compiles."""
-    return {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    """That of a user: JAX promotes as usual, and XLA optimises, for a real model runs longer than it compiles."""
+    of_tests = {"XLA_FLAGS", "JAX_NUMPY_DTYPE_PROMOTION", "JAX_NUMPY_RANK_PROMOTION"}
+    return {name: value for name, value in os.environ.items() if name not in of_tests}
 
 
 def reports(program: str, *arguments: object, devices: int = 8) -> list[dict[str, Any]]:

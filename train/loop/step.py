@@ -7,6 +7,7 @@ name of the first field differs from one kind of training to the next, because c
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import wraps
 from typing import Any
 
 import jax
@@ -21,12 +22,24 @@ def learning_rate(peak: float, config: OptimConfig | AdamConfig, *, final_share:
     warmup = config.warmup_steps
     rise = optax.linear_schedule(0.0, peak, max(warmup, 1))
     fall = optax.cosine_decay_schedule(peak, max(config.steps - warmup, 1), final_share)
-    return optax.join_schedules([rise, fall], [warmup])
+    return promoting(optax.join_schedules([rise, fall], [warmup]))
 
 
 def adamw(config: OptimConfig | AdamConfig, rate: optax.Schedule, *, mask: Any = None) -> optax.GradientTransformation:
     """AdamW without clipping; weights decay where `mask` says so, everywhere without one."""
-    return optax.adamw(rate, config.beta1, config.beta2, config.eps, weight_decay=config.weight_decay, mask=mask)
+    inner = optax.adamw(rate, config.beta1, config.beta2, config.eps, weight_decay=config.weight_decay, mask=mask)
+    return optax.GradientTransformation(inner.init, promoting(inner.update))
+
+
+def promoting[**P, R](function: Callable[P, R]) -> Callable[P, R]:
+    """`function` under JAX's standard promotion: optax raises decay rates, which are floats, to integer counts."""
+
+    @wraps(function)
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        with jax.numpy_dtype_promotion("standard"):
+            return function(*args, **kwargs)
+
+    return run
 
 
 def accumulate(contribution: Callable[[Any], Any], micro_batches: Any) -> Any:

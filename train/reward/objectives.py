@@ -61,7 +61,7 @@ def simpo_objective(assembly: Assembly, config: SimpoTrainConfig) -> Objective:
     def sums(params: Arrays, frozen: Arrays, batch: PairBatch) -> dict[str, jax.Array]:
         model = assembly.decoder(params, frozen)
         hidden = _hidden(model, batch, config)[:, :, :-1]
-        needed = jnp.arange(batch.response_ids.shape[-1]) < batch.response_lengths[..., None]
+        needed = jnp.arange(batch.response_ids.shape[-1])[None, None] < batch.response_lengths[..., None]
         log_probs = label_log_probs(hidden, model.head_kernel(), batch.response_ids, needed)
         means_BV = weighted_mean(log_probs, needed.astype(jnp.float32))
         chosen, rejected, present = means_BV[:, 0], means_BV[:, 1:], _present(batch)
@@ -140,4 +140,4 @@ def _pairs(batch: PairBatch) -> jax.Array:
 
 
 def _pair_tokens(batch: PairBatch) -> jax.Array:
-    return (batch.prompt_lengths * (batch.response_lengths[..., 0] > 0)).sum() + batch.response_lengths.sum()
+    return batch.prompt_lengths.sum(where=batch.response_lengths[..., 0] > 0) + batch.response_lengths.sum()

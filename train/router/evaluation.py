@@ -58,10 +58,8 @@ def make_evaluation(
     def measure(router: dict[str, jax.Array], frozen: dict[str, jax.Array], rows: Rows) -> tuple[jax.Array, jax.Array]:
         model = from_params(model_config, frozen | router)
         out, nll_BT = packed_nll(model, rows, max_segments=config.data.max_segments)
-        member_BMk = rows.task_ids[..., None] == jnp.arange(len(TASKS))
-        return (rows.weights * nll_BT).sum(), jnp.einsum(
-            "bm,bmk->k", sparse_share(out.z), member_BMk.astype(jnp.float32)
-        )
+        member_BMk = jax.nn.one_hot(rows.task_ids, len(TASKS))
+        return (rows.weights * nll_BT).sum(), jnp.einsum("bm,bmk->k", sparse_share(out.z), member_BMk)
 
     low, high = (np.array([task.target[end] for task in config.tasks.by_id]) for end in (0, 1))
     present = np.bincount([sample.task_ids[0] for sample in samples], minlength=len(TASKS))

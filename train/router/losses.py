@@ -42,7 +42,7 @@ def sparse_share(z_LBMK: jax.Array) -> jax.Array:
 
 def task_means(values_BM: jax.Array, task_ids_BM: jax.Array, tasks: int) -> tuple[jax.Array, jax.Array]:
     """Mean of the samples of each task and how many there are, both float32 `[tasks]`; id -1 is no sample."""
-    member = (task_ids_BM[..., None] == jnp.arange(tasks)).astype(jnp.float32)
+    member = jax.nn.one_hot(task_ids_BM, tasks)
     count = member.sum((0, 1))
     return jnp.einsum("bm,bmk->k", values_BM, member) / jnp.maximum(count, 1.0), count
 
@@ -65,7 +65,7 @@ def official_sparsity_loss(
     loss_BM = multipliers["linear"][task_BM] * jnp.abs(d_BM) + multipliers["quadratic"][task_BM] * d_BM**2
     means, counts = task_means(loss_BM, task_ids_BM, target.shape[0])
     present = counts > 0
-    return jnp.where(present, means, 0.0).sum() / jnp.maximum(present.sum(), 1)
+    return jnp.where(present, means, 0.0).sum() / jnp.maximum(present.sum(dtype=jnp.float32), 1)
 
 
 def target_violation(msr: jax.Array, low: jax.Array, high: jax.Array) -> jax.Array:
@@ -98,4 +98,4 @@ def interval_sparsity_loss(
     )
     means, counts = task_means(loss_BM, task_ids_BM, low.shape[0])
     present = counts > 0
-    return jnp.where(present, means, 0.0).sum() / jnp.maximum(present.sum(), 1)
+    return jnp.where(present, means, 0.0).sum() / jnp.maximum(present.sum(dtype=jnp.float32), 1)

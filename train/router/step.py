@@ -157,7 +157,7 @@ def _micro_metrics(
     msr, samples = task_means(msr_BM, rows.task_ids, tasks)
     msr_argmax, _ = task_means(argmax_BM, rows.task_ids, tasks)
     task_BT = jnp.take_along_axis(rows.task_ids, jnp.maximum(rows.segment_ids - 1, 0), axis=1)
-    member = (rows.weights > 0)[..., None] & (task_BT[..., None] == jnp.arange(tasks))
+    member = (rows.weights > 0)[..., None] & jax.nn.one_hot(task_BT, tasks, dtype=bool)
     entropy = jnp.where(rows.task_ids >= 0, entropy_BM, 0.0).sum()
     return Micro(
         lm=lm,

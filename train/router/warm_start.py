@@ -29,6 +29,7 @@ from elastic_jax.weights.names import ROUTER_PREFIX
 from train.config import RouterTrainConfig
 from train.data.packing import Rows
 from train.data.records import TASKS
+from train.loop.step import promoting
 from train.router.losses import logit_penalty, packed_nll, target_violation
 from train.router.optim import RouterParams
 
@@ -131,7 +132,7 @@ def fit(
     @jax.jit
     def step(router, opt_state, pooled_XLKH, task_X):
         value, gradient = jax.value_and_grad(loss)(router, pooled_XLKH, task_X)
-        updates, opt_state = optimizer.update(gradient, opt_state, router)
+        updates, opt_state = promoting(optimizer.update)(gradient, opt_state, router)
         return optax.apply_updates(router, updates), opt_state, value
 
     rng = np.random.default_rng(config.run.seed)

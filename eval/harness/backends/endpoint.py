@@ -147,7 +147,8 @@ def _reply(prompt: Prompt, answer: dict[str, Any], seconds: float) -> Reply:
 
 
 def _detail(refused: urllib.error.HTTPError) -> str:
-    try:
-        return refused.read(300).decode(errors="replace").strip() or str(refused.reason)
-    except OSError:
-        return str(refused.reason)
+    with refused:
+        try:
+            return refused.read(300).decode(errors="replace").strip() or str(refused.reason)
+        except OSError:
+            return str(refused.reason)

@@ -49,7 +49,7 @@ def test_adapters_work_in_shared_prompts_and_each_gets_a_gradient(moved) -> None
         model = from_params(CONFIG, params)
         join_lora(model, adapters, SCALE)
         out = shared_prefix_hidden(model, IDS, jnp.array([32, 20]), IDS[:, None, :9], jnp.array([[9], [5]]))
-        return (out.hidden**2 * jnp.arange(CONFIG.hidden_size)).sum()
+        return (out.hidden**2 * jnp.arange(float(CONFIG.hidden_size))[None, None, None]).sum()
 
     slopes = jax.jit(jax.grad(loss))(moved, PARAMS)
     assert set(slopes) == set(moved)

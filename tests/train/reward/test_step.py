@@ -67,7 +67,7 @@ def assert_same(one, other) -> None:
     got, want = (jax.tree.leaves(result[0].opt_state) for result in (one, other))
     for a, b in zip(got, want, strict=True):
         scale = float(jnp.abs(b).max()) + 1e-12
-        np.testing.assert_allclose(a / scale, b / scale, atol=2e-5)
+        np.testing.assert_allclose(np.asarray(a) / scale, np.asarray(b) / scale, atol=2e-5)
 
 
 @pytest.mark.parametrize("kind", KINDS)

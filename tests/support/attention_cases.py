@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
 
 @dataclass(frozen=True)
@@ -27,7 +26,6 @@ class Case:
     lengths: tuple[int, ...] | None = None
     segments: tuple[tuple[int, ...], ...] | None = None
     """Tokens of each segment, by row."""
-    slow: bool = False
 
     def segment_ids(self) -> jax.Array | None:
         if self.segments is None:
@@ -66,24 +64,26 @@ class Inputs:
         return (self.mode == 0).astype(jnp.float32)
 
 
-PUBLISHED = {"block": 128, "local": 16, "head_dim": 64, "slow": True}
+PUBLISHED = {"block": 128, "local": 16, "head_dim": 64}
 
 CASES = [
     Case("one token", 1, groups=3),
     Case("above a block", 17, groups=8),
     Case("many blocks", 150, kv_heads=2, groups=3, batch=2),
     Case("padded", 150, kv_heads=2, groups=4, batch=4, lengths=(150, 37, 1, 0)),
+    Case("last queries, short", 40, queries=25, kv_heads=2, local=1, lengths=(37,)),
     Case("last queries", 150, queries=41, kv_heads=2, groups=3, batch=2, lengths=(150, 140)),
     Case("packed", 160, kv_heads=3, groups=3, batch=2, segments=((50, 70), (100, 1, 16))),
     Case("window in packed rows", 160, kv_heads=3, batch=2, window=20, sink=2, segments=((50, 70), (100, 1, 16))),
-    Case("published, 127", 127, groups=3, kv_heads=2, batch=2, lengths=(127, 50), **(PUBLISHED | {"slow": False})),
+    Case("window in packed rows, short", 80, kv_heads=2, window=20, segments=((20, 40),)),
+    Case("published, 127", 127, groups=3, kv_heads=2, batch=2, lengths=(127, 50), **PUBLISHED),
     Case("wide local", 330, kv_heads=2, groups=3, batch=2, sink=2, local=12, lengths=(330, 290)),
-    Case("one block", 16, groups=4, slow=True),
-    Case("below a block", 15, groups=3, slow=True),
-    Case("last query", 33, queries=1, kv_heads=2, groups=3, slow=True),
-    Case("no sink", 100, kv_heads=2, sink=0, local=1, slow=True),
-    Case("two sinks, wide local", 130, kv_heads=3, sink=2, local=5, slow=True),
-    Case("window", 150, kv_heads=2, groups=3, batch=2, window=37, lengths=(150, 90), slow=True),
+    Case("one block", 16, groups=4),
+    Case("below a block", 15, groups=3),
+    Case("last query", 33, queries=1, kv_heads=2, groups=3),
+    Case("no sink", 100, kv_heads=2, sink=0, local=1),
+    Case("two sinks, wide local", 130, kv_heads=3, sink=2, local=5),
+    Case("window", 150, kv_heads=2, groups=3, batch=2, window=37, lengths=(150, 90)),
     *(Case(f"published, {n}", n, groups=3, kv_heads=2, batch=2, **PUBLISHED) for n in (1, 128, 129, 700)),
     Case("published, 2176", 2176, groups=4, kv_heads=2, **PUBLISHED),
     Case("published, 2177", 2177, groups=1, kv_heads=2, **PUBLISHED),
@@ -92,7 +92,8 @@ CASES = [
     Case("published, packed", 4096, groups=3, kv_heads=2, segments=((2300, 700, 900),), **PUBLISHED),
 ]
 
-PARAMETERS = [pytest.param(c, id=c.name, marks=[pytest.mark.slow] if c.slow else []) for c in CASES]
+NAMED = {case.name: case for case in CASES}
+SHORT = NAMED["last queries, short"]
 
 
 def make_inputs(case: Case, dtype: jnp.dtype = jnp.float32, seed: int = 0) -> Inputs:

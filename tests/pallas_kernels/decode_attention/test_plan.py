@@ -22,18 +22,18 @@ def test_limits_and_runs_say_what_the_rule_says(block, sink, local, window):
     sparse, position, group = jnp.array([[False, True]] * 4), jnp.array([0, 31, 100, 190]), 32
     quantized = position // group * group
     limits = np.asarray(token_limits(sparse, position, 3, spec))[..., None]
-    pos = np.arange(200)
+    pos = np.arange(200)[None, None, None]
     seen = (pos >= limits[:, :, :, 0]) & (pos <= limits[:, :, :, 2]) & (
         (pos < sink * block) | (pos >= limits[:, :, :, 1])
     )  # fmt: skip
-    q_pos = position[:, None, None, None] + jnp.arange(3)[:, None]
+    q_pos = position[:, None, None, None] + jnp.arange(3)[None, None, :, None]
     np.testing.assert_array_equal(seen, visible_tokens(sparse[:, :, None, None], q_pos, pos, spec))
 
     runs = np.asarray(group_runs(sparse, position, quantized, group, spec))
     for b, k in np.ndindex(sparse.shape):
         first, n_sink, lo, steps = runs[b, k]
         visited = [first + n if n < n_sink else lo + n - n_sink for n in range(steps)]
-        wanted = np.unique(pos[seen[b, k].any(0) & (pos < quantized[b])] // group)
+        wanted = np.unique(np.flatnonzero(seen[b, k].any(0) & (pos[0, 0, 0] < quantized[b])) // group)
         assert len(set(visited)) == steps and set(wanted) <= set(visited)
 
 

@@ -1,6 +1,7 @@
 import jax
 import jax.numpy as jnp
 import pytest
+from triton_interpreter import interpreted
 
 from pallas_kernels import dual_attention, hybrid_attention
 
@@ -53,7 +54,7 @@ def test_bad_input_is_named(arguments, words):
 
 @pytest.mark.parametrize("impl", ["reference", "xla"])
 def test_a_mode_that_is_only_known_at_run_time_counts_as_sparse_unless_zero(impl):
-    v = KV * jnp.arange(40.0)[:, None, None]
+    v = KV * jnp.arange(40.0)[None, :, None, None]
     run = jax.jit(lambda mode: call(mode=mode, v=v, local_blocks=1, sink_blocks=0, impl=impl))
     odd, sparse, full = (run(jnp.array([[0, value], [value, 0]])) for value in (7, 1, 0))
     assert bool((odd == sparse).all()) and not bool((odd == full).all())
@@ -74,3 +75,8 @@ def test_checks_of_values_let_traced_arrays_through():
     ids = IDS.at[:, 20:].set(2)
     out = jax.eval_shape(lambda mode, ids: call(mode=mode, segment_ids=ids), MODE + 2, ids)
     assert out.shape == Q.shape
+
+
+def test_blocks_that_no_gpu_tile_divides_are_refused(monkeypatch):
+    with interpreted(monkeypatch), pytest.raises(ValueError, match="block_size=24 on a GPU; wanted a multiple of 16"):
+        call(block_size=24, impl="triton")

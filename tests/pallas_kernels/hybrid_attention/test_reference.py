@@ -1,11 +1,9 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from attention_cases import CASES, assert_close, make_inputs
+from attention_cases import NAMED, assert_close, make_inputs
 
 from pallas_kernels import hybrid_attention
-
-NAMED = {case.name: case for case in CASES}
 
 
 def token_by_token(inputs, case):

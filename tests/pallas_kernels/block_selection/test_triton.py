@@ -48,6 +48,7 @@ def test_heads_in_parts(monkeypatch):
     inputs = make_inputs(SHORT)
     whole = select(inputs, "triton")
     monkeypatch.setattr(on_gpu, "SCRATCH_BYTES", 1)
+    jax.clear_caches()  # the program for these shapes takes all heads together
     assert bool((select(inputs, "triton") == whole).all())
 
 

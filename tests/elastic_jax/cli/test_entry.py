@@ -132,9 +132,9 @@ def test_what_the_system_refuses_is_one_line_and_exit_code_2(verb, capsys, funct
 
 def test_output_that_nobody_reads_ends_the_verb_quietly():
     command = [sys.executable, "-m", "elastic_jax.cli", "generate", "--prompt", "x", "--dry-run"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT)
-    process.stdout.close()
-    assert (process.stderr.read(), process.wait()) == (b"", 141)
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT) as process:
+        process.stdout.close()
+        assert (process.stderr.read(), process.wait()) == (b"", 141)
 
 
 def test_debug_shows_where_a_refusal_comes_from(verb):

@@ -66,7 +66,8 @@ def select_blocks(
     if stride < 1 or block_size < 1 or block_size % stride:
         raise ValueError(f"stride is {stride} and block_size {block_size}; stride must divide block_size.")
     wanted = (q_BTNH.shape[0], k_BSKH.shape[2])
-    if heads is not None and (heads.shape != wanted or heads.dtype != jnp.bool_):
+    heads = jnp.ones(wanted, jnp.bool_) if heads is None else heads
+    if heads.shape != wanted or heads.dtype != jnp.bool_:
         raise ValueError(f"heads is {heads.dtype}{heads.shape}; wanted bool{wanted}: batch, KV heads.")
     check_rows(q_BTNH.shape[0], k_BSKH.shape[1], block_size, segment_ids, lengths)
     q, k = jax.lax.stop_gradient((q_BTNH, k_BSKH))

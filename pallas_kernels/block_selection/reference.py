@@ -15,23 +15,22 @@ def select_blocks_reference(
     k_BSKH: jax.Array,
     spec: SelectionSpec,
     *,
-    heads: jax.Array | None = None,
+    heads: jax.Array,
     segment_ids: jax.Array | None = None,
     lengths: jax.Array | None = None,
 ) -> jax.Array:
     """See `select_blocks`."""
-    groups, _ = make_groups(q_BTNH, k_BSKH, spec, lengths, segment_ids)
+    q_BNQAD, k_BKJAD, places, _ = make_groups(q_BTNH, k_BSKH, spec, lengths, segment_ids)
     G = q_BTNH.shape[2] // k_BSKH.shape[2]
-    k_BNJAD = jnp.repeat(groups.k_BKJAD, G, axis=1)
-    score = partial(block_mass, diag_Q=groups.diag_Q, spec=spec)
+    k_BNJAD = jnp.repeat(k_BKJAD, G, axis=1)
+    score = partial(block_mass, diag_Q=places.diag_Q, spec=spec)
     score_heads = jax.vmap(score, (0, 0, None, None))
-    mass_BNQJ = jax.vmap(score_heads)(groups.q_BNQAD, k_BNJAD, groups.live_BQA, groups.start_BQ)
-    if heads is not None:
-        mass_BNQJ = jnp.where(jnp.repeat(heads, G, axis=1)[:, :, None, None], mass_BNQJ, 0.0)
+    mass_BNQJ = jax.vmap(score_heads)(q_BNQAD, k_BNJAD, places.live_BQA, places.start_BQ)
+    mass_BNQJ = jnp.where(jnp.repeat(heads, G, axis=1)[:, :, None, None], mass_BNQJ, 0.0)
     return keep_blocks(
         mass_BNQJ,
-        groups.start_BQ[:, None],
-        groups.diag_Q,
+        places.start_BQ[:, None],
+        places.diag_Q,
         spec.threshold,
-        None if groups.first_chunk_BQ is None else groups.first_chunk_BQ[:, None],
+        None if places.first_chunk_BQ is None else places.first_chunk_BQ[:, None],
     )

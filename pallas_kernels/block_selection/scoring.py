@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from pallas_kernels.blocks import Geometry, RowLayout, clear_padding, describe_rows, fold_keys, fold_queries
+from pallas_kernels.blocks import Geometry, clear_padding, describe_rows, fold_keys, fold_queries
 
 
 def keep_blocks(
@@ -69,20 +69,17 @@ class Places(NamedTuple):
     """Query blocks that the released code treats differently; None for our rule."""
 
 
-class Groups(NamedTuple):
-    """Operands with `stride` tokens joined into one group, D = stride * H; the other fields are those of `Places`."""
-
-    q_BNQAD: jax.Array
-    """Tokens of a group in reverse order, so that the product with a group of keys sums an antidiagonal."""
-    k_BKJAD: jax.Array
-    live_BQA: jax.Array
-    start_BQ: jax.Array
-    diag_Q: jax.Array
-    first_chunk_BQ: jax.Array | None
-
-
-def make_places(rows: RowLayout, geometry: Geometry, spec: SelectionSpec) -> Places:
-    B, J, first = rows.start_BJ.shape[0], geometry.key_blocks, geometry.first_query_block
+def make_places(
+    q_BTNH: jax.Array,
+    k_BSKH: jax.Array,
+    spec: SelectionSpec,
+    lengths: jax.Array | None,
+    segment_ids: jax.Array | None,
+) -> tuple[jax.Array, jax.Array, Places, Geometry]:
+    """Operands with zeros for padding, and how their rows lie."""
+    geometry = Geometry(spec.block_size, q_BTNH.shape[1], k_BSKH.shape[1])
+    B, J, first = q_BTNH.shape[0], geometry.key_blocks, geometry.first_query_block
+    rows = describe_rows(B, geometry, lengths, segment_ids)
     valid_BS = jnp.ones((B, geometry.keys), jnp.bool_) if rows.valid_BS is None else rows.valid_BS
     valid_BJs = jnp.pad(valid_BS, ((0, 0), (0, geometry.right))).reshape(B, J, spec.block_size)
     positions = jnp.arange(J * spec.block_size).reshape(J, spec.block_size)
@@ -94,7 +91,8 @@ def make_places(rows: RowLayout, geometry: Geometry, spec: SelectionSpec) -> Pla
         same_BQJ = rows.segment_BJ[:, first:, None] == rows.segment_BJ[:, None]
         length_BQ = jnp.einsum("bqj,bj->bq", same_BQJ.astype(jnp.int32), valid_BJs.sum(-1))
         first_chunk = (diag_Q[None] - start_BQ) * spec.block_size < first_chunk_tokens(length_BQ)
-    return Places(live_BQA, start_BQ, diag_Q, first_chunk)
+    places = Places(live_BQA, start_BQ, diag_Q, first_chunk)
+    return clear_padding(q_BTNH, rows.valid_BS), clear_padding(k_BSKH, rows.valid_BS), places, geometry
 
 
 def make_groups(
@@ -103,16 +101,17 @@ def make_groups(
     spec: SelectionSpec,
     lengths: jax.Array | None,
     segment_ids: jax.Array | None,
-) -> tuple[Groups, Geometry]:
-    (B, T, N, H), (S, K) = q_BTNH.shape, k_BSKH.shape[1:3]
-    geometry = Geometry(spec.block_size, T, S)
-    rows = describe_rows(B, geometry, lengths, segment_ids)
-    q, k = clear_padding(q_BTNH, rows.valid_BS), clear_padding(k_BSKH, rows.valid_BS)
+) -> tuple[jax.Array, jax.Array, Places, Geometry]:
+    """Operands `[B, N, Q, A, D]` and `[B, K, J, A, D]` with `stride` tokens joined into one group, D = stride * H.
+
+    Tokens of a group of queries are in reverse order, so that the product with a group of keys sums an antidiagonal.
+    """
+    (B, _, N, H), K = q_BTNH.shape, k_BSKH.shape[2]
+    q, k, places, geometry = make_places(q_BTNH, k_BSKH, spec, lengths, segment_ids)
     Q, J, A = geometry.query_blocks, geometry.key_blocks, spec.block_size // spec.stride
     q = fold_queries(q, N, geometry).reshape(B, N, Q, A, spec.stride, H)[..., ::-1, :]
     k = fold_keys(k, geometry)
-    places = make_places(rows, geometry, spec)
-    return Groups(q.reshape(B, N, Q, A, -1), k.reshape(B, K, J, A, spec.stride * H), *places), geometry
+    return q.reshape(B, N, Q, A, -1), k.reshape(B, K, J, A, spec.stride * H), places, geometry
 
 
 def block_mass(

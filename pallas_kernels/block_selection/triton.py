@@ -15,7 +15,6 @@ import jax.numpy as jnp
 from jax import lax
 
 from pallas_kernels.block_selection.scoring import Places, SelectionSpec, keep_blocks, make_places
-from pallas_kernels.blocks import Geometry, clear_padding, describe_rows
 from pallas_kernels.gpu.launch import compute_capability, launch
 from pallas_kernels.gpu.selection import score_kernel
 from pallas_kernels.gpu.tuning import choose_score_tile, padded
@@ -32,13 +31,11 @@ def select_blocks_triton(
     k_BSKH: Array,
     spec: SelectionSpec,
     *,
-    heads: Array | None = None,
+    heads: Array,
     segment_ids: Array | None = None,
     lengths: Array | None = None,
 ) -> Array:
     """See `select_blocks`."""
-    if heads is None:
-        heads = jnp.ones((q_BTNH.shape[0], k_BSKH.shape[2]), jnp.bool_)
     run = divided(partial(_select, spec=spec), ("BTNH", "BSKH", "BK", "BS", "B"), "BNQJ")
     return run(q_BTNH, k_BSKH, heads, segment_ids, lengths)
 
@@ -52,11 +49,8 @@ def _select(
     *,
     spec: SelectionSpec,
 ) -> Array:
-    (B, T, N, _), (S, K) = q_BTNH.shape, k_BSKH.shape[1:3]
-    geometry = Geometry(spec.block_size, T, S)
-    rows = describe_rows(B, geometry, lengths, segment_ids)
-    places = make_places(rows, geometry, spec)
-    q, k = clear_padding(q_BTNH, rows.valid_BS), clear_padding(k_BSKH, rows.valid_BS)
+    (B, _, N, _), K = q_BTNH.shape, k_BSKH.shape[2]
+    q, k, places, geometry = make_places(q_BTNH, k_BSKH, spec, lengths, segment_ids)
     scratch = 4 * B * N * geometry.query_blocks * (spec.block_size // spec.stride) * geometry.key_blocks
     chunks = next(n for n in range(1, K + 1) if K % n == 0 and (n == K or scratch <= n * SCRATCH_BYTES))
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from pallas_kernels.block_selection.scoring import Groups, SelectionSpec, block_mass, keep_blocks, make_groups
+from pallas_kernels.block_selection.scoring import SelectionSpec, block_mass, keep_blocks, make_groups
 from pallas_kernels.partition import divided
 
 STRIPS = 8
@@ -20,7 +20,7 @@ def select_blocks_xla(
     k_BSKH: jax.Array,
     spec: SelectionSpec,
     *,
-    heads: jax.Array | None = None,
+    heads: jax.Array,
     segment_ids: jax.Array | None = None,
     lengths: jax.Array | None = None,
 ) -> jax.Array:
@@ -32,28 +32,28 @@ def select_blocks_xla(
 def _select(
     q_BTNH: jax.Array,
     k_BSKH: jax.Array,
-    heads: jax.Array | None,
+    heads_BK: jax.Array,
     segment_ids: jax.Array | None,
     lengths: jax.Array | None,
     *,
     spec: SelectionSpec,
 ) -> jax.Array:
-    groups, geometry = make_groups(q_BTNH, k_BSKH, spec, lengths, segment_ids)
-    (B, N, Q), K = groups.q_BNQAD.shape[:3], groups.k_BKJAD.shape[1]
+    q_BNQAD, k_BKJAD, places, geometry = make_groups(q_BTNH, k_BSKH, spec, lengths, segment_ids)
+    (B, N, Q), K = q_BNQAD.shape[:3], k_BKJAD.shape[1]
     J, first = geometry.key_blocks, geometry.first_query_block
     height = -(-Q // STRIPS)
 
     def score(row: jax.Array, head: jax.Array) -> jax.Array:
-        q_QAD, k_JAD = groups.q_BNQAD[row, head], groups.k_BKJAD[row, head // (N // K)]
+        q_QAD, k_JAD = q_BNQAD[row, head], k_BKJAD[row, head // (N // K)]
         strips = []
         for at in range(0, Q, height):
             part, end = slice(at, at + height), min(first + at + height, J)
             mass = block_mass(
                 q_QAD[part],
                 k_JAD[:end],
-                groups.live_BQA[row, part],
-                groups.start_BQ[row, part],
-                groups.diag_Q[part],
+                places.live_BQA[row, part],
+                places.start_BQ[row, part],
+                places.diag_Q[part],
                 spec,
             )
             strips.append(jnp.pad(mass, ((0, 0), (0, J - end))))
@@ -61,15 +61,9 @@ def _select(
 
     def choose(item: jax.Array) -> jax.Array:
         row, head = item // N, item % N
-        if heads is None:
-            mass = score(row, head)
-        else:
-            needed = heads[row, head // (N // K)]
-            mass = lax.cond(needed, lambda: score(row, head), lambda: jnp.zeros((Q, J), jnp.float32))
-        return keep_blocks(mass, groups.start_BQ[row], groups.diag_Q, spec.threshold, _row(groups, row))
+        needed = heads_BK[row, head // (N // K)]
+        mass = lax.cond(needed, lambda: score(row, head), lambda: jnp.zeros((Q, J), jnp.float32))
+        first_chunk_Q = None if places.first_chunk_BQ is None else places.first_chunk_BQ[row]
+        return keep_blocks(mass, places.start_BQ[row], places.diag_Q, spec.threshold, first_chunk_Q)
 
     return lax.map(choose, jnp.arange(B * N)).reshape(B, N, Q, J)
-
-
-def _row(groups: Groups, row: jax.Array) -> jax.Array | None:
-    return None if groups.first_chunk_BQ is None else groups.first_chunk_BQ[row]

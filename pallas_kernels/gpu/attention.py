@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ from pallas_kernels.gpu.backward import dkv_kernel, dq_kernel
 from pallas_kernels.gpu.forward import forward_kernel
 from pallas_kernels.gpu.launch import compute_capability, launch
 from pallas_kernels.gpu.plan import BlockPlan, Work, key_work, query_work
-from pallas_kernels.gpu.tuning import Tile, choose_tile, padded
+from pallas_kernels.gpu.tuning import choose_tile, padded
 from pallas_kernels.partition import divided
 from pallas_kernels.schedule import AttentionSpec
 
@@ -20,17 +20,24 @@ type Array = jax.Array
 
 PLAN = BlockPlan._make(("BKQ3", "BKJ", "BJ", "BNQJ"))
 """Letters of the axes of each field, for `divided`."""
+KERNELS = {"forward": forward_kernel, "dq": dq_kernel, "dkv": dkv_kernel}
 
 
-def _sizes(
-    kernel: str, q_BTNH: Array, k_BSKH: Array, spec: AttentionSpec, work: Work
-) -> tuple[Tile, dict[str, Any], dict[str, Any]]:
-    """Tile of the kernel, the arguments that every kernel takes, and its constants."""
+def _run(
+    kernel: str,
+    spec: AttentionSpec,
+    work: Work,
+    arguments: Mapping[str, Array],
+    outputs: Mapping[str, jax.ShapeDtypeStruct],
+    **constants: bool,
+) -> dict[str, Array]:
+    """Starts a kernel with a program for each tile of its work, and adds what every kernel takes to its arguments."""
+    q_BTNH, k_BSKH = arguments["q_ptr"], arguments["k_ptr"]
     T, N, H = q_BTNH.shape[1:]
     S, K = k_BSKH.shape[1:3]
     head_pad = padded(H)
     tile = choose_tile(kernel, compute_capability(), head_pad, q_BTNH.dtype.itemsize, spec.block_size)
-    arguments = {
+    common = {
         "queries": T,
         "keys": S,
         "query_blocks": -(-S // spec.block_size) - (S - T) // spec.block_size,
@@ -39,19 +46,27 @@ def _sizes(
         "order_ptr": work.order,
     }
     if work.lists is not None:
-        arguments |= {"blocks_ptr": work.lists.blocks, "count_ptr": work.lists.count}
-    constants = {
-        "N": N,
-        "K": K,
-        "HEAD": H,
-        "HEAD_PAD": head_pad,
-        "BLOCK": spec.block_size,
-        "QUERIES": tile.queries,
-        "KEYS": tile.keys,
-        "WINDOW": spec.window or 0,
-        "LISTED": work.lists is not None,
-    }
-    return tile, arguments, constants
+        common |= {"blocks_ptr": work.lists.blocks, "count_ptr": work.lists.count}
+    return launch(
+        KERNELS[kernel],
+        work.order.size * (spec.block_size // (tile.keys if kernel == "dkv" else tile.queries)),
+        {**arguments, **common},
+        outputs,
+        warps=tile.warps,
+        stages=tile.stages,
+        constants={
+            "N": N,
+            "K": K,
+            "HEAD": H,
+            "HEAD_PAD": head_pad,
+            "BLOCK": spec.block_size,
+            "QUERIES": tile.queries,
+            "KEYS": tile.keys,
+            "WINDOW": spec.window or 0,
+            "LISTED": work.lists is not None,
+            **constants,
+        },
+    )
 
 
 def attend(
@@ -78,27 +93,17 @@ def _attend(
 ) -> dict[str, Array]:
     B, T, N, _ = q_BTNH.shape
     pair = full_BKQ is not None
-    work = query_work(plan, N)
-    tile, arguments, constants = _sizes("forward", q_BTNH, k_BSKH, spec, work)
-    arguments |= {"q_ptr": q_BTNH, "k_ptr": k_BSKH, "v_ptr": v_BSKH, "runs_ptr": plan.runs_BKQ3}
+    arguments = {"q_ptr": q_BTNH, "k_ptr": k_BSKH, "v_ptr": v_BSKH, "runs_ptr": plan.runs_BKQ3}
     arguments |= {"limit_ptr": plan.limit_BJ}
     if pair:
         arguments["full_ptr"] = full_BKQ.astype(jnp.int32)
     outputs = {}
     for name in ("out", "other") if pair else ("out",):
-        outputs[name] = jax.ShapeDtypeStruct(q_BTNH.shape, q_BTNH.dtype)
+        outputs[f"{name}_ptr"] = jax.ShapeDtypeStruct(q_BTNH.shape, q_BTNH.dtype)
     for name in ("lse", "other_lse") if pair else ("lse",):
-        outputs[name] = jax.ShapeDtypeStruct((B, N, T), jnp.float32)
-    written = launch(
-        forward_kernel,
-        work.order.size * (spec.block_size // tile.queries),
-        arguments,
-        {f"{name}_ptr": output for name, output in outputs.items()},
-        warps=tile.warps,
-        stages=tile.stages,
-        constants=constants | {"PAIR": pair},
-    )
-    return {name: written[f"{name}_ptr"] for name in outputs}
+        outputs[f"{name}_ptr"] = jax.ShapeDtypeStruct((B, N, T), jnp.float32)
+    written = _run("forward", spec, query_work(plan, N), arguments, outputs, PAIR=pair)
+    return {name.removesuffix("_ptr"): x for name, x in written.items()}
 
 
 def backward(
@@ -145,27 +150,8 @@ def _backward(
         "inner_ptr": inner_BNT,
         "limit_ptr": plan.limit_BJ,
     }
-
-    work = query_work(plan, q_BTNH.shape[2])
-    tile, arguments, constants = _sizes("dq", q_BTNH, k_BSKH, spec, work)
-    dq = launch(
-        dq_kernel,
-        work.order.size * (spec.block_size // tile.queries),
-        shared | arguments | {"runs_ptr": plan.runs_BKQ3},
-        {"dq_ptr": jax.ShapeDtypeStruct(q_BTNH.shape, q_BTNH.dtype)},
-        warps=tile.warps,
-        stages=tile.stages,
-        constants=constants,
-    )
-    work = key_work(plan)
-    tile, arguments, constants = _sizes("dkv", q_BTNH, k_BSKH, spec, work)
-    dkv = launch(
-        dkv_kernel,
-        work.order.size * (spec.block_size // tile.keys),
-        shared | arguments | {"stop_ptr": plan.stop_BKJ},
-        {f"{name}_ptr": jax.ShapeDtypeStruct(k_BSKH.shape, k_BSKH.dtype) for name in ("dk", "dv")},
-        warps=tile.warps,
-        stages=tile.stages,
-        constants=constants,
-    )
+    dq_shape = {"dq_ptr": jax.ShapeDtypeStruct(q_BTNH.shape, q_BTNH.dtype)}
+    dq = _run("dq", spec, query_work(plan, q_BTNH.shape[2]), shared | {"runs_ptr": plan.runs_BKQ3}, dq_shape)
+    dkv_shapes = {f"{name}_ptr": jax.ShapeDtypeStruct(k_BSKH.shape, k_BSKH.dtype) for name in ("dk", "dv")}
+    dkv = _run("dkv", spec, key_work(plan), shared | {"stop_ptr": plan.stop_BKJ}, dkv_shapes)
     return dq["dq_ptr"], dkv["dk_ptr"], dkv["dv_ptr"]

@@ -110,14 +110,10 @@ def _limited(logits_XV: jax.Array, row: RowSampling) -> jax.Array:
         return jnp.where(logits_XV < kth_X1, -jnp.inf, logits_XV)
 
     def nucleus(logits_XV: jax.Array) -> jax.Array:
-        return _nucleus(logits_XV, row.top_p)
+        descending = -jnp.sort(-logits_XV, axis=-1)
+        before = jnp.cumsum(jax.nn.softmax(descending, axis=-1), axis=-1) - jax.nn.softmax(descending, axis=-1)
+        smallest_kept = jnp.where(before < row.top_p, descending, jnp.inf).min(axis=-1, keepdims=True)
+        return jnp.where(logits_XV < smallest_kept, -jnp.inf, logits_XV)
 
     logits_XV = jax.lax.cond(row.top_k > 0, most_likely, lambda x: x, logits_XV)
     return jax.lax.cond(row.top_p < 1, nucleus, lambda x: x, logits_XV)
-
-
-def _nucleus(logits_BV: jax.Array, top_p: jax.Array) -> jax.Array:
-    descending = -jnp.sort(-logits_BV, axis=-1)
-    before = jnp.cumsum(jax.nn.softmax(descending, axis=-1), axis=-1) - jax.nn.softmax(descending, axis=-1)
-    smallest_kept = jnp.where(before < top_p, descending, jnp.inf).min(axis=-1, keepdims=True)
-    return jnp.where(logits_BV < smallest_kept, -jnp.inf, logits_BV)

@@ -147,7 +147,8 @@ def _build[T](cls: type[T], values: Mapping[str, Any], origin: str, path: tuple[
     try:
         return cls(**arguments)
     except ConfigError as error:
-        raise ConfigError(f"{origin}: {_at(path)}{error}") from error
+        where = f"{origin}: {'.'.join(path)}" if path else origin
+        raise ConfigError(f"{where}: {error}") from error
 
 
 def _convert(value: Any, hint: Any, origin: str, path: tuple[str, ...]) -> Any:
@@ -214,10 +215,6 @@ def _nearest(name: str, known: Iterable[str], prefix: tuple[str, ...] = ()) -> s
 
 def _listed(names: Iterable[str]) -> str:
     return ", ".join(sorted(names)) or "none"
-
-
-def _at(path: tuple[str, ...]) -> str:
-    return f"{'.'.join(path)}: " if path else ""
 
 
 def _hints(cls: Any) -> dict[str, Any]:

@@ -1,7 +1,4 @@
-"""`elastic-jax generate`: continue a prompt or answer a chat message.
-
-The part of `elastic-jax generate` that answers a file of prompts, several at a time.
-"""
+"""`elastic-jax generate`: continue a prompt, or answer a chat message or a file of prompts, several at a time."""
 
 from __future__ import annotations
 
@@ -47,12 +44,12 @@ def read_prompts(file: str) -> list[str | DataError]:
         lines = Path(file).read_bytes().removeprefix(codecs.BOM_UTF8).splitlines()
     except OSError as error:
         raise DataError(f"{file} cannot be read: {error}.") from error
-    read = _prompt_of_record if Path(file).suffix == ".jsonl" else _prompt_of_text
     prompts: list[str | DataError] = []
     for number, line in enumerate(lines, start=1):
         if line.strip():
             try:
-                prompts.append(read(line))
+                text = line.decode("utf-8")
+                prompts.append(_prompt_of_record(text) if Path(file).suffix == ".jsonl" else text)
             except ValueError as error:
                 prompts.append(DataError(f"{file}:{number}: {error}"))
     if not prompts:
@@ -60,12 +57,8 @@ def read_prompts(file: str) -> list[str | DataError]:
     return prompts
 
 
-def _prompt_of_text(line: bytes) -> str:
-    return line.decode("utf-8")
-
-
-def _prompt_of_record(line: bytes) -> str:
-    record = parse_json(line.decode("utf-8"))
+def _prompt_of_record(line: str) -> str:
+    record = parse_json(line)
     prompt = record.get("prompt") if isinstance(record, dict) else None
     if not isinstance(prompt, str):
         raise ValueError(f'want a JSON object with a string under "prompt"; got {shown(record)}.')

@@ -21,7 +21,7 @@ def to_balanced(x: jax.Array, axis: str) -> tuple[jax.Array, jax.Array]:
     Causal work grows with the position, so the two together are the same work on every shard. Each shard sends its even
     chunk to one shard and its odd chunk to one.
     """
-    even, odd = (lax.ppermute(part, axis, way) for part, way in zip(_halves(x), _ways(axis), strict=True))
+    even, odd = (lax.ppermute(part, axis, way) for part, way in zip(jnp.split(x, 2, axis=1), _ways(axis), strict=True))
     return _in_order(even, odd, axis)
 
 
@@ -30,10 +30,6 @@ def from_balanced(early: jax.Array, late: jax.Array, axis: str) -> jax.Array:
     even, odd = _in_order(early, late, axis)
     back = ([(to, start) for start, to in way] for way in _ways(axis))
     return jnp.concatenate([lax.ppermute(part, axis, way) for part, way in zip((even, odd), back, strict=True)], axis=1)
-
-
-def _halves(x: jax.Array) -> list[jax.Array]:
-    return jnp.split(x, 2, axis=1)
 
 
 def _ways(axis: str) -> list[list[tuple[int, int]]]:

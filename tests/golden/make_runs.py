@@ -52,7 +52,7 @@ TRAINING = {
 STOP_AFTER = 6
 """Steps after which the training gets its signal: beyond its first evaluation, so that two checkpoints stay."""
 TEXTS, CODE = ("essay-0.txt", "essay-1.txt"), "lists-2.py"
-"""Names on the evaluation side of `elastic_jax.text_split`."""
+"""Names on the evaluation side of `elastic_jax.text.split`."""
 
 
 def make() -> None:

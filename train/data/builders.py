@@ -22,14 +22,7 @@ OVERHEAD = 256
 class Builder:
     """Draws records of any task; everything follows from the corpus, the tokenizer and the seed."""
 
-    def __init__(
-        self,
-        corpus: Corpus,
-        tokenizer: Any,
-        data: DataConfig,
-        *,
-        seed: int = 0,
-    ):
+    def __init__(self, corpus: Corpus, tokenizer: Any, data: DataConfig, *, seed: int = 0):
         """Samples have `data.min_tokens` to `data.max_tokens` tokens, about log-uniform between them;
         `data.evidence_share` of a task's records comes from the corpus' question files, where it has any for the task.
 
@@ -77,7 +70,7 @@ class Builder:
             filler = tokens - self.windows.count(" ".join(item.facts))
             if filler < tokens // 4:
                 return None
-            context = needles.story(item.facts, self.prose, filler, self.windows, rng)
+            context = needles.scatter(self.windows.random(self.prose, filler, rng), item.facts, rng)
         elif item.task == MULTIHOP_QA:
             if self.windows.count(item.context) > tokens:
                 return None

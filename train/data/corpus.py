@@ -1,6 +1,6 @@
 """Raw material for the builders: prose, code and ready question-answer records, from a folder or the standard library.
 
-Only the training side of `elastic_jax.text_split` is ever read, so that evaluation texts stay unseen.
+Only the training side of `elastic_jax.text.split` is ever read, so that evaluation texts stay unseen.
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ def read_evidence(path: Path) -> list[Evidence]:
 
     The task follows from `metadata.task` if there is one, else from what the record shows: a folder named `summar...`
     makes it Summarization, an empty `input` Code, several supporting places MultiHop QA, all else Single QA. Objects
-    without `input` and `answers` are left out, and so is the evaluation side of `elastic_jax.text_split` (by `file`,
+    without `input` and `answers` are left out, and so is the evaluation side of `elastic_jax.text.split` (by `file`,
     else `id`).
     """
     return [evidence for where, raw in read_rows(path) for evidence in _parse(raw, where, path.parent.name)]

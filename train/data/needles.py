@@ -102,11 +102,6 @@ def two_hops(prose: tuple[str, ...], tokens: int, windows: Windows, rng: np.rand
     return Record(context, question, f"{first[pick]} {second[pick]}", MULTIHOP_QA, is_prefix=False)
 
 
-def story(facts: Sequence[str], prose: tuple[str, ...], tokens: int, windows: Windows, rng: np.random.Generator) -> str:
-    """The facts of a short story, in their order, spread over about `tokens` tokens of prose."""
-    return scatter(windows.random(prose, tokens, rng), facts, rng)
-
-
 def scatter(text: str, sentences: Sequence[str], rng: np.random.Generator) -> str:
     """Inserts sentences, in the order given, at random sentence boundaries of a text."""
     places = np.sort(rng.choice(sentence_ends(text), size=len(sentences), replace=True))

@@ -7,14 +7,14 @@ queries belongs to one sample and kernels need one mode per block.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from elastic_jax.config import ModelConfig
 from elastic_jax.errors import DataError
 from elastic_jax.layout import check_prompts
-from train.config import RouterTrainConfig
+from train.config import RouterTrainConfig, TaskConfig
 from train.data.records import TASKS, Record, errors_name
 from train.data.templates import render
 
@@ -48,53 +48,34 @@ def tokenise(records: Iterable[Record], tokenizer: Any, config: RouterTrainConfi
                 f"{where} ({TASKS[record.task]}) has {len(ids)} tokens; a row holds {row_length}. "
                 "Raise data.row_length, lower data.max_tokens, or shorten the record."
             )
-        samples.append(task_sample(ids, len(prompt), record.task, config))
+        samples.append(make_sample(ids, len(prompt), record.task, config))
     if not samples:
         raise DataError("The data set is empty. Give records, or a folder of texts to build them from.")
     return samples
-
-
-def task_sample(
-    ids: np.ndarray, prompt_length: int, task: int, config: RouterTrainConfig, *, learnable: np.ndarray | None = None
-) -> Sample:
-    """`make_sample` with the loss settings of a task of router training."""
-    settings = config.tasks.by_id[task]
-    return make_sample(
-        ids,
-        prompt_length,
-        task,
-        loss_on=settings.loss_on,
-        loss_weight=settings.loss_weight,
-        weighting=config.data.weighting,
-        learnable=learnable,
-    )
 
 
 def make_sample(
     ids: np.ndarray,
     prompt_length: int,
     task: int = 0,
+    config: RouterTrainConfig | None = None,
     *,
-    loss_on: Literal["all", "answer"] = "answer",
-    loss_weight: float = 1.0,
-    weighting: Literal["tokens", "samples"] = "tokens",
     learnable: np.ndarray | None = None,
 ) -> Sample:
     """The sample of a prompt and its answer, `ids` int32 `[n]`.
 
     Args:
-        loss_on: learn every token, or only the answer, whose first token is predicted from the prompt's last.
-        loss_weight: factor of the loss.
-        weighting: `tokens` counts every token alike, so that long samples dominate; `samples` divides by the number
-            of a sample's learnt tokens.
+        config: its settings of the task, and its weighting, decide what is learnt (the first token of an answer is
+            predicted from the prompt's last); without it the answer is, every token alike.
         learnable: bool `[n]`, tokens that may be learnt at all; None for every one.
     """
-    first = 0 if loss_on == "all" else max(prompt_length - 1, 0)
+    settings = TaskConfig() if config is None else config.tasks.by_id[task]
+    first = 0 if settings.loss_on == "all" else max(prompt_length - 1, 0)
     weights = np.zeros(len(ids), np.float32)
-    weights[first : len(ids) - 1] = loss_weight
+    weights[first : len(ids) - 1] = settings.loss_weight
     if learnable is not None:
         weights[:-1] *= learnable[1:]
-    if weighting == "samples":
+    if config is not None and config.data.weighting == "samples":
         weights /= max(np.count_nonzero(weights), 1)
     labels = np.append(ids[1:], 0).astype(np.int32)
     return Sample(ids, labels, weights, np.array([prompt_length], np.int32), np.array([task], np.int32))

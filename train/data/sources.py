@@ -18,7 +18,7 @@ import numpy as np
 from elastic_jax.errors import DataError, shown
 from elastic_jax.files import parse_json
 from train.config import RouterTrainConfig
-from train.data.packing import Sample, task_sample, tokenise
+from train.data.packing import Sample, make_sample, tokenise
 from train.data.records import TASKS, Record, parse_record
 from train.data.tables import read_rows
 
@@ -36,14 +36,9 @@ def read_samples(path: Path, tokenizer: Any, config: RouterTrainConfig) -> list[
     rows = read_rows(path)
     first = list(islice(rows, 1))
     rows = chain(first, rows)
-    if first and is_packed(first[0][1]):
+    if first and isinstance(row := first[0][1], dict) and "input_ids" in row and "seq_lengths" in row:
         return packed_samples(rows, config)
     return tokenise(parse_records(rows, path), tokenizer, config)
-
-
-def is_packed(row: Any) -> bool:
-    """Whether a row is one of packed tokens."""
-    return isinstance(row, dict) and "input_ids" in row and "seq_lengths" in row
 
 
 def parse_records(rows: Iterable[tuple[str, Any]], path: Path) -> list[Record]:
@@ -78,7 +73,7 @@ def packed_samples(rows: Iterable[tuple[str, Any]], config: RouterTrainConfig) -
                     "Raise data.row_length."
                 )
             learnable = labels[begin:end] != IGNORED_LABEL
-            samples.append(task_sample(ids[begin:end], int(prompts[index]), tasks[index], config, learnable=learnable))
+            samples.append(make_sample(ids[begin:end], int(prompts[index]), tasks[index], config, learnable=learnable))
     return samples
 
 

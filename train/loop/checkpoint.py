@@ -56,14 +56,7 @@ class Checkpoints:
         lowest = self._lowest([checkpoint.step for checkpoint in checkpoints])
         return [checkpoint.step == lowest for checkpoint in checkpoints]
 
-    def save(
-        self,
-        step: int,
-        state: Any,
-        *,
-        data: dict[str, Any],
-        settings: dict[str, Any],
-    ) -> None:
+    def save(self, step: int, state: Any, *, data: dict[str, Any], settings: dict[str, Any]) -> None:
         """Copies the state and writes it in the background; a kill at any moment leaves the earlier ones whole.
 
         Waits for the write before it, if that is not done.

@@ -6,7 +6,7 @@ Defaults are the values that LongRM (arXiv 2510.06915, appendix, tables 4 and 5)
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
 from elastic_jax.errors import ConfigError
 from elastic_jax.settings import FilePath
@@ -29,15 +29,7 @@ class LoraConfig:
     """Rank of the adapters; 0 trains every weight of the decoder instead. A score head is always trained."""
     alpha: float = 16.0
     """Their output is scaled by alpha / rank."""
-    targets: tuple[Target, ...] = (
-        "attn.q_proj",
-        "attn.k_proj",
-        "attn.v_proj",
-        "attn.o_proj",
-        "mlp.gate_proj",
-        "mlp.up_proj",
-        "mlp.down_proj",
-    )
+    targets: tuple[Target, ...] = get_args(Target)
     """Linear maps of each layer that get adapters."""
 
     def __post_init__(self) -> None:

@@ -82,7 +82,8 @@ def train(
             mesh=mesh,
             batch_shardings=shardings,
         )
-        results = _stored(directory)
+        held_out = directory / HELD_OUT_FILE
+        results = read_json(held_out) if held_out.is_file() else {}
         if not has_checkpoint(directory) or "before" not in results:
             with on_mesh(mesh):
                 results = {"before": measure(state, frozen)}
@@ -161,11 +162,6 @@ def _sequences(sample: Sample | PairSample) -> list[np.ndarray]:
 def _tell(line: str) -> None:
     if is_main():
         print(line, flush=True)
-
-
-def _stored(directory: Path) -> dict[str, Any]:
-    file = directory / HELD_OUT_FILE
-    return read_json(file) if file.is_file() else {}
 
 
 def _store(directory: Path, results: dict[str, Any]) -> None:

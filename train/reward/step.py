@@ -22,16 +22,14 @@ def make_optimizer(config: AdamConfig) -> optax.GradientTransformation:
     """Clip by the global norm, then AdamW; matrices decay, biases and the scales of norms do not."""
     return optax.chain(
         optax.clip_by_global_norm(config.clip),
-        adamw(config, _rate(config), mask=_decays),
+        adamw(
+            config, _rate(config), mask=lambda params: {path: not path.endswith((".bias", ".scale")) for path in params}
+        ),
     )
 
 
 def _rate(config: AdamConfig) -> optax.Schedule:
     return learning_rate(config.learning_rate, config, final_share=config.final_share)
-
-
-def _decays(params: dict[str, Any]) -> dict[str, bool]:
-    return {path: not path.endswith((".bias", ".scale")) for path in params}
 
 
 Metrics = dict[str, jax.Array]

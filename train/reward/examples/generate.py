@@ -1,21 +1,19 @@
 """Made-up preferences with known labels: short texts about buildings, questions, right answers and flawed ones.
 
 Everything follows from the seed. Each rejected answer has one known flaw, so that results can be reported by kind.
-Chosen
-and rejected answers are about equally long: a judge that prefers the longer answer is right about half of the time.
+Chosen and rejected answers are about equally long: a judge that prefers the longer one is right about half of the time.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 
 import numpy as np
 
 from elastic_jax.errors import ConfigError
 from elastic_jax.text.judge_prompts import LETTERS, answers_prompt
-from elastic_jax.text.split import Split, split_of
+from elastic_jax.text.split import Split
 from train.reward.data.records import JudgeRecord, PreferenceRecord, conversation
 from train.reward.examples.vocabulary import Vocabulary, vocabulary
 
@@ -107,8 +105,9 @@ def records(
         raise ConfigError(f"rejects is {rejects}; want 1 to {len(KINDS)}, as many as there are kinds of flaws.")
     if not 2 <= buildings <= 300:
         raise ConfigError(f"buildings is {buildings}; want 2 to 300.")
+    words = vocabulary(split)
     return [
-        _record(np.random.default_rng([seed, _SIDE[split], index]), split, rejects, buildings) for index in range(count)
+        _record(np.random.default_rng([seed, _SIDE[split], index]), words, rejects, buildings) for index in range(count)
     ]
 
 
@@ -169,9 +168,8 @@ def _judgements(pair: PreferenceRecord, seed: list[int], rejects: int) -> Prefer
     )
 
 
-def _record(rng: np.random.Generator, split: Split, rejects: int, buildings: int) -> PreferenceRecord:
-    words = _vocabulary(split)
-    scene = _scene(rng, split, buildings)
+def _record(rng: np.random.Generator, words: Vocabulary, rejects: int, buildings: int) -> PreferenceRecord:
+    scene = _scene(rng, words, buildings)
     kinds = [KINDS[k] for k in rng.choice(len(KINDS), rejects, replace=False, p=_SHARES / _SHARES.sum())]
     return PreferenceRecord(
         prompt=conversation(("user", f"{scene.text}\n\nQuestion: {scene.question}")),
@@ -182,8 +180,7 @@ def _record(rng: np.random.Generator, split: Split, rejects: int, buildings: int
     )
 
 
-def _scene(rng: np.random.Generator, split: Split, count: int) -> _Scene:
-    words = _vocabulary(split)
+def _scene(rng: np.random.Generator, words: Vocabulary, count: int) -> _Scene:
     asked_for = _one(tuple(_STATEMENTS), rng)
     others = [name for name in _STATEMENTS if name != asked_for]
     picks = rng.choice(len(words.looks) * len(words.buildings), count, replace=False)
@@ -191,16 +188,15 @@ def _scene(rng: np.random.Generator, split: Split, count: int) -> _Scene:
     for pick in picks:
         name = f"the {words.looks[pick % len(words.looks)]} {words.buildings[pick // len(words.looks)]}"
         stated = [asked_for, *map(str, rng.choice(others, _STATED - 1, replace=False))]
-        made.append(_Building(name, {stated[i]: _value(stated[i], split, rng) for i in rng.permutation(_STATED)}))
+        made.append(_Building(name, {stated[i]: _value(stated[i], words, rng) for i in rng.permutation(_STATED)}))
     asked = made[rng.integers(count)]
     if all(other.values[asked_for] == asked.values[asked_for] for other in made):
-        return _scene(rng, split, count)
+        return _scene(rng, words, count)
     return _Scene(tuple(made), asked, asked_for)
 
 
-def _value(name: str, split: Split, rng: np.random.Generator) -> str:
-    words = _vocabulary(split)
-    pools = {"keeper": words.names, "founder": words.names, "town": words.towns, "year": _years(split)}
+def _value(name: str, words: Vocabulary, rng: np.random.Generator) -> str:
+    pools = {"keeper": words.names, "founder": words.names, "town": words.towns, "year": words.years}
     if name in pools:
         return _one(pools[name], rng)
     if name == "hours":
@@ -270,13 +266,3 @@ def _sentence(statement: str) -> str:
 
 def _one(entries: Sequence[str], rng: np.random.Generator) -> str:
     return entries[int(rng.integers(len(entries)))]
-
-
-@cache
-def _vocabulary(split: Split) -> Vocabulary:
-    return vocabulary(split)
-
-
-@cache
-def _years(split: Split) -> tuple[str, ...]:
-    return tuple(year for year in map(str, range(1300, 1990)) if split_of(year) == split)

@@ -83,6 +83,7 @@ class Vocabulary:
 
     names: tuple[str, ...]
     towns: tuple[str, ...]
+    years: tuple[str, ...]
     looks: tuple[str, ...]
     buildings: tuple[str, ...]
     off_topic: tuple[str, ...]
@@ -91,11 +92,12 @@ class Vocabulary:
 
 
 def vocabulary(split: Split) -> Vocabulary:
-    """The words of one side. Names, towns and stock sentences are never shared with the other side; buildings and their
-    looks are too few to divide."""
+    """The words of one side. Names, towns, years and stock sentences are never shared with the other side; buildings
+    and their looks are too few to divide."""
     return Vocabulary(
         names=on_side(_NAMES, split),
         towns=on_side(_TOWNS, split),
+        years=on_side(list(map(str, range(1300, 1990))), split),
         looks=tuple(_LOOKS),
         buildings=tuple(_BUILDINGS),
         off_topic=on_side(_OFF_TOPIC, split),

@@ -107,7 +107,7 @@ def lengthen(
     if limit < 1:
         raise ConfigError(f"target_tokens {target_tokens} leaves nothing beside a reserve of {reserve} tokens.")
     tag = _tag(rng, sample) if PERSPECTIVES[sample.perspective].tagged else None
-    blocks = [_tagged(GAP.join(sample.critical), tag)] if tag else list(sample.critical)
+    blocks = [f"<{tag}>\n{GAP.join(sample.critical)}\n</{tag}>"] if tag else list(sample.critical)
     own = [chunk.text for chunk in sample.chunks if not chunk.critical]
     shares = np.sort(rng.random(len(blocks)))
 
@@ -128,11 +128,11 @@ def lengthen(
         return None
     pieces: list[str] = []
     waiting = [own[place] for place in rng.permutation(len(own))]
-    size, used = _counter(tokenizer), made.tokens
+    used = made.tokens
     while limit - used >= _SMALLEST:
         of_sample = bool(waiting)
         piece = waiting.pop() if of_sample else filler(limit - used - _GAP_TOKENS)
-        cost = size(GAP + piece)
+        cost = len(encode_text(tokenizer, GAP + piece, begin=False))
         if not piece.strip() or cost > limit - used:
             if of_sample:
                 continue
@@ -172,11 +172,3 @@ def _tag(rng: np.random.Generator, sample: ShortSample) -> str:
         tag = str(rng.choice(list(string.ascii_uppercase))) + "".join(rng.choice(list(_TAG_CHARACTERS), size))
         if not any(f"<{tag}>" in chunk.text for chunk in sample.chunks):
             return tag
-
-
-def _tagged(text: str, tag: str) -> str:
-    return f"<{tag}>\n{text}\n</{tag}>"
-
-
-def _counter(tokenizer: Any) -> Callable[[str], int]:
-    return lambda text: len(encode_text(tokenizer, text, begin=False))

@@ -53,6 +53,9 @@ class ByteTokenizer(CheapTokenizer):
     def __call__(self, text, **options):
         return {"input_ids": list(text.encode())}
 
+    def apply_chat_template(self, turns, **_):
+        return "\n".join(turn["content"] for turn in turns)
+
 
 def test_a_judge_that_knows_the_right_answers_gets_every_pair(tmp_path):
     pairs = records(12, 1, "evaluation")

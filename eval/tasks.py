@@ -11,7 +11,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from elastic_jax.errors import DataError
 from eval.samples import Kind, Rendered, Reply, Sample, Showing, Tokens, Verdict
@@ -100,12 +100,8 @@ def loaded_group(task: Task, samples: Sequence[Sample], *, tokens: int, views: V
 
 def _content(sample: Sample) -> str:
     """Sixteen hex digits that stand for the fields and the room for the answer; references are in the records."""
-    text = json.dumps([dict(sample.fields), sample.max_new_tokens], sort_keys=True, default=_plain)
+    text = json.dumps([dict(sample.fields), sample.max_new_tokens], sort_keys=True, default=dataclasses.asdict)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def _plain(value: Any) -> Any:
-    return dataclasses.asdict(value)
 
 
 def likelihood_task(name: str, *, main_score: Literal["exact", "log_prob"]) -> Task:

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from elastic_jax.errors import ConfigError
 from eval.bench.dense import dense_kernels
-from eval.bench.torch import Ask, torch_attention, torch_job
+from eval.bench.torch import threads, torch_process
 from eval.bench.work import MODELS, HeadShape, hybrid_flops, routed_flops, selection_flops, spread_heads
 from eval.harness.timing import seconds, take_turns
 from pallas_kernels import hybrid_attention, routed_attention, select_blocks
@@ -151,7 +151,9 @@ def measure(
         ConfigError: a program of ours needs more memory than there is, or none of them runs here.
     """
     with ExitStack() as stack:
-        ask = None if torch_python is None else stack.enter_context(torch_attention(torch_python))
+        ask = None
+        if torch_python is not None:
+            ask = stack.enter_context(torch_process(torch_python, "torch_attention.py"))
         with _progress(sum(map(len, plans.values())), "Compiling") as advance:
             compiled = {case: _compile(planned, case, report, advance) for case, planned in plans.items()}
         _check_memory(compiled, report)
@@ -314,16 +316,18 @@ def _timed(
     return Timed(plan.op, plan.implementation, plan.step, msr, flops, sample)
 
 
-def _torch_programs(steps: Sequence[str], ask: Ask, case: Case) -> Iterator[Timed]:
+def _torch_programs(steps: Sequence[str], ask: Callable[..., Any], case: Case) -> Iterator[Timed]:
     """Torch's fused attention, and on a GPU its FlexAttention, on the same device as ours."""
     device = "cuda" if jax.default_backend() == "gpu" else "cpu"
+    shape_q, shape_kv = ([1, heads, tokens, width] for _, tokens, heads, width in case.qkv_shapes()[:2])
+    alike = {"device": device, "shape_q": shape_q, "shape_kv": shape_kv, "dtype": case.dtype, "threads": threads()}
     for kernel, name in (("sdpa", "torch SDPA"), ("flex", "torch FlexAttention"))[: 2 if device == "cuda" else 1]:
         for step in steps:
             training = step == "training"
-            job = partial(torch_job, case.shape, case.tokens, case.dtype, kernel=kernel, device=device)
+            job = alike | {"kernel": kernel, "training": training}
 
-            def sample(calls: int, job=job, training=training) -> float:
-                return ask(job(training=training, calls=calls))
+            def sample(calls: int, job=job) -> float:
+                return ask(job | {"calls": calls})["seconds"]
 
             yield Timed(DENSE, name, step, None, hybrid_flops(case.shape, case.tokens, 0, training=training), sample)
 

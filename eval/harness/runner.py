@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
 from elastic_jax.errors import ConfigError, DataError
 from elastic_jax.journal import Journal
 from eval.harness.backends.base import Backend
@@ -73,14 +75,6 @@ def pending(group: Group, label: str, journal: Journal, shard: Shard = WHOLE) ->
     return missing
 
 
-def pending_tokens(
-    groups: Sequence[Group], arms: Sequence[Arm], backend: Backend, journal: Journal, shard: Shard = WHOLE
-) -> int:
-    """About how many tokens the run has still to read."""
-    todo = [(g, pending(g, backend.label(arm), journal, shard)) for g in groups for arm in arms]
-    return sum(group.tokens * sum(map(len, missing.values())) for group, missing in todo)
-
-
 def measure(
     backend: Backend,
     encoder: Encoder | None,
@@ -93,37 +87,7 @@ def measure(
     shard: Shard = WHOLE,
     outcome: Outcome | None = None,
 ) -> list[Record]:
-    """`run_groups` with a progress bar; returns the journal's records by group, arm and sample."""
-    refresh(backend, encoder, groups, arms, journal, limit)
-    with token_progress(pending_tokens(groups, arms, backend, journal, shard)) as advance:
-        for tokens in run_groups(
-            backend,
-            encoder,
-            groups,
-            arms,
-            journal,
-            batch_tokens=batch_tokens,
-            limit=limit,
-            shard=shard,
-            outcome=outcome,
-        ):
-            advance(tokens)
-    return [record for group in groups for arm in arms for record in records_of(group, backend.label(arm), journal)]
-
-
-def run_groups(
-    backend: Backend,
-    encoder: Encoder | None,
-    groups: Sequence[Group],
-    arms: Sequence[Arm],
-    journal: Journal,
-    *,
-    batch_tokens: int,
-    limit: int | None = None,
-    shard: Shard = WHOLE,
-    outcome: Outcome | None = None,
-) -> Iterator[int]:
-    """Does what the journal lacks; yields tokens done, after their results are on disk.
+    """Does what the journal lacks, each result on disk before the next; returns the records by group, arm and sample.
 
     Args:
         encoder: None if every template gives token ids.
@@ -141,21 +105,24 @@ def run_groups(
                 f"{', '.join(sorted(backend.kinds))}."
             )
     _check_keys(groups)
+    refresh(backend, encoder, groups, arms, journal, limit)
     failures = _Failures(outcome or Outcome())
-    for group in groups:
-        for window in _windows(group, {arm: pending(group, backend.label(arm), journal, shard) for arm in arms}):
+    labels = {arm: backend.label(arm) for arm in arms}
+    todo = [(group, {arm: pending(group, labels[arm], journal, shard) for arm in arms}) for group in groups]
+    windows = [(group, window) for group, missing in todo for window in _windows(group, missing)]
+    left = sum(group.tokens * sum(map(len, one.values())) for group, missing in todo for one in missing.values())
+    with token_progress(left) as advance:
+        for group, window in windows:
             prompts = _prompts(group, window, encoder, lowest(limit, backend.max_tokens))
-            for arm in arms:
-                label = backend.label(arm)
+            for arm, label in labels.items():
                 shown: list[Prompt] = []
                 for (index, showing), (sample, prompt) in prompts.items():
                     if showing in window.get(arm, {}).get(index, ()):
                         if prompt is None:
                             skipped = Verdict({group.task.main_score: 0.0}, "too_long")
-                            key = record_key(sample.uid, showing, label)
                             record = new_record(group.task, sample, showing, arm, skipped, None, Reply())
-                            journal.append({key: record})
-                            yield group.tokens
+                            journal.append({record_key(sample.uid, showing, label): record})
+                            advance(group.tokens)
                         else:
                             shown.append(prompt)
                 for prompt, reply in backend.run(
@@ -166,7 +133,8 @@ def run_groups(
                         verdict = verdict_of(group.task, prompt.sample, prompt.showing, reply)
                         record = new_record(group.task, prompt.sample, prompt.showing, arm, verdict, prompt, reply)
                         journal.append({key: record})
-                    yield group.tokens
+                    advance(group.tokens)
+    return [record for group in groups for label in labels.values() for record in records_of(group, label, journal)]
 
 
 def _check_keys(groups: Sequence[Group]) -> None:
@@ -237,15 +205,6 @@ def _prompts(
 @contextmanager
 def token_progress(total: int) -> Iterator[Callable[[int], None]]:
     """Shows `total` tokens of work; the yielded function reports tokens done."""
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),

@@ -9,7 +9,7 @@ and the routers see the prompt only.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 
 import jax
@@ -28,30 +28,6 @@ from eval.samples import Arm, Prompt
 _HEAD_CHUNK = 128  # continuation positions whose vocabulary logits exist at one time
 
 
-@dataclass(frozen=True)
-class Score:
-    """What one forward pass says about one sample."""
-
-    exact: bool
-    """Every continuation token was the most likely one."""
-    log_prob: float
-    """Mean log-probability of a continuation token, nats."""
-    msr: float
-    """Share of (layer, KV head) pairs that ran sparse."""
-    esr: float
-    """Share of causal (query, key) pairs skipped, mean over layers."""
-    esr_last_layer: float
-    hits: float = 0.0
-    """Share of continuation tokens that were the most likely ones."""
-    parts: tuple[float, ...] = ()
-    """`log_prob` of each part of the continuation, where it has several."""
-
-    def numbers(self) -> dict[str, float]:
-        """All of it by name, flat."""
-        flat = {name: value for name, value in asdict(self).items() if name != "parts"}
-        return flat | {f"log_prob_{number}": value for number, value in enumerate(self.parts)}
-
-
 class Scorer:
     """Scores batches with one compiled program per (rows, tokens, targets, kind of routing)."""
 
@@ -60,8 +36,13 @@ class Scorer:
         self._graph, self._state = nnx.split(model)
         self._run = jax.jit(partial(_score, self._graph), static_argnames="one_place")
 
-    def score(self, prompts: Sequence[Prompt], arm: Arm, *, tokens: int, rows: int, width: int) -> list[Score]:
+    def score(
+        self, prompts: Sequence[Prompt], arm: Arm, *, tokens: int, rows: int, width: int
+    ) -> list[dict[str, float]]:
         """Scores the continuations of up to `rows` prompts, padded to `[rows, tokens]` and `[rows, width]`.
+
+        Numbers of a prompt: `exact` (every continuation token was the most likely one), `hits` (share of those that
+        were), `log_prob` (mean of a token, nats; `log_prob_0`, ... of each of several parts), and the sparsity.
 
         Raises:
             DataError: an empty prompt or continuation, or one that does not fit.
@@ -84,9 +65,10 @@ class Scorer:
         scores = []
         for row, prompt in enumerate(prompts):
             each = np.asarray(log_prob)[row, : len(prompt.continuation_ids)]
-            parts = tuple(float(part.mean()) for part in np.array_split(each, prompt.parts)) if prompt.parts > 1 else ()
-            numbers = routing.measures(batch.lengths, self._config, row)
-            scores.append(Score(bool(exact[row]), float(mean[row]), **numbers, hits=float(hits[row]), parts=parts))
+            parts = np.array_split(each, prompt.parts) if prompt.parts > 1 else ()
+            numbers = {"exact": bool(exact[row]), "log_prob": float(mean[row])}
+            numbers |= routing.measures(batch.lengths, self._config, row) | {"hits": float(hits[row])}
+            scores.append(numbers | {f"log_prob_{number}": float(part.mean()) for number, part in enumerate(parts)})
         return scores
 
     def choose(

@@ -8,6 +8,8 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +21,7 @@ from elastic_jax.routing import gates_from
 from eval.samples import VIEWS, View
 
 
-def seconds(function: Callable[..., object], *arguments: jax.Array, calls: int = 1) -> float:
+def seconds(function: Callable[..., object], *arguments: Any, calls: int = 1) -> float:
     """Wall-clock seconds of one of `calls` calls in a row, the results waited for at the end."""
     start = time.perf_counter()
     result = None
@@ -43,8 +45,7 @@ def take_turns[K](
 
 def fastest[K](programs: Mapping[K, Callable[[], float]], rounds: int) -> dict[K, float]:
     """Least seconds of each program, taking turns; the first call, which compiles, does not count."""
-    for program in programs.values():
-        program()
+    take_turns(programs, 1)
     return {name: min(times) for name, times in take_turns(programs, rounds).items()}
 
 
@@ -61,14 +62,12 @@ def prefill_seconds(
     Compilation is not counted. Views take turns on each prompt, so that a change in the machine's load falls on all.
     """
     gates = {view: gates_from(None if view == "elastic" else view, model.config, 1) for view in views}
-    seconds: dict[View, list[float]] = {view: [] for view in views}
+    times: dict[View, list[float]] = {view: [] for view in views}
     for number, prompt in enumerate(prompts):
         ids, lengths = map(jnp.asarray, pad_rows([prompt], tokens))
-        for view in views if number == 0 else ():
-            jax.block_until_ready(prefill(model, ids, lengths, gates[view]))
-        for _ in range(repeats):
-            for view in views:
-                start = time.perf_counter()
-                jax.block_until_ready(prefill(model, ids, lengths, gates[view]))
-                seconds[view].append(time.perf_counter() - start)
-    return {view: statistics.median(values) for view, values in seconds.items()}
+        programs = {view: partial(seconds, prefill, model, ids, lengths, gates[view]) for view in views}
+        if number == 0:
+            take_turns(programs, 1)
+        for view, spent in take_turns(programs, repeats).items():
+            times[view] += spent
+    return {view: statistics.median(spent) for view, spent in times.items()}

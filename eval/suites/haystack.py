@@ -134,31 +134,25 @@ class Haystack:
         begin = begin_ids(self._tokenizer)
         tokens -= len(begin)
         for name in rng.sample(self._names, len(self._names)):
-            ids = self._ids_of(name)
+            if name not in self._ids:
+                (self._ids[name],) = encode_texts(self._tokenizer, [self._texts[name]])
+            ids = self._ids[name]
             if len(ids) >= tokens:
                 start = rng.randrange(len(ids) - tokens + 1)
                 return begin + ids[start : start + tokens]
         raise DataError(f"None of the {len(self._names)} texts has {tokens} tokens; add longer texts or ask for less.")
 
-    def _encode(self, texts: list[str]) -> list[list[int]]:
-        return encode_texts(self._tokenizer, texts)
-
-    def _ids_of(self, name: str) -> list[int]:
-        if name not in self._ids:
-            self._ids[name] = self._encode([self._texts[name]])[0]
-        return self._ids[name]
-
     def _pieces_of(self, name: str) -> list[Piece]:
         if name not in self._pieces:
             texts = [text for text in _PIECE_START.split(self._texts[name]) if text.strip()]
-            pieces = [Piece(text, tuple(ids)) for text, ids in zip(texts, self._encode(texts), strict=True)]
-            self._pieces[name] = [piece for piece in pieces if len(piece.ids) <= _LONGEST_PIECE]
+            encoded = zip(texts, encode_texts(self._tokenizer, texts), strict=True)
+            self._pieces[name] = [Piece(text, tuple(ids)) for text, ids in encoded if len(ids) <= _LONGEST_PIECE]
         return self._pieces[name]
 
     def _cut_at_word(self, piece: Piece, room: int) -> list[Piece]:
         words = re.findall(r"\s*\S+", piece.text)
         kept: list[Piece] = []
-        for word, ids in zip(words, self._encode(words), strict=True):
+        for word, ids in zip(words, encode_texts(self._tokenizer, words), strict=True):
             room -= len(ids)
             if room < 0:
                 break

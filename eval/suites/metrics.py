@@ -11,16 +11,19 @@ from __future__ import annotations
 
 import re
 import string
+import warnings
 from collections import Counter
 from collections.abc import Sequence
 from difflib import SequenceMatcher
+from functools import cache
+from typing import Any
 
+from elastic_jax.errors import ConfigError
 from eval.harness.thinking import answer_of
-from eval.suites.rouge import rouge_l_of_words
-from eval.suites.segmentation import chinese_words
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
+_ROUGE_SMOOTHING = 1e-8
 _HAN = re.compile(r"[\u3400-\u9fff]")
 _WIDE_PUNCTUATION = str.maketrans(
     "",
@@ -45,10 +48,47 @@ def token_f1(reply: str, reference: str, *, chinese: bool | None = None) -> floa
 
 
 def rouge_l(reply: str, reference: str, *, chinese: bool | None = None) -> float:
-    """ROUGE-L of the words; `chinese` as in `token_f1`."""
+    """F1 of distinct words that lie on a longest common subsequence of any two sentences (Lin 2004, summary level).
+
+    Words stand between white space, or as `chinese` says in `token_f1`; sentences between full stops. The package
+    counts each distinct word once for the whole text, and adds 1e-8 to the sum of precision and recall, so that equal
+    texts score just below 1.
+    """
     if _is_chinese(reply, reference, chinese):
         reply, reference = " ".join(chinese_words(reply)), " ".join(chinese_words(reference))
-    return rouge_l_of_words(reply, reference)
+    said, wanted = _sentences(reply), _sentences(reference)
+    if not said or not wanted:
+        return 0.0
+    common = {word for theirs in wanted for ours in said for word in _common_subsequence(theirs, ours)}
+    recall = len(common) / len({word for sentence in wanted for word in sentence})
+    precision = len(common) / len({word for sentence in said for word in sentence})
+    return 2 * recall * precision / (recall + precision + _ROUGE_SMOOTHING)
+
+
+def _sentences(text: str) -> list[list[str]]:
+    """Words of each sentence; one of white space alone has a single empty word, as in the package."""
+    return [" ".join(part.split()).split(" ") for part in text.split(".") if part]
+
+
+def _common_subsequence(a: Sequence[str], b: Sequence[str]) -> list[str]:
+    """Words of one longest common subsequence: of several, that which the package finds, its order reversed."""
+    # lengths[i][j]: length of the longest common subsequence of the first i words of a and the first j words of b
+    lengths = [[0] * (len(b) + 1)]
+    for word in a:
+        above, row = lengths[-1], [0]
+        for j, other in enumerate(b):
+            row.append(above[j] + 1 if word == other else max(above[j + 1], row[j]))
+        lengths.append(row)
+    words, i, j = [], len(a), len(b)
+    while i and j:
+        if a[i - 1] == b[j - 1]:
+            words.append(a[i - 1])
+            i, j = i - 1, j - 1
+        elif lengths[i - 1][j] > lengths[i][j - 1]:
+            i -= 1
+        else:
+            j -= 1
+    return words
 
 
 def _is_chinese(reply: str, reference: str, wanted: bool | None) -> bool:
@@ -62,6 +102,33 @@ def _english_tokens(text: str) -> list[str]:
 def _chinese_tokens(text: str) -> list[str]:
     plain = ("".join(word.lower().translate(_WIDE_PUNCTUATION).split()) for word in chinese_words(text))
     return [word for word in plain if word]
+
+
+def chinese_words(text: str) -> list[str]:
+    """The words of a text in order, white space and punctuation included.
+
+    Raises:
+        ConfigError: jieba is not installed.
+    """
+    return list(_segmenter().cut(text))
+
+
+@cache
+def _segmenter() -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # jieba 0.42.1 is older than today's rules for escapes in strings
+        try:
+            import jieba
+        except ImportError as error:
+            raise ConfigError(
+                "Scores of Chinese answers need the word segmenter of the benchmark: pip install "
+                "'elastic-jax[longbench]', or name English tasks with --tasks."
+            ) from error
+        segmenter = jieba.Tokenizer()
+        # its own `initialize` would load a cache that anybody may have put into the folder of temporary files
+        segmenter.FREQ, segmenter.total = segmenter.gen_pfdict(segmenter.get_dict_file())
+        segmenter.initialized = True
+        return segmenter
 
 
 def classification(reply: str, gold: str, classes: Sequence[str]) -> float:

@@ -17,7 +17,7 @@ from eval.report.figures import colour
 from eval.report.page import table
 from eval.samples import Sample
 from eval.suites.haystack import Haystack
-from eval.tasks import Group, Task, likelihood_task, perplexity_task
+from eval.tasks import Group, Task, likelihood_task
 
 
 def perplexity_groups(
@@ -35,24 +35,6 @@ def perplexity_groups(
         haystacks,
         seed=seed,
         prompt_tokens=lambda length: length - scored_tokens,
-    )
-
-
-def positions_groups(
-    lengths: Sequence[int], count: int, haystacks: Mapping[str, Haystack], *, parts: int, seed: int
-) -> list[Group]:
-    """`count` windows of every kind of text at every length, cut into `parts` equal parts, all but the first scored.
-
-    The routers decide from the first part, so that they never see what is scored.
-    """
-    return window_groups(
-        perplexity_task,
-        lengths,
-        count,
-        haystacks,
-        seed=seed,
-        prompt_tokens=lambda length: length // parts,
-        scored_parts=parts - 1,
     )
 
 

@@ -43,10 +43,6 @@ class ProbeConfig:
 class Probe:
     """One prompt with its expected continuation; token positions count from the start of the prompt."""
 
-    task: ProbeTask
-    length: int
-    """Token budget: prompt and answer together are never longer."""
-    index: int
     prompt: str
     prompt_ids: tuple[int, ...]
     answer: str
@@ -109,9 +105,6 @@ def make_probe(
     needle_start = len(begin) + sum(len(piece.ids) for piece in pieces[: pieces.index(planted[0])])
     body_ids = sum((piece.ids for piece in pieces), begin)
     return Probe(
-        task=task,
-        length=length,
-        index=index,
         prompt="".join(piece.text for piece in pieces) + tail,
         prompt_ids=body_ids + tail_ids,
         answer=target.answer,

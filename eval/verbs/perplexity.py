@@ -51,8 +51,8 @@ def perplexity_benchmark(settings: PerplexitySettings) -> Benchmark:
     from eval.benchmark import Benchmark
     from eval.harness.encoding import Encoder
     from eval.suites.haystack import Haystack, code_texts, read_texts
-    from eval.suites.perplexity import positions_groups, positions_section
-    from eval.tasks import Group
+    from eval.suites.perplexity import positions_section, window_groups
+    from eval.tasks import Group, perplexity_task
 
     digests: dict[str, str] = {}
 
@@ -62,8 +62,15 @@ def perplexity_benchmark(settings: PerplexitySettings) -> Benchmark:
             "code": Haystack(code_texts(settings.code, "evaluation"), encoder.tokenizer),
         }
         digests.update({name: haystack.digest() for name, haystack in haystacks.items()})
-        count = settings.samples(settings.windows)
-        return positions_groups(sorted(settings.lengths), count, haystacks, parts=settings.parts, seed=settings.seed)
+        return window_groups(
+            perplexity_task,
+            sorted(settings.lengths),
+            settings.samples(settings.windows),
+            haystacks,
+            seed=settings.seed,
+            prompt_tokens=lambda length: length // settings.parts,
+            scored_parts=settings.parts - 1,
+        )
 
     return Benchmark(
         "eval perplexity",

@@ -14,17 +14,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class MemoryRewardBenchSettings(JudgeSettings):
-    """Which records are put to the judge, and how."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.ask == "reward":
-            object.__setattr__(self, "chat", True)  # a reward model scores conversations in its chat template
-
-
-@dataclass(frozen=True)
-class LongRewardBenchSettings(MemoryRewardBenchSettings):
+class LongRewardBenchSettings(JudgeSettings):
     """The same without a choice between two letters, as some records ask for rankings."""
 
     ask: Literal["verdict", "reward"] = "verdict"
@@ -42,7 +32,7 @@ def long_rewardbench(argv: Sequence[str]) -> int:
 def memory_rewardbench(argv: Sequence[str]) -> int:
     """MemoryRewardBench: which of two memory trajectories over a long text is better, in ten settings."""
     return benchmark_verb(
-        MemoryRewardBenchSettings, argv, _memory, verb="eval memory-rewardbench", summary=memory_rewardbench.__doc__
+        JudgeSettings, argv, _memory, verb="eval memory-rewardbench", summary=memory_rewardbench.__doc__
     )
 
 

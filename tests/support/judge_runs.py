@@ -10,7 +10,7 @@ from pathlib import Path
 from elastic_jax.journal import Journal
 from eval.harness.backends.base import Backend
 from eval.harness.backends.scripted import ScriptedBackend
-from eval.harness.runner import records_of, run_groups
+from eval.harness.runner import measure
 from eval.samples import ENDPOINT_ARM, Prompt
 from eval.suites.rewardbench.asking import JudgePlan, judge_groups
 from eval.suites.rewardbench.items import JudgeItem
@@ -42,10 +42,7 @@ def run_judge(
     encoder = encoder or WordEncoder()
     groups = judge_groups(files, plan, encoder, limit)
     with Journal(path, {}) as journal:
-        for _ in run_groups(backend, encoder, groups, [ENDPOINT_ARM], journal, batch_tokens=4096, limit=window):
-            pass
-        label = backend.label(ENDPOINT_ARM)
-        return [record for group in groups for record in records_of(group, label, journal)]
+        return measure(backend, encoder, groups, [ENDPOINT_ARM], journal, batch_tokens=4096, limit=window)
 
 
 def shown_answers(prompt: Prompt) -> list[str]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import random
 import tempfile
 from contextlib import ExitStack
-from dataclasses import asdict, replace
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +26,10 @@ from elastic_jax.model import ElasticForCausalLM, require_routers
 from elastic_jax.weights import save_pretrained
 from eval.bench.cache.page import draw_quality, render_cache_report
 from eval.bench.cache.quality import CacheBackend, QualityJournal, cache_kinds, in_batches, probe_groups
-from eval.bench.cache.speed import CacheSpeed, Plan, blank_cache, largest_batch, stepper
+from eval.bench.cache.speed import Plan, blank_cache, largest_batch, stepper
 from eval.bench.cache.summary import UNQUANTISED, summarise_quality
 from eval.bench.settings import BenchCacheSettings
-from eval.bench.torch import torch_caches
+from eval.bench.torch import threads, torch_process
 from eval.harness.provenance import backbone_digest, command_line, router_digest, tokens_digest
 from eval.harness.runner import measure
 from eval.harness.timing import fastest
@@ -108,21 +109,15 @@ def _equal_batch(model: ElasticForCausalLM, mode_LK: np.ndarray, settings: Bench
         if settings.torch_python is not None:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "model"
             save_pretrained(model, folder)
-            torch = stack.enter_context(
-                torch_caches(
-                    settings.torch_python,
-                    folder,
-                    dtype=str(dtype),
-                    rows=settings.batch,
-                    tokens=settings.tokens,
-                    steps=1,
-                )
-            )
-            missing = torch.missing
-            sizes |= torch.bytes_by_kind
-            programs |= {kind: lambda kind=kind: torch.seconds(kind) for kind in torch.bytes_by_kind}
+            torch = stack.enter_context(torch_process(settings.torch_python, "torch_cache.py"))
+            job = {"model": str(folder), "dtype": str(dtype), "threads": threads(), "steps": 1}
+            for kind, found in torch(job | {"rows": settings.batch, "tokens": settings.tokens}).items():
+                if isinstance(found, int):
+                    sizes[kind], programs[kind] = found, partial(torch, kind)
+                else:
+                    missing[kind] = found
         seconds = fastest(programs, settings.rounds)
-    rows = [asdict(CacheSpeed(kind, str(dtype), settings.batch, sizes[kind], s)) for kind, s in seconds.items()]
+    rows = [_row(kind, dtype, settings.batch, sizes[kind], spent) for kind, spent in seconds.items()]
     return {"rows": rows, "missing": missing, "msr": float(mode_LK.mean())}
 
 
@@ -142,8 +137,13 @@ def _within_budget(model: ElasticForCausalLM, mode_LK: np.ndarray, settings: Ben
         program = stepper(model, cache, settings.steps)
         del cache
         seconds = fastest({kind: program}, settings.rounds)[kind]
-        rows.append(asdict(CacheSpeed(kind, str(dtype), plan.rows, size, seconds)))
+        rows.append(_row(kind, dtype, plan.rows, size, seconds))
     return {"rows": rows, "budget": budget}
+
+
+def _row(kind: str, dtype: Any, rows: int, size: int, seconds: float) -> dict[str, Any]:
+    """One kind of cache at one batch; `seconds` are those of one decode step of all rows."""
+    return {"kind": kind, "dtype": str(dtype), "rows": rows, "cache_bytes": size, "seconds": seconds}
 
 
 def _routing(model: ElasticForCausalLM, settings: BenchCacheSettings) -> np.ndarray:

@@ -27,22 +27,6 @@ from elastic_jax.model import ElasticForCausalLM
 
 
 @dataclass(frozen=True)
-class CacheSpeed:
-    """One kind of cache at one batch."""
-
-    kind: str
-    dtype: str
-    rows: int
-    cache_bytes: int
-    seconds: float
-    """Of one decode step of all rows."""
-
-    @property
-    def tokens_per_second(self) -> float:
-        return self.rows / self.seconds
-
-
-@dataclass(frozen=True)
 class Plan:
     """Sizes of a cache to be timed."""
 

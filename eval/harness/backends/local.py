@@ -45,7 +45,7 @@ class ModelBackend:
         self._thinking_tags = {
             number: token.content for number, token in added.items() if token.special and is_thinking_tag(token.content)
         }
-        self._router = router_digest(model)
+        self.router = router_digest(model)
         self._met: set[tuple] = set()
 
     def identity(self) -> dict[str, Any]:
@@ -58,12 +58,7 @@ class ModelBackend:
         }
 
     def label(self, arm: Arm) -> str:
-        return arm_label(arm, self._router)
-
-    @property
-    def router(self) -> str:
-        """Digest of the router's weights."""
-        return self._router
+        return arm_label(arm, self.router)
 
     def run(
         self, kind: Kind, prompts: Sequence[Prompt], arm: Arm, *, batch_tokens: int, most_rows: int
@@ -103,7 +98,7 @@ class ModelBackend:
     def _score(self, batch: Sequence[Prompt], arm: Arm, tokens: int, rows: int) -> list[Reply]:
         width = -(-max(len(prompt.continuation_ids) for prompt in batch) // _WIDTH_STEP) * _WIDTH_STEP
         scores = self._scorer.score(batch, arm, tokens=tokens, rows=rows, width=width)
-        return [Reply(numbers=score.numbers()) for score in scores]
+        return [Reply(numbers=numbers) for numbers in scores]
 
     def _choose(self, batch: Sequence[Prompt], arm: Arm, tokens: int, rows: int) -> list[Reply]:
         chosen = self._scorer.choose(batch, arm, tokens=tokens, rows=rows)

@@ -12,6 +12,7 @@ from elastic_jax.errors import ConfigError
 from eval.harness.thinking import answer_of
 from eval.samples import Message, Rendered, Reply, Sample, Segment, Showing, Verdict
 from eval.suites.metrics import (
+    chinese_words,
     classification,
     code_similarity,
     first_line,
@@ -21,7 +22,6 @@ from eval.suites.metrics import (
     token_f1,
 )
 from eval.suites.records import JsonRecord, Lazy, read_records
-from eval.suites.segmentation import chinese_words
 from eval.tasks import Group, Task, loaded_group
 
 _QA = (

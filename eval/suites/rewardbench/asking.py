@@ -57,6 +57,7 @@ def judge_groups(
     Official orders are drawn before the limit applies, so that a limited run shows what the whole one would.
     """
     groups = []
+    new_tokens = plan.max_new_tokens if plan.ask == "verdict" else 0
     for items in files.values():
         drawn = official_orders([len(item.answers) for item in items])
         alike: dict[tuple[str, str], list[tuple[JudgeItem, Order]]] = {}
@@ -65,7 +66,7 @@ def judge_groups(
             alike.setdefault((item.task, item.axes["length"]), []).append((item, order))
         for (task, _), everyone in alike.items():
             members = everyone[:limit]
-            samples = [Sample(item.uid, {"item": item}, (), item.axes, _new_tokens(plan)) for item, _ in members]
+            samples = [Sample(item.uid, {"item": item}, (), item.axes, new_tokens) for item, _ in members]
             orders = {item.uid: order for item, order in members}
             mean_characters = sum(len(item.question) + sum(map(len, item.answers)) for item, _ in members) / len(
                 members
@@ -136,10 +137,6 @@ def _rendered(item: JudgeItem, showing: Showing, plan: JudgePlan) -> Rendered:
     question = (Segment(prompt.before), Segment(prompt.context, cuttable=True), Segment(prompt.after))
     messages = (Message.of("system", prompt.system), Message("user", question))
     return Rendered(messages, "[[", ("A", "B")) if plan.ask == "choice" else Rendered(messages)
-
-
-def _new_tokens(plan: JudgePlan) -> int:
-    return plan.max_new_tokens if plan.ask == "verdict" else 0
 
 
 def _short(rendered: Rendered) -> bool:

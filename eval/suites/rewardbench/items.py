@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -32,15 +31,6 @@ class JudgeItem:
     """Messages (role, content) that the answers continue, for scalar reward models."""
     ranking: bool = False
     """The judge is asked for a ranking of all answers, not for a verdict on two."""
-
-
-def content_digest(*parts: str) -> str:
-    """Sixteen hex digits that name a text, or several in this order."""
-    digest = hashlib.sha256()
-    for part in parts:
-        digest.update(f"{len(part)}:".encode())
-        digest.update(part.encode())
-    return digest.hexdigest()[:16]
 
 
 def distinct(items: Sequence[JudgeItem]) -> list[JudgeItem]:

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from elastic_jax.errors import DataError
+from eval.harness.provenance import text_digest
 from eval.suites.records import JsonRecord, read_records
-from eval.suites.rewardbench.items import JudgeItem, content_digest, distinct
+from eval.suites.rewardbench.items import JudgeItem, distinct
 
 TASKS = ("LongQA", "Summ", "Safety", "ICL", "Cite", "Code", "Math")
 LENGTHS = ("4k", "8k", "16k", "32k", "64k", "128k")
@@ -55,7 +56,7 @@ def _item(task: str, record: JsonRecord) -> JudgeItem:
         "length": record.choice("ctx_length_for_length", LENGTHS),
     }
     return JudgeItem(
-        uid=f"{task}/{content_digest(json.dumps(conversation), *answers)}",
+        uid=f"{task}/{text_digest(json.dumps(conversation), *answers)}",
         task=f"{task} ranking" if tasktype == RANKING else task,
         question="\n\n".join(message["content"] for message in conversation),
         answers=tuple(answers),

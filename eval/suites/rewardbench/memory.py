@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Literal
 
 from elastic_jax.errors import DataError
+from eval.harness.provenance import text_digest
 from eval.suites.records import JsonRecord, read_records
-from eval.suites.rewardbench.items import JudgeItem, content_digest, distinct
+from eval.suites.rewardbench.items import JudgeItem, distinct
 
 REASONING = "Long-context_Reasoning"
 DIALOGUE = "Multi-turn_Dialogue_Understanding"
@@ -129,7 +130,7 @@ def _item(group: str, record: JsonRecord) -> JudgeItem:
         "subtask": subtask,
     }
     return JudgeItem(
-        uid=f"{setting.name}/{content_digest(question, chosen, rejected)}",
+        uid=f"{setting.name}/{text_digest(question, chosen, rejected)}",
         task=setting.name,
         question=question,
         answers=(chosen, rejected),

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -54,24 +52,6 @@ def figures_markdown(figures: Mapping[str, Any], judge: str) -> str:
     if figures["bias"] is not None:
         parts["leanings on pairs"] = _bias(figures["bias"])
     return "\n\n".join(f"## {judge}: {title}\n\n{text}" for title, text in parts.items())
-
-
-def columns_csv(columns: Mapping[str, Mapping[str, float]]) -> str:
-    """A CSV with a named column for each mapping and a row for each of their shared keys."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["", *columns])
-    for row in next(iter(columns.values())):
-        writer.writerow([row, *(column[row] for column in columns.values())])
-    return text.getvalue()
-
-
-def rows_csv(rows: Mapping[str, float]) -> str:
-    """A CSV with the columns Task and Value."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerows([("Task", "Value"), *rows.items()])
-    return text.getvalue()
 
 
 def _parts(judged: Sequence[Judged], axis: str) -> dict[str, list[Judged]]:

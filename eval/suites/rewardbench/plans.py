@@ -67,23 +67,15 @@ def trajectories(item: JudgeItem, shown: Sequence[str]) -> JudgePrompt:
     return memory_prompt(item.question, shown, generation=item.axes["group"] == GENERATION)
 
 
-def official_answers(item: JudgeItem) -> Parsers:
-    """Long-RewardBench, mode compat: the published rule gives the score."""
+def answer_parsers(item: JudgeItem) -> Parsers:
+    """Long-RewardBench: the published rule, and the last verdict or the last whole ranking."""
     if item.ranking:
-        return {
-            "official": agreement.official_ranking,
-            "last": partial(agreement.last_ranking, size=len(item.answers)),
-        }
+        return {"official": agreement.official_ranking, "last": partial(agreement.last_ranking, size=len(item.answers))}
     return {"official": agreement.official_pair, "last": agreement.last_tag}
 
 
-def strict_answers(item: JudgeItem) -> Parsers:
-    """Long-RewardBench, mode strict: the last verdict, or the last whole ranking, gives the score."""
-    return _score_by("last", official_answers(item))
-
-
-def official_trajectories(item: JudgeItem) -> Parsers:
-    """MemoryRewardBench, mode compat: the published rule gives the score."""
+def trajectory_parsers(item: JudgeItem) -> Parsers:
+    """MemoryRewardBench: the published rule, that of Long-RewardBench, and rules for replies that begin otherwise."""
     return {
         "strict5": agreement.strict5,
         "last_tag": agreement.last_tag,
@@ -91,13 +83,3 @@ def official_trajectories(item: JudgeItem) -> Parsers:
         "last_label": agreement.last_label,
         "long_rewardbench": agreement.official_pair,
     }
-
-
-def strict_trajectories(item: JudgeItem) -> Parsers:
-    """MemoryRewardBench, mode strict: the last verdict gives the score."""
-    return _score_by("last_tag", official_trajectories(item))
-
-
-def _score_by(first: str, parsers: Parsers) -> Parsers:
-    """The same parsers, `first` before the others: the first one gives the score."""
-    return {first: parsers[first], **parsers}

@@ -49,7 +49,8 @@ def read_verdicts(items: Mapping[str, JudgeItem], records: Iterable[Mapping[str,
         elif status in ("ok", "unparsed"):  # as the parser of the score saw it; this may be another one
             status = "ok" if ranks else "stopped" if record["finish"] == "length" else "unparsed"
         order = tuple(record["showing"]["order"])
-        judged.append(Judged(items[record["uid"]], order, ranks, status, _shortened(record)))
+        shortened = record["cut_tokens"] > 0 or record["prompt_tokens"] == OFFICIAL_KEPT
+        judged.append(Judged(items[record["uid"]], order, ranks, status, shortened))
     return judged
 
 
@@ -173,7 +174,3 @@ def _by_item(judged: Sequence[Judged], value: Callable[[Judged], float]) -> list
 
 def _mean(values: Sequence[float]) -> float | None:
     return sum(values) / len(values) if values else None
-
-
-def _shortened(record: Mapping[str, Any]) -> bool:
-    return record["cut_tokens"] > 0 or record["prompt_tokens"] == OFFICIAL_KEPT

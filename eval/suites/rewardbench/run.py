@@ -16,12 +16,13 @@ from eval.harness.backends.base import Backend
 from eval.harness.encoding import Encoder
 from eval.harness.opening import open_backend
 from eval.harness.runner import Record
+from eval.report.page import csv_text
 from eval.suites.rewardbench import long, memory, plans
-from eval.suites.rewardbench.asking import Ask, JudgePlan, Orders, Parsers, Prompting, judge_groups
+from eval.suites.rewardbench.asking import JudgePlan, Parsers, Prompting, judge_groups
 from eval.suites.rewardbench.items import JudgeItem, official_orders
-from eval.suites.rewardbench.page import columns_csv, figures_markdown, judge_figures, rows_csv
+from eval.suites.rewardbench.page import figures_markdown, judge_figures
 from eval.suites.rewardbench.results import Judged, join_rewards, official_results, read_verdicts
-from eval.suites.rewardbench.settings import TWIN, JudgeSettings, Mode
+from eval.suites.rewardbench.settings import TWIN, JudgeSettings
 from eval.suites.rewardbench.twins import long as long_twin
 from eval.suites.rewardbench.twins import memory as memory_twin
 from eval.tasks import Group
@@ -44,44 +45,44 @@ class JudgeSuite:
     make_twin: Callable[[int, Sequence[int], int, Callable[[str], int]], Files]
     """Made-up records, from how many of each kind, lengths in tokens, seed, and a counter of tokens."""
     prompt: Prompting
-    parsers: Mapping[Mode, Callable[[JudgeItem], Parsers]]
+    parsers: Callable[[JudgeItem], Parsers]
+    """The first one gives the score in mode compat."""
+    strict_parser: str
+    """The one that gives it in mode strict."""
     axes: tuple[str, ...]
     """Axes of the items by which results are broken down."""
     swap_axis: str
     """The axis by which the change of verdicts with the order is broken down."""
-    official_csv: Callable[[Sequence[tuple[Mapping[str, str], float]]], str]
-    """The table of the published evaluator, from the axes and the score of every item."""
+    official_rows: Callable[[Sequence[tuple[Mapping[str, str], float]]], list[dict[str, Any]]]
+    """Rows of the published evaluator's table, from the axes and the score of every item."""
     method: str
     """How it is measured, for the report: Markdown."""
     rankings: bool = False
     """Some records ask for a ranking of several answers."""
 
-    def plan(
-        self,
-        mode: Mode,
-        *,
-        ask: Ask = "verdict",
-        orders: Orders | None = None,
-        max_new_tokens: int = 2048,
-        seed: int = 0,
-    ) -> JudgePlan:
-        """How the benchmark is put to a judge; `orders` None means those of the mode.
+    def plan(self, settings: JudgeSettings) -> JudgePlan:
+        """How the benchmark is put to a judge.
 
         Raises:
             ConfigError: a choice between two letters is asked for where records ask for rankings.
         """
-        if ask == "choice" and self.rankings:
+        if settings.ask == "choice" and self.rankings:
             raise ConfigError(f"{self.title} asks for rankings too, which a choice between two letters cannot give.")
-        compat = mode == "compat"
+        compat = settings.mode == "compat"
+
+        def parsers(item: JudgeItem) -> Parsers:
+            found = self.parsers(item)
+            return found if compat else {self.strict_parser: found[self.strict_parser], **found}
+
         return JudgePlan(
             self.prompt,
-            self.parsers[mode],
-            ask,
-            orders or ("official" if compat else "both"),
+            parsers,
+            settings.ask,
+            settings.orders or ("official" if compat else "both"),
             policy="skip" if compat else "context",
             official_cut=compat,
-            max_new_tokens=max_new_tokens,
-            seed=seed,
+            max_new_tokens=settings.max_new_tokens,
+            seed=settings.seed,
         )
 
     def benchmark(self, settings: JudgeSettings) -> Benchmark:
@@ -90,13 +91,7 @@ class JudgeSuite:
         Raises:
             DataError: (when run) a folder without the benchmark's files, or a malformed record.
         """
-        plan = self.plan(
-            settings.mode,
-            ask=settings.ask,
-            orders=settings.orders,
-            max_new_tokens=settings.max_new_tokens,
-            seed=settings.seed,
-        )
+        plan = self.plan(settings)
         run = _JudgeRun(self, settings, plan)
         return Benchmark(
             self.verb,
@@ -171,8 +166,8 @@ class _JudgeRun:
         for arm in dict.fromkeys(record["arm"] for record in records):
             verdicts = self._verdicts([record for record in records if record["arm"] == arm])
             figures[arm] = judge_figures(verdicts, self.suite.axes, self.suite.swap_axis)
-            table = self.suite.official_csv(official_results(next(iter(verdicts.values()))))
-            write_text(out / f"official-{re.sub('[^a-z0-9.+-]+', '-', arm.lower())}.csv", table)
+            table = self.suite.official_rows(official_results(next(iter(verdicts.values()))))
+            write_text(out / f"official-{re.sub('[^a-z0-9.+-]+', '-', arm.lower())}.csv", csv_text(table))
         write_json(out / "judge.json", figures)
         return "\n\n".join(figures_markdown(part, arm) for arm, part in figures.items())
 
@@ -181,6 +176,11 @@ class _JudgeRun:
         items = {item.uid: item for made in self.files.values() for item in made}
         parsers = [self.plan.ask] if self.plan.ask != "verdict" else self.plan.parsers(next(iter(items.values())))
         return {parser: read_verdicts(items, records, parser) for parser in parsers}
+
+
+def _rows_of(columns: Mapping[str, Mapping[str, float]]) -> list[dict[str, Any]]:
+    names = next(iter(columns.values()))
+    return [{"": name} | {column: values[name] for column, values in columns.items()} for name in names]
 
 
 _OUR_WORDS = (
@@ -193,10 +193,13 @@ LONG = JudgeSuite(
     long.read_folder,
     long_twin.make_items,
     plans.answers,
-    {"compat": plans.official_answers, "strict": plans.strict_answers},
+    plans.answer_parsers,
+    strict_parser="last",
     axes=("task", "tasktype", "subtype", "length"),
     swap_axis="task",
-    official_csv=lambda results: rows_csv(long.official_table(results)),
+    official_rows=lambda results: [
+        {"Task": name, "Value": value} for name, value in long.official_table(results).items()
+    ],
     method=(
         f"Records, orders, parsers and tables follow Long-RewardBench (arXiv 2510.06915); {_OUR_WORDS}"
         "has the rows of the published evaluator. Mode compat: the official order, the first verdict found, "
@@ -213,10 +216,11 @@ MEMORY = JudgeSuite(
     memory.read_folder,
     memory_twin.make_items,
     plans.trajectories,
-    {"compat": plans.official_trajectories, "strict": plans.strict_trajectories},
+    plans.trajectory_parsers,
+    strict_parser="last_tag",
     axes=("group", "setting", "criterion", "pattern", "source", "length"),
     swap_axis="setting",
-    official_csv=lambda results: columns_csv(memory.official_table(results)),
+    official_rows=lambda results: _rows_of(memory.official_table(results)),
     method=(
         f"Records, orders, parsers and tables follow MemoryRewardBench (arXiv 2601.11969); {_OUR_WORDS}"
         "has the columns of the published evaluator, with settings under the names of the paper. Mode compat: the"

@@ -50,3 +50,4 @@ class JudgeSettings(BenchmarkSettings):
                 raise ConfigError("an endpoint gives no scalar reward. Leave --endpoint out, or ask for a verdict.")
             if self.cache_bits:
                 raise ConfigError("a reward is read in one pass, without a cache. Leave --cache-bits out.")
+            object.__setattr__(self, "chat", True)  # a reward model scores conversations in its chat template

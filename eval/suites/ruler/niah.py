@@ -17,6 +17,7 @@ NOISE = "The grass is green. The sky is blue. The sun is yellow. Here we go. The
 
 _DEPTHS = [round(100 * i / 39) for i in range(40)]
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[A-Z0-9\"'(])")
+"""After a full stop, question or exclamation mark, before a capital, digit, quote or bracket."""
 
 
 @dataclass(frozen=True)
@@ -54,12 +55,7 @@ class Essay:
     def sentences(self, count: int) -> list[str]:
         """The first `count` words, cut into sentences."""
         times, rest = divmod(count, len(self.words))
-        return split_sentences(" ".join(self.words * times + self.words[:rest]))
-
-
-def split_sentences(text: str) -> list[str]:
-    """Sentences by a rule: after a full stop, question or exclamation mark, before a capital, digit or quote."""
-    return _SENTENCE_END.split(text)
+        return _SENTENCE_END.split(" ".join(self.words * times + self.words[:rest]))
 
 
 def smallest_size(form: NiahForm) -> int:

@@ -79,10 +79,6 @@ def random_number(rng: random.Random, digits: int) -> str:
     return str(rng.randrange(10 ** (digits - 1), 10**digits))
 
 
-def random_uuid(rng: random.Random) -> str:
-    return str(uuid.UUID(int=rng.getrandbits(128), version=4))
-
-
 class Unique:
     """Draws values of one kind that never repeat."""
 
@@ -103,4 +99,6 @@ class Unique:
     def _one(self) -> str:
         if self._kind == "words":
             return f"{self._rng.choice(ADJECTIVES)}-{self._rng.choice(NOUNS)}"
-        return random_number(self._rng, 7) if self._kind == "numbers" else random_uuid(self._rng)
+        if self._kind == "numbers":
+            return random_number(self._rng, 7)
+        return str(uuid.UUID(int=self._rng.getrandbits(128), version=4))

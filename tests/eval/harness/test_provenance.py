@@ -1,5 +1,5 @@
 from eval.bench.settings import BenchCacheSettings
-from eval.harness.provenance import command_line
+from eval.harness.provenance import command_line, text_digest
 from eval.verbs.ruler import RulerSettings
 
 
@@ -15,3 +15,8 @@ def test_the_command_repeats_the_run_and_hides_where_folders_are(tmp_path):
 def test_what_is_switched_off_is_said():
     settings = BenchCacheSettings(speed=False, quality=True)
     assert command_line("bench cache", settings) == "elastic-jax bench cache --no-speed --quality"
+
+
+def test_digests_tell_apart_texts_that_join_to_the_same():
+    assert text_digest("ab", "c") != text_digest("a", "bc")
+    assert text_digest("ab", "c") == text_digest("ab", "c")

@@ -2,6 +2,7 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
@@ -9,9 +10,10 @@ from cheap_tokenizer import CheapTokenizer
 
 from elastic_jax.errors import ConfigError, DataError
 from elastic_jax.journal import Journal, read_records
+from eval.harness import runner
 from eval.harness.backends.scripted import ScriptedBackend
 from eval.harness.encoding import Encoder
-from eval.harness.runner import Outcome, Shard, measure, pending_tokens, records_of, run_groups
+from eval.harness.runner import Outcome, Shard, measure, records_of
 from eval.harness.thinking import answer_of
 from eval.samples import Arm, Message, Rendered, Reply, Sample, Showing, Verdict
 from eval.tasks import Task, loaded_group
@@ -52,10 +54,7 @@ def run(path, groups, answer=oracle, *, arms=ARMS, **options):
 
     backend = ScriptedBackend("toy", counted)
     with Journal(path, {"seed": 0}) as journal:
-        steps = run_groups(
-            backend, Encoder(CheapTokenizer(), chat=True), groups, arms, journal, batch_tokens=64, **options
-        )
-        assert pending_tokens(groups, arms, backend, journal, options.get("shard", Shard())) == sum(steps)
+        measure(backend, Encoder(CheapTokenizer(), chat=True), groups, arms, journal, batch_tokens=64, **options)
         return asked, {arm.name: records_of(groups[0], arm.name, journal) for arm in arms}
 
 
@@ -68,6 +67,20 @@ def test_every_sample_is_asked_under_every_arm_and_told_in_full(tmp_path):
     assert record["scores"] == {"right": 1} and record["main"] == "right" and record["status"] == "ok"
     assert record["axes"] == {"length": 8} and record["notes"] == {"place": 3} and record["text"] == "answer 3"
     assert record["prompt_tokens"] == len(CheapTokenizer()("<user>question 3 </user><assistant>")["input_ids"])
+
+
+def test_the_bar_ends_where_the_work_does(tmp_path, monkeypatch):
+    bars = []
+
+    @contextmanager
+    def bar(total):
+        bars.append([total])
+        yield bars[-1].append
+
+    monkeypatch.setattr(runner, "token_progress", bar)
+    run(tmp_path / "journal.jsonl", [group(2)], arms=ARMS[:1])
+    run(tmp_path / "journal.jsonl", [group(3)])
+    assert bars == [[20, 10, 10], [40, 10, 10, 10, 10]]
 
 
 def test_a_second_run_asks_for_nothing_and_reads_the_same(tmp_path):
@@ -107,8 +120,7 @@ def test_an_answer_counts_only_after_the_thinking_that_the_template_opened(tmp_p
     task = replace(TASK, metric=lambda sample, showing, reply: judge(sample, showing, said(reply)))
     said = lambda reply: replace(reply, text=answer_of(reply.text))  # noqa: E731
     with Journal(tmp_path / "j.jsonl", {}) as journal:
-        list(run_groups(backend, Encoder(Opening(), chat=True), [group(3, task)], ARMS[:1], journal, batch_tokens=1))
-        found = records_of(group(3, task), "full", journal)
+        found = measure(backend, Encoder(Opening(), chat=True), [group(3, task)], ARMS[:1], journal, batch_tokens=1)
     assert [(r["status"], r["scores"]["right"]) for r in found] == [("unfinished", 0), ("ok", 1), ("unfinished", 0)]
     assert found[0]["text"] == "<think>answer 0, or"
 
@@ -175,7 +187,7 @@ def test_a_task_that_the_backend_cannot_do_is_refused(tmp_path):
         kinds = frozenset(("score",))
 
     with Journal(tmp_path / "j.jsonl", {}) as journal, pytest.raises(ConfigError, match="task toy wants .* generate"):
-        list(run_groups(Mute("mute", oracle), None, [group()], ARMS, journal, batch_tokens=1))
+        measure(Mute("mute", oracle), None, [group()], ARMS, journal, batch_tokens=1)
 
 
 def test_shards_do_every_sample_once_and_see_each_other(tmp_path):
@@ -185,8 +197,7 @@ def test_shards_do_every_sample_once_and_see_each_other(tmp_path):
         backend = ScriptedBackend("toy", lambda prompt: seen.append(prompt.sample.uid) or oracle(prompt))
         with Journal(tmp_path / f"journal-{index}-of-3.jsonl", {"seed": 0}, others=others) as journal:
             encoder = Encoder(CheapTokenizer(), chat=True)
-            list(run_groups(backend, encoder, [group(20)], ARMS[:1], journal, batch_tokens=1, shard=Shard(index, 3)))
-            found = records_of(group(20), "full", journal)
+            found = measure(backend, encoder, [group(20)], ARMS[:1], journal, batch_tokens=1, shard=Shard(index, 3))
     assert sorted(seen) == sorted(f"toy/{i}" for i in range(20)) and len(found) == 20
     assert len(read_records(tmp_path)[1]) == 20
 

@@ -47,8 +47,8 @@ def test_exact_means_what_greedy_decoding_writes(model, scorer, view):
     answers = np.asarray(written.tokens).tolist()
     right = [prompt_of(str(row), prompt, answers[row]) for row, prompt in enumerate(prompts())]
     scores = score(scorer, right, view)
-    assert [s.exact for s in scores] == [True] * 3
-    np.testing.assert_allclose([s.msr for s in scores], written.routing.msr(), atol=1e-6)
+    assert [s["exact"] for s in scores] == [True] * 3
+    np.testing.assert_allclose([s["msr"] for s in scores], written.routing.msr(), atol=1e-6)
 
     for place in range(WIDTH):
         wrong = []
@@ -56,7 +56,7 @@ def test_exact_means_what_greedy_decoding_writes(model, scorer, view):
             ids = list(sample.continuation_ids)
             ids[place] = (ids[place] + 1) % 64
             wrong.append(prompt_of("wrong", sample.prompt_ids, ids))
-        assert [s.exact for s in score(scorer, wrong, view)] == [False] * 3
+        assert [s["exact"] for s in score(scorer, wrong, view)] == [False] * 3
 
 
 def test_log_probability_is_that_of_the_plain_model(model, scorer):
@@ -66,7 +66,7 @@ def test_log_probability_is_that_of_the_plain_model(model, scorer):
         log_probs = jax.nn.log_softmax(model(ids, routing="full").logits[0])
         first = len(sample.prompt_ids)
         want = np.mean([log_probs[first - 1 + i, token] for i, token in enumerate(sample.continuation_ids)])
-        assert got.log_prob == pytest.approx(want, abs=1e-5)
+        assert got["log_prob"] == pytest.approx(want, abs=1e-5)
 
 
 def test_a_continuation_longer_than_one_chunk_of_the_head_is_scored_whole(model):
@@ -80,24 +80,24 @@ def test_a_continuation_longer_than_one_chunk_of_the_head_is_scored_whole(model)
     )
     log_probs = jax.nn.log_softmax(model(ids, routing="full").logits[0])
     want = jnp.take_along_axis(log_probs[99:399], ids[0, 100:, None], axis=1).mean()
-    assert got[0].log_prob == pytest.approx(float(want), abs=1e-5)
+    assert got[0]["log_prob"] == pytest.approx(float(want), abs=1e-5)
 
 
 def test_routers_see_the_prompt_only(scorer):
     prompt = prompts()[1]
     samples = [prompt_of(str(seed), prompt, random_ids((WIDTH,), seed).tolist()) for seed in (7, 8)]
     first, second = score(scorer, samples, "elastic")
-    assert first.msr == second.msr
-    assert 0 < first.msr < 1
-    assert first.log_prob != second.log_prob
+    assert first["msr"] == second["msr"]
+    assert 0 < first["msr"] < 1
+    assert first["log_prob"] != second["log_prob"]
 
 
 def test_forced_views_have_the_sparsity_they_say(scorer):
     samples = [prompt_of("a", prompts()[0], [1, 2])]
     full, sparse = (score(scorer, samples, view)[0] for view in ("full", "sparse"))
-    assert (full.msr, full.esr, full.esr_last_layer) == (0, 0, 0)
-    assert sparse.msr == 1
-    assert 0 < sparse.esr < 1 and sparse.esr == sparse.esr_last_layer
+    assert (full["msr"], full["esr"], full["esr_last_layer"]) == (0, 0, 0)
+    assert sparse["msr"] == 1
+    assert 0 < sparse["esr"] < 1 and sparse["esr"] == sparse["esr_last_layer"]
 
 
 @pytest.mark.parametrize("view", VIEWS)
@@ -126,10 +126,10 @@ def test_a_choice_without_options_is_refused(scorer):
 def test_imposed_modes_and_router_bias_reach_the_model(scorer):
     sample = [prompt_of("a", prompts()[0], [1, 2])]
     half = Arm("half", modes_LK=((0, 1), (1, 0)))
-    assert scorer.score(sample, half, tokens=160, rows=2, width=WIDTH)[0].msr == 0.5
+    assert scorer.score(sample, half, tokens=160, rows=2, width=WIDTH)[0]["msr"] == 0.5
     for bias, msr in ((1e6, 0), (-1e6, 1)):
         arm = Arm("biased", "elastic", router_bias=bias)
-        assert scorer.score(sample, arm, tokens=160, rows=2, width=WIDTH)[0].msr == msr
+        assert scorer.score(sample, arm, tokens=160, rows=2, width=WIDTH)[0]["msr"] == msr
 
 
 @pytest.mark.parametrize(

@@ -5,12 +5,15 @@ from cheap_tokenizer import CheapTokenizer
 
 from eval.samples import Reply, Showing
 from eval.suites.haystack import Haystack, read_texts
-from eval.suites.perplexity import positions_groups, positions_section
+from eval.suites.perplexity import positions_section, window_groups
+from eval.tasks import perplexity_task
 
 
 def test_windows_are_scored_after_their_first_part_and_reported_by_position(tmp_path):
     haystacks = {"prose": Haystack(read_texts(None), CheapTokenizer())}
-    (group,) = positions_groups((400,), 2, haystacks, parts=4, seed=0)
+    (group,) = window_groups(
+        perplexity_task, (400,), 2, haystacks, seed=0, prompt_tokens=lambda length: length // 4, scored_parts=3
+    )
     records = []
     for index in range(2):
         sample = group.build(index)
@@ -37,6 +40,8 @@ def test_parts_are_the_means_of_their_tokens():
     whole, split = (Prompt(Sample("a", {}), ids[:90], ids[90:], parts=parts) for parts in (1, 3))
     scorer = Scorer(tiny_model())
     one, three = (scorer.score([p], Arm("full"), tokens=160, rows=2, width=32)[0] for p in (whole, split))
-    assert one.parts == () and len(three.parts) == 3
-    assert sum(three.parts) / 3 == pytest.approx(one.log_prob, abs=1e-5) == pytest.approx(three.log_prob, abs=1e-6)
-    assert 0 <= one.hits <= 1 and set(three.numbers()) >= {"log_prob_0", "log_prob_2", "hits", "exact"}
+    parts = [three[f"log_prob_{part}"] for part in range(3)]
+    assert set(three) - set(one) == {"log_prob_0", "log_prob_1", "log_prob_2"}
+    assert sum(parts) / 3 == pytest.approx(one["log_prob"], abs=1e-5)
+    assert three["log_prob"] == pytest.approx(one["log_prob"], abs=1e-6)
+    assert 0 <= one["hits"] <= 1

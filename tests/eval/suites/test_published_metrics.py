@@ -6,8 +6,7 @@ from collections import Counter
 
 import pytest
 
-from eval.suites.metrics import edit_similarity, rouge_l, token_f1
-from eval.suites.segmentation import chinese_words
+from eval.suites.metrics import chinese_words, edit_similarity, rouge_l, token_f1
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # the packages are older than today's Python

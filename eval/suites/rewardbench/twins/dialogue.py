@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from eval.suites.rewardbench.items import content_digest
+from eval.harness.provenance import text_digest
 from eval.suites.rewardbench.twins.text import filler
 from eval.suites.words import CITIES, COLOURS, FIRST_NAMES
 
@@ -124,7 +124,7 @@ def _store(turns: list[str]) -> str:
     entries = []
     for time, who, noted, value in _noted(turns):
         memory = f"{who} {noted} {value}."
-        digest = content_digest(memory)
+        digest = text_digest(memory)
         entries.append({"id": digest[:8], "memory": memory, "hash": digest, "created_at": time, "user_id": who})
     return repr(entries)
 

@@ -11,7 +11,7 @@ from eval.harness.encoding import Encoder, make_prompt
 from eval.samples import Reply, Showing
 from eval.suites.longbench.v1 import FORMS, longbench_groups
 from eval.suites.longbench.v2 import longbench_v2_group
-from eval.suites.segmentation import _segmenter
+from eval.suites.metrics import _segmenter
 from eval.verbs.longbench import E_TASKS
 
 ANSWERS = {

@@ -17,7 +17,12 @@ from eval.suites.rewardbench.memory import SETTINGS
 from eval.suites.rewardbench.memory import official_table as memory_table
 from eval.suites.rewardbench.results import biases_of, join_rewards, official_results, read_verdicts, summary, swap_of
 from eval.suites.rewardbench.run import LONG, MEMORY
+from eval.suites.rewardbench.settings import JudgeSettings
 from eval.suites.rewardbench.twins import long, memory
+
+
+def plan_of(suite, mode, **asked):
+    return suite.plan(JudgeSettings(mode=mode, **asked))
 
 
 def count_tokens(text: str) -> int:
@@ -44,11 +49,13 @@ def judged(files, plan, backend, tmp_path, parser, **options):
 
 @pytest.mark.parametrize("mode", ["compat", "strict"])
 def test_an_oracle_is_right_everywhere(mode, tmp_path):
-    of_long = judged(long_files(), LONG.plan(mode), judge("oracle", long_oracle), tmp_path / "l", "official")
+    of_long = judged(long_files(), plan_of(LONG, mode), judge("oracle", long_oracle), tmp_path / "l", "official")
     assert set(long_table(official_results(of_long)).values()) == {1.0, 0.0}
     empty = {name for name, value in long_table(official_results(of_long)).items() if value == 0}
     assert empty == {"8k", "16k", "32k", "64k", "128k"}
-    of_memory = judged(memory_files(), MEMORY.plan(mode), judge("oracle", memory_oracle), tmp_path / "m", "last_tag")
+    of_memory = judged(
+        memory_files(), plan_of(MEMORY, mode), judge("oracle", memory_oracle), tmp_path / "m", "last_tag"
+    )
     assert {column["AVG"] for column in memory_table(official_results(of_memory)).values()} == {1.0}
     swap = swap_of(of_memory)
     assert swap is None if mode == "compat" else (swap["both_right"], swap["consistency"]) == (30, 1.0)
@@ -59,25 +66,27 @@ def test_an_oracle_is_right_everywhere(mode, tmp_path):
 
 
 def test_a_coin_scores_one_in_n(tmp_path):
-    verdicts = judged(long_files(), LONG.plan("compat"), judge("coin", random_ranks), tmp_path, "official")
+    verdicts = judged(long_files(), plan_of(LONG, "compat"), judge("coin", random_ranks), tmp_path, "official")
     for size in (2, 3, 4):
         alike = [one for one in verdicts if len(one.order) == size]
         figures = summary(alike)
         low, high = figures["interval"]
         assert low <= 1 / size <= high and high - low < 0.4
-    of_memory = judged(memory_files(), MEMORY.plan("compat"), judge("coin", random_ranks), tmp_path / "m", "strict5")
+    of_memory = judged(
+        memory_files(), plan_of(MEMORY, "compat"), judge("coin", random_ranks), tmp_path / "m", "strict5"
+    )
     low, high = summary(of_memory)["interval"]
     assert (low, high) == wilson_interval(sum(one.match == 1 for one in of_memory), 30) and low <= 0.5 <= high
 
 
 def test_a_judge_that_always_says_a_scores_the_share_of_best_first(tmp_path):
     files = memory_files()
-    verdicts = judged(files, MEMORY.plan("compat"), judge("A", in_shown_order), tmp_path, "strict5")
+    verdicts = judged(files, plan_of(MEMORY, "compat"), judge("A", in_shown_order), tmp_path, "strict5")
     best_first = [order == (0, 1) for items in files.values() for _, order in official_orders([2] * len(items))]
     assert summary(verdicts)["match"] == np.mean(best_first)
     assert swap_of(verdicts) is None
 
-    both = judged(files, MEMORY.plan("strict"), judge("A", in_shown_order), tmp_path / "both", "last_tag")
+    both = judged(files, plan_of(MEMORY, "strict"), judge("A", in_shown_order), tmp_path / "both", "last_tag")
     swap = swap_of(both)
     assert summary(both)["match"] == 0.5 and summary(both)["items"] == 30 and summary(both)["replies"] == 60
     assert swap is not None and (swap["n"], swap["flip_first"], swap["consistency"]) == (30, 30, 0.0)
@@ -86,13 +95,13 @@ def test_a_judge_that_always_says_a_scores_the_share_of_best_first(tmp_path):
 
 @pytest.mark.parametrize(("orders", "match"), [("best-first", 1.0), ("best-last", 0.0)])
 def test_fixed_orders_show_the_bias(orders, match, tmp_path):
-    plan = MEMORY.plan("compat", orders=orders)
+    plan = plan_of(MEMORY, "compat", orders=orders)
     assert summary(judged(memory_files(), plan, judge("A", in_shown_order), tmp_path, "strict5"))["match"] == match
 
 
 def test_records_are_shown_in_the_official_order_whatever_the_limit(tmp_path):
     """A limited run is the beginning of the whole one."""
-    plan = LONG.plan("compat")
+    plan = plan_of(LONG, "compat")
     whole = run_judge(long_files(), plan, judge("o", long_oracle), tmp_path / "whole")
     first = run_judge(long_files(), plan, judge("o", long_oracle), tmp_path / "first", limit=3)
     shown = {record["uid"]: record["showing"] for record in whole}
@@ -114,7 +123,9 @@ def test_records_are_shown_in_the_official_order_whatever_the_limit(tmp_path):
 )
 def test_replies_without_a_verdict_are_counted_by_kind(reply, status, official, last, tmp_path):
     files = {"Math": long_files()["Math"]}
-    records = run_judge(files, LONG.plan("compat"), ScriptedBackend("b", lambda prompt: reply), tmp_path / "journal")
+    records = run_judge(
+        files, plan_of(LONG, "compat"), ScriptedBackend("b", lambda prompt: reply), tmp_path / "journal"
+    )
     for parser, ranks in (("official", official), ("last", last)):
         verdicts = read_verdicts(by_uid(files), records, parser)
         assert {one.ranks for one in verdicts} == {ranks} and {one.status for one in verdicts} == {status}
@@ -125,7 +136,9 @@ def test_replies_without_a_verdict_are_counted_by_kind(reply, status, official, 
 
 def test_strict_parsers_refuse_rankings_that_are_not_whole(tmp_path):
     files = {"Cite": [item for item in long_files()["Cite"] if len(item.answers) == 3]}
-    records = run_judge(files, LONG.plan("strict"), ScriptedBackend("b", lambda p: "[[A>B>C>D]]"), tmp_path / "journal")
+    records = run_judge(
+        files, plan_of(LONG, "strict"), ScriptedBackend("b", lambda p: "[[A>B>C>D]]"), tmp_path / "journal"
+    )
     strict, official = (summary(read_verdicts(by_uid(files), records, parser)) for parser in ("last", "official"))
     assert strict["failed"] == {"unparsed": 2 * len(files["Cite"])} and strict["match"] == 0
     assert official["failed"] == {} and official["match"] > 0
@@ -134,7 +147,7 @@ def test_strict_parsers_refuse_rankings_that_are_not_whole(tmp_path):
 def test_prompts_over_the_window_are_counted_never_dropped(tmp_path):
     files = {"Math": long_files()["Math"]}
     never = ScriptedBackend("never", lambda prompt: pytest.fail("was shown"))
-    records = run_judge(files, LONG.plan("compat"), never, tmp_path / "journal", window=900)
+    records = run_judge(files, plan_of(LONG, "compat"), never, tmp_path / "journal", window=900)
     figures = summary(read_verdicts(by_uid(files), records, "official"))
     assert figures["failed"] == {"too_long": len(files["Math"])} and figures["match"] == 0
 
@@ -144,11 +157,11 @@ def test_forced_choice_takes_the_likelier_letter(tmp_path):
         better = memory_oracle(prompt).index(0)
         return Reply(numbers={"option_0": -1.0 - better, "option_1": -1.5})
 
-    plan = MEMORY.plan("compat", ask="choice")
+    plan = plan_of(MEMORY, "compat", ask="choice")
     records = run_judge(memory_files(), plan, ScriptedBackend("c", answer), tmp_path / "journal")
     assert summary(read_verdicts(by_uid(memory_files()), records, "choice"))["match"] == 1
     with pytest.raises(ConfigError, match="rankings"):
-        LONG.plan("compat", ask="choice")
+        plan_of(LONG, "compat", ask="choice")
 
 
 class Lookup:
@@ -187,7 +200,7 @@ def test_reward_models_rank_by_score_with_ties_to_the_first_shown(tmp_path):
     same_length = [item for item in items if sum(tokens(item, answer) in best for answer in item.answers) > 1]
     model = Lookup(best)
     backend = RewardBackend(model, identity={"reward": "lookup"}, max_tokens=None)
-    records = run_judge(files, LONG.plan("compat", ask="reward"), backend, tmp_path / "journal", encoder=encoder)
+    records = run_judge(files, plan_of(LONG, "compat", ask="reward"), backend, tmp_path / "journal", encoder=encoder)
     assert len(records) == sum(len(item.answers) for item in items)
     assert all(rows * tokens <= max(4096, tokens) for rows, tokens in model.seen)
 
@@ -207,7 +220,7 @@ def test_a_reward_that_is_no_number_is_an_error_not_a_rank(tmp_path):
     files = {"Math": long_files()["Math"][:2]}
     lengths = {len(item.question) + 1 + len(item.answers[0]): float("nan") for item in files["Math"]}
     backend = RewardBackend(Lookup(lengths), identity={}, max_tokens=None)
-    plan = LONG.plan("compat", ask="reward")
+    plan = plan_of(LONG, "compat", ask="reward")
     records = run_judge(files, plan, backend, tmp_path / "journal", encoder=CharacterEncoder())
     assert len(records) < 4
     assert len(join_rewards(records, {item.uid: (0, 1) for item in files["Math"]})) < 2
@@ -226,7 +239,7 @@ def test_official_cut(length, kept, middle):
 def test_long_prompts_are_cut_where_the_official_evaluators_cut(tmp_path):
     item = long_files()["Math"][0]
     long_item = type(item)(**{**vars(item), "question": item.question * 60})
-    plan = LONG.plan("compat")
+    plan = plan_of(LONG, "compat")
     seen = []
     backend = ScriptedBackend("b", lambda prompt: seen.append(len(prompt.prompt_ids)) or "[[A]]")
     files = {"Math": [long_item]}
@@ -244,7 +257,7 @@ def test_letters_to_choose_from_outlive_the_official_cut(tmp_path):
         seen.append((len(prompt.prompt_ids), prompt.option_ids))
         return Reply(numbers={"option_0": -1.0, "option_1": -2.0})
 
-    plan = MEMORY.plan("compat", ask="choice")
+    plan = plan_of(MEMORY, "compat", ask="choice")
     encoder = CharacterEncoder()
     backend = ScriptedBackend("c", answer)
     run_judge({"long": [long_item]}, plan, backend, tmp_path / "journal", encoder=encoder)
@@ -252,6 +265,6 @@ def test_letters_to_choose_from_outlive_the_official_cut(tmp_path):
 
 
 def test_every_setting_and_length_has_its_group():
-    groups = judge_groups(memory_files(), MEMORY.plan("compat"), None)
+    groups = judge_groups(memory_files(), plan_of(MEMORY, "compat"), None)
     assert sum(group.count for group in groups) == 3 * len(SETTINGS)
     assert all(500 < group.tokens < 3000 for group in groups)

@@ -1,5 +1,3 @@
-import csv
-import io
 import json
 
 import pytest
@@ -99,10 +97,3 @@ def test_rankings_get_their_own_columns_and_no_swap_table():
     text = page.figures_markdown(figures, "some judge")
     assert "| top-1, % | exact, % | reciprocal rank | Kendall tau |" in text
     assert "| 66.7 | 50.0 | 50.0 | 0.750 | 0.667 | 0 |" in text
-
-
-def test_csv_quotes_what_needs_it():
-    rows = list(csv.reader(io.StringIO(page.rows_csv({"Rank Avg,": 0.5}))))
-    assert rows == [["Task", "Value"], ["Rank Avg,", "0.5"]]
-    columns = page.columns_csv({"Mem0-Out": {"8k": 0.5, "AVG": -1.0}, "Overall": {"8k": 1.0, "AVG": 0.25}})
-    assert columns == ",Mem0-Out,Overall\n8k,0.5,1.0\nAVG,-1.0,0.25\n"

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from attention_cases import assert_close
 
-from pallas_kernels import CacheView, Pages, pack, quantize_group
+from pallas_kernels import CacheView, Pages, decode_attention, pack, quantize_group
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,8 @@ class DecodeCase:
     window: int | None = None
     modes: tuple[int, ...] = (0, 1)
     """Modes of the heads, row after row, repeated."""
+    pages: int = 1
+    """Places of a head's table, if its tokens need no more: one shape for rows of any length."""
     slow: bool = False
 
     def options(self) -> dict:
@@ -77,15 +81,15 @@ SMALL_GROUPS = [
 """Groups that fill no TPU register."""
 
 
-@partial(jax.jit, static_argnames=("bits", "channels"))
-def quantize(k, v, holes, *, norm, bits: int, channels: int) -> Pages:
-    """Pages of `[..., G, H]` with metadata in float16, as the engine makes them."""
+@partial(jax.jit, static_argnames=("bits", "channels", "metadata_dtype"))
+def quantize(k, v, holes, *, norm=None, bits: int = 2, channels: int, metadata_dtype=jnp.float16) -> Pages:
+    """Pages of `[..., G, H]`, with metadata in the engine's dtype if no other is asked for."""
     divided = k if norm is None else k / norm[..., None].astype(jnp.float32)
     k_codes, k_scale, k_zero = quantize_group(
-        divided, axis=-2, bits=bits, valid=~holes[..., None], metadata_dtype=jnp.float16
+        divided, axis=-2, bits=bits, valid=~holes[..., None], metadata_dtype=metadata_dtype
     )
     by_channels = v.reshape(*v.shape[:-1], -1, channels)
-    v_codes, v_scale, v_zero = quantize_group(by_channels, axis=-1, bits=bits, metadata_dtype=jnp.float16)
+    v_codes, v_scale, v_zero = quantize_group(by_channels, axis=-1, bits=bits, metadata_dtype=metadata_dtype)
     k_codes, v_codes = (pack(x.reshape(v.shape), bits=bits) for x in (k_codes, v_codes))
     return Pages(
         k_codes, k_scale, k_zero, norm, v_codes, v_scale, v_zero, pack(holes[..., None].astype(jnp.uint8), bits=1)
@@ -101,7 +105,7 @@ def make_decode_inputs(case: DecodeCase, dtype=jnp.float32, seed: int = 0):
     rng = np.random.default_rng(seed)
     B, K, G, H = len(case.lengths), case.kv_heads, case.group, case.head_dim
     quantized = np.array([(n - case.queries) // G * G for n in case.lengths])
-    J = max(1, int(quantized.max()) // G)
+    J = max(case.pages, int(quantized.max()) // G)
     k, v = (np.array(jnp.asarray(x, dtype), np.float32) for x in rng.standard_normal((2, B, K, J * G, H), np.float32))
     new_k, new_v = rng.standard_normal((2, B, K, G + case.queries, H), np.float32)
 
@@ -142,6 +146,19 @@ def make_decode_inputs(case: DecodeCase, dtype=jnp.float32, seed: int = 0):
     q = jnp.asarray(rng.standard_normal((B, case.queries, K * case.groups, H)), dtype)
     mode = np.resize(case.modes, (B, K))
     return q, view, jnp.asarray(case.lengths, jnp.int32) - case.queries, jnp.asarray(mode, jnp.int32)
+
+
+def assert_equals_the_definition(
+    case: DecodeCase, impl: str, dtype=jnp.float32, tolerance: float = 1e-5, interpreter=nullcontext
+) -> None:
+    """Compares an implementation with the reference, on inputs in `dtype`; a kernel runs in its interpreter."""
+    inputs = make_decode_inputs(case, dtype)
+    attend = partial(decode_attention, **case.options())
+    with interpreter():
+        got = jax.jit(partial(attend, impl=impl))(*inputs).block_until_ready()
+    wanted = jax.jit(partial(attend, impl="reference"))(*inputs)
+    assert got.dtype == wanted.dtype
+    assert_close(got, wanted, tolerance)
 
 
 def decode_shapes(

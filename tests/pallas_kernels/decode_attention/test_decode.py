@@ -4,30 +4,30 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from decode_cases import DecodeCase, make_decode_inputs, quantize
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pallas_kernels import CacheView, Pages, decode_attention, pack, quantize_group
+from pallas_kernels import CacheView, decode_attention
 from pallas_kernels.decode_attention import xla
 
 IMPLS = ["reference", "xla"]
 B, N, K, H, G, J = 2, 4, 2, 8, 32, 6
-OPTIONS = {"block_size": 16, "local_blocks": 3}
 
 attend = jax.jit(
     decode_attention, static_argnames=("sink_blocks", "local_blocks", "block_size", "window", "scale", "impl")
 )
 
 
-def make_pages(k, v, holes, *, bits=2, channels=4, norm=None) -> Pages:
-    """Pages `[..., G, H]` with float32 metadata."""
-    divided = k if norm is None else k / norm[..., None]
-    k_codes, k_scale, k_zero = quantize_group(divided, axis=-2, bits=bits, valid=~holes[..., None])
-    v_codes, v_scale, v_zero = quantize_group(v.reshape(*v.shape[:-1], -1, channels), axis=-1, bits=bits)
-    codes = (pack(x.reshape(v.shape), bits=bits) for x in (k_codes, v_codes))
-    k_codes, v_codes = codes
-    packed_holes = pack(holes[..., None].astype(jnp.uint8), bits=1)
-    return Pages(k_codes, k_scale, k_zero, norm, v_codes, v_scale, v_zero, packed_holes)
+def small(**changes) -> DecodeCase:
+    """A case of two rows of 180 and 77 tokens, of which 160 and 64 are in groups."""
+    shape = {"lengths": (180, 77), "head_dim": H, "channels": 4, "group": G, "block": 16, "local": 3}
+    return DecodeCase("", **{**shape, "modes": (0, 1, 1, 0), "pages": J, **changes})
+
+
+def assert_defined(inputs, got=None, **options) -> None:
+    got = attend(*inputs, **options) if got is None else got
+    np.testing.assert_allclose(got, attend(*inputs, **options, impl="reference"), atol=2e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("impl", IMPLS)
@@ -55,7 +55,7 @@ def test_worked_example(impl, outliers, wanted):
     for slot, token in enumerate(outliers, start=2):
         exact_k[slot], exact_v[slot], pos[slot] = keys[token], values[token], token
     view = CacheView(
-        make_pages(jnp.asarray(keys)[None], jnp.asarray(values)[None], jnp.asarray(holes)[None]),
+        quantize(keys[None], values[None], holes[None], channels=4, metadata_dtype=jnp.float32),
         jnp.zeros((1, 1, 1), jnp.int32),
         jnp.array([32]),
         *(jnp.asarray(x)[None, None] for x in (exact_k, exact_v, pos)),
@@ -65,65 +65,29 @@ def test_worked_example(impl, outliers, wanted):
     np.testing.assert_allclose(out.ravel(), wanted, atol=2e-6)
 
 
-def make_case(queries, *, bits=2, norm=False, lengths=(180, 77), seed=None):
-    """Rows of 180 and 77 tokens, 160 and 64 of them in groups on shuffled pages, three outliers a head."""
-    rng = np.random.default_rng(queries if seed is None else seed)
-    quantized = [(n - queries) // G * G for n in lengths]
-    k, v = rng.standard_normal((2, B, K, J * G, H), np.float32)
-    outlier_pos = np.array([[[*rng.permutation(n)[:3]] if n else [-1] * 3 for _ in range(K)] for n in quantized])
-    holes = (np.arange(J * G) == outlier_pos[..., None]).any(2)
-    ring = [
-        np.concatenate([np.arange(n0, n), np.full(60 - n + n0, -1)]) for n0, n in zip(quantized, lengths, strict=True)
-    ]
-    pos = np.concatenate([outlier_pos, np.broadcast_to(np.stack(ring)[:, None], (B, K, 60))], -1)
-    order = rng.permutation(2 * B * K * J)[: B * K * J]
-
-    def grouped(x):
-        return x.reshape(B * K * J, G, *x.shape[3:])
-
-    norms = jnp.asarray(rng.uniform(0.5, 2, (B * K * J, G)), jnp.float32) if norm else None
-    pages = make_pages(*map(jnp.asarray, map(grouped, (k, v, holes))), bits=bits, norm=norms)
-    pool = jax.tree.map(lambda x: jnp.zeros((2 * B * K * J, *x.shape[1:]), x.dtype).at[order].set(x), pages)
-    exact = [np.take_along_axis(x, np.maximum(pos, 0)[..., None], 2) for x in (k, v)]
-    view = CacheView(
-        pool,
-        jnp.asarray(order.reshape(B, K, J), jnp.int32),
-        jnp.asarray(quantized),
-        *map(jnp.asarray, exact),
-        jnp.asarray(pos),
-    )
-    q = jnp.asarray(rng.standard_normal((B, queries, N, H)), jnp.float32)
-    return q, view, jnp.asarray(lengths) - queries, jnp.array([[0, 1], [1, 0]])
-
-
 @pytest.mark.parametrize(
-    ("case", "options"),
+    "changes",
     [
-        ({"queries": 1}, OPTIONS),
-        ({"queries": 8, "bits": 4, "norm": True}, OPTIONS),
-        ({"queries": 3, "bits": 8}, {"block_size": 24, "local_blocks": 2, "sink_blocks": 3}),
-        ({"queries": 2, "lengths": (20, 77)}, {**OPTIONS, "window": 60}),
+        {},
+        {"queries": 8, "bits": 4, "norm": True},
+        {"queries": 3, "bits": 8, "block": 24, "local": 2, "sink": 3},
+        {"queries": 2, "lengths": (20, 77), "window": 60},
     ],
 )
-def test_loop_over_groups_equals_the_definition(case, options):
-    inputs = make_case(**case)
-    np.testing.assert_allclose(
-        attend(*inputs, **options), attend(*inputs, **options, impl="reference"), atol=2e-5, rtol=1e-5
-    )
+def test_loop_over_groups_equals_the_definition(changes):
+    case = small(**changes)
+    assert_defined(make_decode_inputs(case), **case.options())
 
 
 @settings(max_examples=15)
 @given(
     lengths=st.tuples(*[st.integers(3, J * G)] * 2),
-    mode=st.lists(st.integers(0, 1), min_size=4, max_size=4),
+    modes=st.tuples(*[st.integers(0, 1)] * 4),
     seed=st.integers(0, 99),
 )
-def test_any_mixture_of_lengths_and_heads_equals_the_definition(lengths, mode, seed):
-    q, view, position, _ = make_case(3, lengths=lengths, seed=seed)
-    inputs = (q, view, position, jnp.array(mode).reshape(B, K))
-    np.testing.assert_allclose(
-        attend(*inputs, **OPTIONS), attend(*inputs, **OPTIONS, impl="reference"), atol=2e-5, rtol=1e-5
-    )
+def test_any_mixture_of_lengths_and_heads_equals_the_definition(lengths, modes, seed):
+    case = small(queries=3, lengths=lengths, modes=modes)
+    assert_defined(make_decode_inputs(case, seed=seed), **case.options())
 
 
 @pytest.mark.parametrize("tiles_at_once", [1, 3])
@@ -131,25 +95,28 @@ def test_a_long_list_of_tiles_is_taken_in_pieces(tiles_at_once, monkeypatch):
     """Five tiles: one at a time, and in pieces of three of which the last is not full."""
     monkeypatch.setattr(xla, "CODES_AT_ONCE", tiles_at_once * xla.TILE_GROUPS * G * H)
     jax.clear_caches()  # a program for these shapes may be there, with pieces as they were before
-    q, view, position, mode = make_case(2)
-    got = jax.jit(lambda *inputs: decode_attention(*inputs, impl="xla", **OPTIONS))(q, view, position, mode)
-    np.testing.assert_allclose(got, attend(q, view, position, mode, **OPTIONS, impl="reference"), atol=2e-5, rtol=1e-5)
+    inputs, options = make_decode_inputs(small(queries=2)), small().options()
+    got = jax.jit(lambda *inputs: decode_attention(*inputs, impl="xla", **options))(*inputs)
+    assert_defined(inputs, got, **options)
+
+
+@pytest.mark.parametrize("row", [0, 1])
+def test_numbers_that_are_not_finite_stay_in_their_row(row):
+    q, *rest = make_decode_inputs(small())
+    out = attend(q.at[row].set(jnp.nan), *rest, **small().options())
+    np.testing.assert_array_equal(out[1 - row], attend(q, *rest, **small().options())[1 - row])
 
 
 def test_groups_out_of_sight_are_never_read():
-    """The table of a sparse head may name any page for them: pages of NaN change nothing."""
-    q, view, position, _ = make_case(1)
-    sparse = jnp.ones((B, K), jnp.int32)
-    wanted = attend(q, view, position, sparse, **OPTIONS)
+    """The table of a sparse head may name any page for them: those that no table names hold NaN."""
+    case = small(modes=(1,))
+    q, view, position, sparse = make_decode_inputs(case)
     spare = np.setdiff1d(np.arange(2 * B * K * J), view.table_BKJ)[0]
-    pages = view.pages
-    poison = pages._replace(**{name: getattr(pages, name).at[spare].set(jnp.nan) for name in ("k_zero", "v_scale")})
     # Queries at 179 and 76: sinks 0..15 and local tokens from 144 and 48 on.
     unseen = np.array([[0, 1, 1, 1, 0, 1], [0, 0, 1, 1, 1, 1]], bool)[:, None]
-    table = jnp.where(unseen, spare, view.table_BKJ)
-    poisoned = view._replace(pages=poison, table_BKJ=table)
-    got = attend(q, poisoned, position, sparse, **OPTIONS)
-    np.testing.assert_array_equal(got, wanted)
+    poisoned = view._replace(table_BKJ=jnp.where(unseen, spare, view.table_BKJ))
+    got = attend(q, poisoned, position, sparse, **case.options())
+    np.testing.assert_array_equal(got, attend(q, view, position, sparse, **case.options()))
 
 
 @pytest.mark.parametrize(
@@ -164,11 +131,11 @@ def test_groups_out_of_sight_are_never_read():
     ],
 )
 def test_bad_input_is_named(change, words):
-    q, view, position, mode = make_case(1)
+    q, view, position, mode = make_decode_inputs(small())
     arguments = {"q": q, "position": position, "mode": mode} | change
     with pytest.raises(ValueError) as error:
         decode_attention(
-            arguments.pop("q"), view, arguments.pop("position"), arguments.pop("mode"), **OPTIONS | arguments
+            arguments.pop("q"), view, arguments.pop("position"), arguments.pop("mode"), **small().options() | arguments
         )
     assert words in str(error.value)
 
@@ -177,7 +144,7 @@ def test_bad_input_is_named(change, words):
 @pytest.mark.parametrize(("pages", "groups"), [(1, 0), (0, 0), (0, 2)])
 def test_a_cache_without_groups_attends_to_its_exact_tokens(pages, groups, impl):
     normal = np.random.default_rng(0).standard_normal
-    blank = make_pages(jnp.zeros((1, G, H)), jnp.zeros((1, G, H)), jnp.zeros((1, G), bool))
+    blank = quantize(jnp.zeros((1, G, H)), jnp.zeros((1, G, H)), jnp.zeros((1, G), bool), channels=4)
     blank = jax.tree.map(lambda x: x[:pages], blank)
     k, v, q = (jnp.asarray(normal(shape), jnp.float32) for shape in ((1, K, 3, H), (1, K, 3, H), (1, 1, N, H)))
     pos = jnp.broadcast_to(jnp.arange(3), (1, K, 3))

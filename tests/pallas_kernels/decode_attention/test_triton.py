@@ -1,13 +1,8 @@
-from functools import partial
-
 import jax.numpy as jnp
 import pytest
-from attention_cases import assert_close
-from decode_cases import DECODE_CASES, SMALL_GROUPS, DecodeCase, make_decode_inputs
-from tpu_tools import quick_jit
+from decode_cases import DECODE_CASES, SMALL_GROUPS, assert_equals_the_definition
 from triton_interpreter import interpreted
 
-from pallas_kernels import decode_attention
 from pallas_kernels.decode_attention.triton import merge_parts
 
 CASES = [
@@ -23,18 +18,9 @@ def on_the_interpreter(monkeypatch):
         yield
 
 
-def compare(case: DecodeCase, dtype=jnp.float32, tolerance: float = 1e-5) -> None:
-    inputs = make_decode_inputs(case, dtype)
-    got, wanted = (
-        quick_jit(partial(decode_attention, **case.options(), impl=impl))(*inputs) for impl in ("triton", "reference")
-    )
-    assert got.dtype == wanted.dtype
-    assert_close(got, wanted, tolerance)
-
-
 @pytest.mark.parametrize("case", CASES)
 def test_equals_the_definition(case):
-    compare(case)
+    assert_equals_the_definition(case, "triton")
 
 
 def test_parts_that_saw_nothing_give_zeros():
@@ -48,4 +34,4 @@ def test_parts_that_saw_nothing_give_zeros():
 
 @pytest.mark.parametrize("dtype, tolerance", [(jnp.bfloat16, 1e-2), (jnp.float16, 2e-3)])
 def test_16_bit_operands_accumulate_in_float32(dtype, tolerance):
-    compare(NAMED["8 queries, 4 bits, norms"], dtype, tolerance)
+    assert_equals_the_definition(NAMED["8 queries, 4 bits, norms"], "triton", dtype, tolerance)

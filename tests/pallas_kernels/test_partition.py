@@ -1,13 +1,7 @@
-import json
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
+from programs import reports
 
 from pallas_kernels.partition import sharding_rule
-
-ROOT = Path(__file__).parents[2]
 
 
 def test_query_heads_go_with_their_kv_head():
@@ -29,12 +23,7 @@ def test_axes_that_are_not_named_stay_whole():
 @pytest.mark.parametrize("ops", [("routed",), pytest.param(("hybrid", "dual", "select"), marks=pytest.mark.slow)])
 def test_jit_divides_by_rows_and_heads_without_moving_anything(ops):
     """Value and gradients on four devices are those of one, and no device asks another for anything."""
-    done = subprocess.run(
-        [sys.executable, ROOT / "tests" / "support" / "divided_ops.py", *ops],
-        capture_output=True, text=True, cwd=ROOT, env={"PYTHONPATH": f"{ROOT}:{ROOT / 'tests' / 'support'}"},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    reports = [json.loads(line) for line in done.stdout.splitlines()]
-    assert [report["op"] for report in reports] == list(ops)
-    for report in reports:
+    found = reports("divided_ops.py", *ops, devices=4)
+    assert [report["op"] for report in found] == list(ops)
+    for report in found:
         assert report["error"] <= 1e-6 and report["collectives"] == []

@@ -1,29 +1,27 @@
-"""Runs attention ops on a mesh of four simulated devices, by batch and heads: `python FILE OP ...`.
+"""Attention ops on a mesh of four simulated devices, by batch and heads, started by `programs.reports`.
 
-A program, because the number of devices must be set before jax starts. Prints as JSON, for each op ("hybrid", "routed",
+Prints as JSON, for each op ("hybrid", "routed",
 "dual" or "select"), the largest difference from the same op on one device, and the collectives of the divided program.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import re
 import sys
 from collections.abc import Callable
+
+import jax
+import numpy as np
+from attention_cases import Case, make_inputs, random_block_masks
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from pallas_kernels import dual_attention, hybrid_attention, routed_attention, select_blocks
 
 COLLECTIVES = r"\b(all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter)(?:-start)?\("
 
 
 def main(names: list[str]) -> None:
-    os.environ |= {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
-    import jax
-    import numpy as np
-    from attention_cases import Case, make_inputs, random_block_masks
-    from jax.sharding import Mesh, NamedSharding, PartitionSpec
-
-    from pallas_kernels import dual_attention, hybrid_attention, routed_attention, select_blocks
-
     case = Case("mesh", 100, kv_heads=2, groups=3, batch=2, local=1, lengths=(100, 70))
     inputs = make_inputs(case)
     static = {name: x for name, x in inputs.options.items() if name not in ("lengths", "segment_ids")}

@@ -77,7 +77,7 @@ def test_a_model_of_int8_kernels_computes_what_their_products_would(int8):
     np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
     for path, x in gradient.items():
         np.testing.assert_allclose(found[path], x, rtol=1e-4, atol=1e-5 * np.abs(x).max(), err_msg=path)
-    assert (np.abs(gradient["layers.router.head.fc3.kernel"]).max(axis=(1, 2)) > 0).all()
+        assert (np.abs(x).reshape(len(x), -1).max(1) > 0).all(), "sampled gates reach every router"
     text = str(jax.make_jaxpr(jax.grad(lambda r: loss(r, int8, False)[0]))(routers))
     assert "i8[2,32,48]" in text and "f32[2,32,48]" not in text, "the layers exist together as numbers of four bytes"
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from elastic_jax.config import RopeConfig
-from elastic_jax.rope import apply_rope, attention_scale, rope_table
+from elastic_jax.rope import attention_scale, rope_table
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "rope.json").read_text())
 
@@ -36,17 +36,3 @@ def test_length_dependent_types_look_at_each_sequence_alone():
     short, _ = rope_table(rope, 16, jnp.full((1, 1), 9), jnp.array([[40]]), 256)
     np.testing.assert_array_equal(both[0], short[0])
     assert np.abs(both[1] - both[0]).max() > 1e-3
-
-
-def test_rotation_keeps_length_and_depends_on_distance_only():
-    x = jnp.asarray(np.random.default_rng(0).normal(size=(1, 1, 1, 16)), jnp.float32)
-    y = jnp.asarray(np.random.default_rng(1).normal(size=(1, 1, 1, 16)), jnp.float32)
-
-    def rotated(vector, position):
-        table = rope_table(RopeConfig(), 16, jnp.full((1, 1), position), jnp.full((1, 1), 64), 64)
-        return apply_rope(vector, *table)
-
-    np.testing.assert_allclose(jnp.linalg.norm(rotated(x, 5)), jnp.linalg.norm(x), rtol=1e-5)
-    near = (rotated(x, 5) * rotated(y, 2)).sum()
-    far = (rotated(x, 45) * rotated(y, 42)).sum()
-    np.testing.assert_allclose(near, far, rtol=1e-4)

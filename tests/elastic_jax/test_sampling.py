@@ -1,5 +1,3 @@
-import math
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,9 +13,10 @@ LOGITS = jnp.broadcast_to(jnp.log(PROBABILITIES), (20_000, 4))
 @pytest.mark.parametrize(
     "settings",
     [{name: value} for name in ("temperature", "top_p") for value in (float("nan"), float("inf"), -1.0, "1", True)]
-    + [{"top_k": value} for value in (2.5, -1, "3")],
+    + [{"top_k": value} for value in (2.5, -1, "3")]
+    + [{"top_p": value} for value in (0.0, 1.5)],
 )
-def test_settings_that_are_no_numbers_are_refused(settings):
+def test_impossible_settings_are_refused(settings):
     with pytest.raises(ConfigError, match=f"sampling {next(iter(settings))} is"):
         Sampling(**settings)
 
@@ -39,22 +38,6 @@ def shares(sampling):
 )
 def test_tokens_follow_the_filtered_distribution(sampling, expected):
     np.testing.assert_allclose(shares(sampling), expected, atol=0.015)
-
-
-@pytest.mark.parametrize(
-    "bad",
-    [
-        {"temperature": -1.0},
-        {"temperature": math.nan},
-        {"temperature": math.inf},
-        {"top_k": -1},
-        {"top_p": 0.0},
-        {"top_p": 1.5},
-    ],
-)
-def test_impossible_settings_are_refused(bad):
-    with pytest.raises(ConfigError, match=next(iter(bad))):
-        Sampling(**bad)
 
 
 def test_rows_with_settings_of_their_own_draw_what_each_draws_alone():

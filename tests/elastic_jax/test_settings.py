@@ -81,11 +81,6 @@ def test_a_tilde_is_the_home_directory_in_every_path_and_in_nothing_else(yaml_fi
     assert expand_home(Outer(read)) == Outer(read)
 
 
-def test_optional_values(yaml_file):
-    assert load_settings(Settings, yaml_file("limit: null\n")).limit is None
-    assert load_settings(Settings, yaml_file("limit: 7\n")).limit == 7
-
-
 @pytest.mark.parametrize(
     ("text", "says"),
     [

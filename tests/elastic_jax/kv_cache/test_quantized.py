@@ -177,7 +177,7 @@ def test_every_token_is_in_exactly_one_place(lengths, steps, seed):
         assert set(range(n_q, n)) <= set(ring.tolist())
 
 
-@pytest.mark.parametrize("transform", ["none", "hadamard", "hadamard+token_norm"])
+@pytest.mark.parametrize("transform", ["none", "hadamard+token_norm"])
 def test_eight_bits_attend_like_the_dense_cache(transform):
     kv, lengths = random_kv(2), [150, 61, 3]
     config = dataclasses.replace(CONFIG, bits=8, key_transform=transform)
@@ -204,15 +204,9 @@ def test_sparse_heads_need_no_more_than_their_ring():
 @pytest.mark.parametrize(("tokens", "sparse_heads", "ratio"), [(16_384, 0, 6.4), (131_072, 13, 17)])
 def test_bytes_against_bfloat16(tokens, sparse_heads, ratio):
     """Head dim 128; every head full, or 13 of 20 sparse."""
-    heads = 20
-    kv = (jax.ShapeDtypeStruct((1, 1, tokens, heads, 128), jnp.bfloat16),) * 2
-    config, spec = CacheConfig(bits=2), AttentionSpec(1, 16, 128, None, 128**-0.5)
-    mode = (np.arange(heads) < sparse_heads).astype(np.int8)[None, None]
-    plan = plan_pages(mode, np.array([tokens]), config, spec)
-    cache = jax.eval_shape(
-        lambda kv: QuantizedCache.from_prefill(kv, jnp.array([tokens]), jnp.asarray(mode), plan, config, spec), kv
-    )
-    assert tree_bytes(kv) / tree_bytes(cache) >= ratio
+    mode, spec = (np.arange(20) < sparse_heads).astype(np.int8), AttentionSpec(1, 16, 128, None, 128**-0.5)
+    counted = quantized_bytes(mode[None, None], np.array([tokens]), 128, 2, CacheConfig(bits=2), spec)
+    assert 2 * tokens * 20 * 128 * 2 / counted >= ratio
 
 
 @settings(max_examples=15)

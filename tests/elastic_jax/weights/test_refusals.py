@@ -21,9 +21,15 @@ def refuse(source: Path | str, words: str, **arguments: object) -> str:
     return str(caught.value)
 
 
-def sharded(directory: Path) -> Path:
-    save_pretrained(from_pretrained(GOLDEN / "llama3"), directory / "sharded", max_shard_bytes=30_000)
-    return directory / "sharded"
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    """A checkpoint in several shards."""
+    save_pretrained(from_pretrained(GOLDEN / "llama3"), tmp_path / "sharded", max_shard_bytes=30_000)
+    return tmp_path / "sharded"
+
+
+def shards(source: Path) -> list[Path]:
+    return sorted(source.glob("*.safetensors"))
 
 
 def edit_map(directory: Path, **changes: str) -> None:
@@ -58,14 +64,32 @@ def test_every_tensor_problem_is_listed_at_once(tmp_path: Path) -> None:
         assert line in message
 
 
-def test_a_tied_embedding_under_the_name_of_the_head_is_named(tmp_path: Path) -> None:
-    damaged = copy_golden("qwen3_tied", tmp_path)
+def other_name(tensors: dict[str, np.ndarray]) -> None:
+    tensors["lm_head.weight"] = tensors.pop("model.embed_tokens.weight")
 
-    def rename(tensors: dict[str, np.ndarray]) -> None:
-        tensors["lm_head.weight"] = tensors.pop("model.embed_tokens.weight")
 
-    edit_weights(damaged, rename)
-    assert "missing    model.embed_tokens.weight" in refuse(damaged, "do not fit")
+@pytest.mark.parametrize(
+    ("name", "change", "words", "arguments"),
+    [
+        ("qwen3_tied", other_name, "missing    model.embed_tokens.weight", {}),
+        ("llama_tied", {"lm_head.weight": np.zeros((97, 32), np.float32)}, "lm_head.weight differs", {}),
+        ("llama3", {"model.norm.weight": np.ones(32, np.int8)}, "norm.weight as I8; supported: F32, F16, BF16", {}),
+        (
+            *("llama3", {"model.norm.weight": np.full(32, 1e6, np.float32)}),
+            *("model.norm.weight does not fit into float16", {"dtype": "float16"}),
+        ),
+    ],
+)
+def test_a_tensor_that_does_not_fit_is_named(tmp_path: Path, name, change, words, arguments) -> None:
+    damaged = copy_golden(name, tmp_path)
+    edit_weights(damaged, change if callable(change) else lambda tensors: tensors.update(change))
+    refuse(damaged, words, **arguments)
+
+
+def test_layers_beyond_the_configuration_are_unexpected(tmp_path: Path) -> None:
+    source = copy_golden("llama3", tmp_path)
+    edit_json(source / "config.json", num_hidden_layers=1)
+    assert "unexpected model.layers.1.self_attn.q_proj.weight" in refuse(source, "9 tensors")
 
 
 @pytest.mark.parametrize("name", ["model_type", "retrieval_mode"])
@@ -83,18 +107,6 @@ def test_old_rotary_buffers_are_ignored(tmp_path: Path) -> None:
     from_pretrained(source)
 
 
-def test_layers_beyond_the_configuration_are_unexpected(tmp_path: Path) -> None:
-    source = copy_golden("llama3", tmp_path)
-    edit_json(source / "config.json", num_hidden_layers=1)
-    assert "unexpected model.layers.1.self_attn.q_proj.weight" in refuse(source, "9 tensors")
-
-
-def test_tied_head_that_differs(tmp_path: Path) -> None:
-    source = copy_golden("llama_tied", tmp_path)
-    edit_weights(source, lambda t: t.update({"lm_head.weight": np.zeros((97, 32), np.float32)}))
-    refuse(source, "lm_head.weight differs")
-
-
 @pytest.mark.parametrize("keep", [0, 6, 200, -100])
 def test_truncated_safetensors(keep: int, tmp_path: Path) -> None:
     source = copy_golden("llama3", tmp_path)
@@ -110,12 +122,6 @@ def test_edited_safetensors_header(where: int, tmp_path: Path) -> None:
     content[where] ^= 0x55
     (source / WEIGHTS).write_bytes(content)
     refuse(source, "cannot be read as safetensors")
-
-
-def test_quantised_safetensors(tmp_path: Path) -> None:
-    source = copy_golden("llama3", tmp_path)
-    edit_weights(source, lambda t: t.update({"model.norm.weight": np.ones(32, np.int8)}))
-    refuse(source, "model.norm.weight as I8; supported: F32, F16, BF16")
 
 
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "consolidated.pth"])
@@ -143,40 +149,23 @@ def test_hub_id_without_a_hub() -> None:
     refuse("nobody/no-such-model", "cannot be fetched or found in the local cache")
 
 
-def test_unknown_rope_type(tmp_path: Path) -> None:
-    source = copy_golden("llama3", tmp_path)
-    edit_json(source / "config.json", rope_parameters={"rope_type": "spiral", "rope_theta": 1e4})
-    with pytest.raises(ConfigError, match="'spiral'"):
-        from_pretrained(source)
-
-
-def test_float16_overflow(tmp_path: Path) -> None:
-    source = copy_golden("llama3", tmp_path)
-    edit_weights(source, lambda t: t.update({"model.norm.weight": np.full(32, 1e6, np.float32)}))
-    refuse(source, "model.norm.weight does not fit into float16", dtype="float16")
-
-
 @pytest.mark.parametrize(
     "name",
     ["../outside.safetensors", "/etc/outside.safetensors", "a/b.safetensors", "model.bin", "x\0.safetensors", ""],
 )
-def test_shard_names_that_lead_elsewhere(name: str, tmp_path: Path) -> None:
-    source = sharded(tmp_path)
+def test_shard_names_that_lead_elsewhere(name: str, source: Path) -> None:
     edit_map(source, **{"model.norm.weight": name})
     refuse(source, "bare \\*.safetensors file name")
 
 
-def test_shard_that_is_a_link_to_the_outside(tmp_path: Path) -> None:
-    source = sharded(tmp_path)
-    shard = sorted(source.glob("*.safetensors"))[0]
-    shard.rename(tmp_path / "outside.safetensors")
-    shard.symlink_to(tmp_path / "outside.safetensors")
+def test_shard_that_is_a_link_to_the_outside(source: Path, tmp_path: Path) -> None:
+    shards(source)[0].rename(tmp_path / "outside.safetensors")
+    (source / "model-00001-of-00003.safetensors").symlink_to(tmp_path / "outside.safetensors")
     refuse(source, "outside the checkpoint")
 
 
-def test_index_against_its_shards(tmp_path: Path) -> None:
-    source = sharded(tmp_path)
-    edit_map(source, **{"model.extra.weight": sorted(p.name for p in source.glob("*.safetensors"))[0]})
+def test_index_against_its_shards(source: Path) -> None:
+    edit_map(source, **{"model.extra.weight": shards(source)[0].name})
     refuse(source, "model.extra.weight is in the index but in no shard")
 
     index = json.loads((source / INDEX).read_text())
@@ -188,24 +177,17 @@ def test_index_against_its_shards(tmp_path: Path) -> None:
     refuse(source, "no weight_map")
 
 
-def test_tensor_in_two_shards(tmp_path: Path) -> None:
-    source = sharded(tmp_path)
-    first, second = sorted(source.glob("*.safetensors"))[:2]
-    repeated = dict(list(load_file(first).items())[:1])
-    save_file({**load_file(second), **repeated}, second)
+def test_tensor_in_two_shards(source: Path) -> None:
+    first, second = shards(source)[:2]
+    save_file({**load_file(second), **dict(list(load_file(first).items())[:1])}, second)
     refuse(source, "which another shard holds too")
 
 
-def test_missing_shard(tmp_path: Path) -> None:
-    source = sharded(tmp_path)
-    sorted(source.glob("*.safetensors"))[-1].unlink()
-    refuse(source, "is missing. Is the download complete")
-
-
-def test_stray_shards_are_not_read(tmp_path: Path) -> None:
-    source = sharded(tmp_path)
+def test_missing_and_stray_shards(source: Path) -> None:
     save_file({"model.norm.weight": np.zeros(3, np.float32)}, source / "model-00099-of-00099.safetensors")
     from_pretrained(source)
+    shards(source)[-2].unlink()
+    refuse(source, "is missing. Is the download complete")
 
 
 def test_unknown_dtype() -> None:

@@ -54,7 +54,7 @@ def test_a_model_without_routers_is_told_to_have_learnt_none(
     assert caplog.text == ""
     model, ids = from_pretrained(tmp_path / "base"), jnp.ones((1, 40), jnp.int32)
     assert "base has no routers" in caplog.text and 'routing="full"' in caplog.text
-    assert (model(ids).routing.mode == 0).all() and (generate(model, ids, max_new_tokens=1).routing.mode == 0).all()
+    assert (generate(model, ids, max_new_tokens=1).routing.mode == 0).all()
     reward = ElasticRewardModel.from_pretrained(tmp_path / "base", new_head_seed=0)
     for refused in (model, reward.decoder, with_router_settings(model, local_blocks=1)):
         with pytest.raises(ConfigError, match="inspect needs trained routers; .*base has none"):
@@ -63,7 +63,7 @@ def test_a_model_without_routers_is_told_to_have_learnt_none(
         route_prompt(model, "a", [1, 2])
     model.fresh_routers = False
     assert np.isclose(model(ids, router_bias=-9.0).routing.msr(), 1.0), "the routers decide where asked to"
-    route_prompt(model, "a", [1, 2])
+    require_routers(model, "inspect")
 
 
 def test_is_small_and_names_its_base(routers: Path) -> None:

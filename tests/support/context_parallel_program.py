@@ -1,4 +1,4 @@
-"""Attention and router training on eight simulated devices, started by `programs.reports`.
+"""Attention and a model on eight simulated devices, started by `programs.reports`.
 
 Prints as JSON, for each named check, how far its result is from that of one device.
 """
@@ -10,25 +10,34 @@ import math
 import re
 import sys
 from collections.abc import Callable
-from dataclasses import replace
-from functools import cache, partial
+from functools import partial
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+import numpy as np
+from attention_cases import Case, make_inputs
 from divided_ops import COLLECTIVES
+from tiny import CONFIG, tiny_model
+
+from elastic_jax.config import RouterConfig
+from elastic_jax.layout import make_layout
+from elastic_jax.model import from_params, to_params
+from elastic_jax.router import pool_keys, pooling_weights
+from elastic_jax.sharding import MeshConfig, make_mesh
+from elastic_jax.sharding import attention as attention_on_mesh
+from elastic_jax.sharding.attention import on_mesh
+from elastic_jax.sharding.rules import batch_sharding, param_shardings
+from pallas_kernels import dual_attention, hybrid_attention, routed_attention, select_blocks
+from train.data.packing import Rows
 
 
 def mesh_of(**sizes: int):
-    import jax
-
-    from elastic_jax.sharding import MeshConfig, make_mesh
-
     return make_mesh(MeshConfig(**sizes), jax.devices()[: math.prod(sizes.values())])
 
 
 def worst(got: Any, wanted: Any) -> float:
     """Largest difference, relative to the largest value of each array or to 1."""
-    import jax
-    import numpy as np
 
     def error(a: Any, b: Any) -> float:
         a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
@@ -41,14 +50,7 @@ def worst(got: Any, wanted: Any) -> float:
 
 def attention(case: Any, sizes: dict[str, int], op: str, halo: bool, impl: str = "reference") -> dict[str, Any]:
     """Outputs and gradients of an op on a mesh against one device, with the exchange set; KV head 0 is all sparse."""
-    import jax
-    import jax.numpy as jnp
-    from attention_cases import make_inputs
-
-    from elastic_jax.sharding import attention as context_parallel
-    from pallas_kernels import dual_attention, hybrid_attention, routed_attention
-
-    context_parallel.halo_is_cheaper = lambda *_: halo
+    attention_on_mesh.halo_is_cheaper = lambda *_: halo
     inputs = make_inputs(case)
     mode = inputs.mode.at[..., 0].set(1)
     arrays = {name: inputs.options.pop(name) for name in ("lengths", "segment_ids")}
@@ -70,7 +72,7 @@ def attention(case: Any, sizes: dict[str, int], op: str, halo: bool, impl: str =
     operands = (inputs.q, inputs.k, inputs.v, choice, inputs.d_out, arrays)
     wanted = jax.jit(partial(run, lambda op: op))(*operands)
     with jax.set_mesh(mesh_of(**sizes)):
-        compiled = jax.jit(partial(run, context_parallel.on_mesh)).lower(*operands).compile()
+        compiled = jax.jit(partial(run, on_mesh)).lower(*operands).compile()
     return {
         "error": worst(compiled(*operands), wanted),
         "collectives": sorted(set(re.findall(COLLECTIVES, compiled.as_text()))),
@@ -79,12 +81,6 @@ def attention(case: Any, sizes: dict[str, int], op: str, halo: bool, impl: str =
 
 def chosen_blocks(case: Any, sizes: dict[str, int]) -> dict[str, Any]:
     """Share of blocks that are chosen otherwise on a mesh."""
-    import jax
-    from attention_cases import make_inputs
-
-    from elastic_jax.sharding.attention import on_mesh
-    from pallas_kernels import select_blocks
-
     inputs = make_inputs(case)
     arrays = {name: x for name in ("lengths", "segment_ids") if (x := inputs.options[name]) is not None}
 
@@ -101,16 +97,6 @@ def chosen_blocks(case: Any, sizes: dict[str, int]) -> dict[str, Any]:
 
 def pooling(mode: str) -> dict[str, float]:
     """Pooled keys of packed rows whose tokens are divided."""
-    import jax
-    import jax.numpy as jnp
-    import numpy as np
-    from attention_cases import Case
-
-    from elastic_jax.config import RouterConfig
-    from elastic_jax.layout import make_layout
-    from elastic_jax.router import pool_keys, pooling_weights
-    from elastic_jax.sharding.rules import batch_sharding
-
     ids = Case("", 128, batch=2, segments=((50, 60), (100, 1))).segment_ids()
     keys = jnp.asarray(np.random.default_rng(0).normal(size=(2, 128, 2, 8)), jnp.float32)
     prompts = jnp.array([[45, 60], [70, 1]])
@@ -126,11 +112,6 @@ def pooling(mode: str) -> dict[str, float]:
 
 def packed_rows() -> Any:
     """Eight rows of 128 tokens with up to three samples each, as the pipeline makes them."""
-    import numpy as np
-    from tiny import CONFIG
-
-    from train.data.packing import Rows
-
     rng = np.random.default_rng(5)
     ids, labels = rng.integers(0, CONFIG.vocab_size, (2, 1, 8, 128)).astype(np.int32)
     segments, weights = np.zeros((1, 8, 128), np.int32), np.zeros((1, 8, 128), np.float32)
@@ -147,12 +128,6 @@ def packed_rows() -> Any:
 
 def model() -> dict[str, float]:
     """Logits and router logits of a tiny model whose routers decide, on packed rows."""
-    import jax
-    from tiny import tiny_model
-
-    from elastic_jax.model import from_params, to_params
-    from elastic_jax.sharding.rules import batch_sharding, param_shardings
-
     made = tiny_model()
     rows = packed_rows()
 
@@ -168,64 +143,8 @@ def model() -> dict[str, float]:
         return {"error": worst(jax.jit(run)(*placed), wanted)}
 
 
-@cache
-def one_device() -> tuple[Callable[..., Any], Any]:
-    """(a function that trains a tiny model for a step and returns loss and router gradients, its result here)."""
-    import jax
-    import jax.numpy as jnp
-    import numpy as np
-    import optax
-    from tiny import tiny_model
-    from train_run import tiny_config
-
-    from train.config import OptimConfig
-    from train.router.step import first_state, make_step, split_params
-
-    config = replace(tiny_config(optim=OptimConfig(rows=8, warmup=0.0, clip=1e9)), remat=True)
-    model = tiny_model()
-    router, frozen = split_params(model)
-
-    def run(place_params: Callable[[Any], Any], place_rows: Callable[[Any], Any], replicate: Callable[[Any], Any]):
-        state = replicate(first_state(jax.tree.map(jnp.array, router), config))
-        rows = jax.tree.map(place_rows, packed_rows())
-        state, metrics = make_step(model.config, config)(state, place_params(frozen), rows)
-        moments = jax.tree.leaves(optax.tree.get(state.opt_state, "mu"))
-        return float(metrics["loss"]), [np.asarray(x) / (1 - config.optim.beta1) for x in moments]
-
-    unchanged = partial(jax.tree.map, jnp.asarray)
-    return run, run(unchanged, unchanged, unchanged)
-
-
-def training(**sizes: int) -> dict[str, float]:
-    """Loss and router gradients of one training step, with the parameters and packed rows of a run on that mesh."""
-    import jax
-    import numpy as np
-
-    from elastic_jax.sharding.rules import batch_sharding, param_shardings, replicated
-
-    run, (loss, gradients) = one_device()
-    mesh = mesh_of(**sizes)
-
-    def place_rows(x: Any) -> Any:
-        return jax.device_put(x, batch_sharding(mesh, leading=1, tokens=x.shape[-1] == 128))
-
-    with jax.set_mesh(mesh):
-        got_loss, got = run(
-            lambda frozen: jax.device_put(frozen, param_shardings(frozen, mesh)),
-            place_rows,
-            lambda state: jax.device_put(state, replicated(mesh)),
-        )
-    largest = max(np.abs(x).max() for x in gradients)
-    difference = max(np.abs(a - b).max() for a, b in zip(got, gradients, strict=True))
-    return {
-        "loss": abs(got_loss - loss) / abs(loss),
-        "gradient": float(difference / largest),
-        "largest": float(largest),
-    }
-
-
-def make_checks() -> dict[str, Callable[[], dict[str, Any]]]:
-    from attention_cases import Case
+def make_checks() -> dict[str, dict[str, Callable[[], dict[str, Any]]]]:
+    """The checks by name, in groups."""
 
     def case(keys: int, **changes: Any) -> Case:
         return Case(
@@ -237,39 +156,27 @@ def make_checks() -> dict[str, Callable[[], dict[str, Any]]]:
     odd = case(150, lengths=(150, 37))
     window = case(160, window=30, segments=((50, 100), (9, 1, 110)))
     return {
-        "packed, halo": partial(attention, packed, {"data": 2, "context": 4}, "hybrid", True),
-        "packed, all keys": partial(attention, packed, {"tensor": 2, "context": 4}, "routed", False),
-        "halo over several shards": partial(attention, far, {"context": 8}, "hybrid with lse", True),
-        "tokens that do not divide": partial(attention, odd, {"tensor": 4, "context": 2}, "routed", False),
-        "window, halo": partial(attention, window, {"context": 4}, "routed", True),
-        "window, all keys": partial(attention, window, {"context": 2}, "hybrid", False),
-        "both outputs": partial(attention, odd, {"context": 2}, "dual", False),
-        "rows and heads only": partial(attention, packed, {"data": 2, "tensor": 4}, "routed", False),
-        "blocks of the ops, halo": partial(attention, packed, {"context": 4}, "hybrid", True, "xla"),
-        "blocks of the ops, all keys": partial(attention, packed, {"context": 4}, "routed", False, "xla"),
-        "chosen blocks": partial(chosen_blocks, packed, {"data": 2, "tensor": 4}),
-        "model": model,
-        "pooling, boundary": partial(pooling, "boundary"),
-        "pooling, prompt": partial(pooling, "prompt"),
-    } | {
-        "training " + " ".join(f"{axis} {n}" for axis, n in sizes.items()): partial(training, **sizes)
-        for sizes in (
-            {"data": 2, "context": 4},
-            {"data": 8},
-            {"data": 2, "fsdp": 4},
-            {"fsdp": 8},
-            {"fsdp": 4, "context": 2},
-            {"fsdp": 2, "tensor": 2, "context": 2},
-            {"context": 8},
-        )
+        "fast": {
+            "packed, halo": partial(attention, packed, {"data": 2, "context": 4}, "hybrid", True),
+            "packed, all keys": partial(attention, packed, {"tensor": 2, "context": 4}, "routed", False),
+            "window, halo": partial(attention, window, {"context": 4}, "routed", True),
+            "chosen blocks": partial(chosen_blocks, packed, {"data": 2, "tensor": 4}),
+            "model": model,
+        },
+        "slow": {
+            "halo over several shards": partial(attention, far, {"context": 8}, "hybrid with lse", True),
+            "tokens that do not divide": partial(attention, odd, {"tensor": 4, "context": 2}, "routed", False),
+            "window, all keys": partial(attention, window, {"context": 2}, "hybrid", False),
+            "both outputs": partial(attention, odd, {"context": 2}, "dual", False),
+            "rows and heads only": partial(attention, packed, {"data": 2, "tensor": 4}, "routed", False),
+            "blocks of the ops, halo": partial(attention, packed, {"context": 4}, "hybrid", True, "xla"),
+            "blocks of the ops, all keys": partial(attention, packed, {"context": 4}, "routed", False, "xla"),
+            "pooling, boundary": partial(pooling, "boundary"),
+            "pooling, prompt": partial(pooling, "prompt"),
+        },
     }
 
 
-def main(names: list[str]) -> None:
-    checks = make_checks()
-    for name in names:
-        print(json.dumps({"check": name} | checks[name]()), flush=True)
-
-
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    for name, check in make_checks()[sys.argv[1]].items():
+        print(json.dumps({"check": name} | check()), flush=True)

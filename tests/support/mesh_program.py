@@ -8,15 +8,22 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+import numpy as np
+from checkpoints import GOLDEN
+
+from elastic_jax.int8_linear import quantize_layers
+from elastic_jax.model import to_params
+from elastic_jax.sharding import MeshConfig, make_mesh
+from elastic_jax.sharding.rules import batch_sharding, param_shardings
+from elastic_jax.weights import from_pretrained
+from elastic_jax.weights.safetensors_dir import SafetensorsFiles
+from train.token_losses import token_nll
+
 
 def meshes() -> dict[str, Any]:
     """Shapes that `make_mesh` gives, and that rows and tokens go where a batch sharding says."""
-    import jax
-    import numpy as np
-
-    from elastic_jax.sharding import MeshConfig, make_mesh
-    from elastic_jax.sharding.rules import batch_sharding
-
     mesh = make_mesh(MeshConfig(data=-1, fsdp=2, context=2))
     batch = jax.device_put(np.arange(3 * 8 * 6).reshape(3, 8, 6), batch_sharding(mesh, leading=1))
     per_row = jax.device_put(np.arange(8), batch_sharding(mesh, tokens=False))
@@ -32,16 +39,6 @@ def meshes() -> dict[str, Any]:
 
 def loads(name: str, **axes: int) -> dict[str, Any]:
     """A golden checkpoint read onto eight devices, beside the same on one: differences, and what was read."""
-    import jax
-    import numpy as np
-    from checkpoints import GOLDEN
-
-    from elastic_jax.model import to_params
-    from elastic_jax.sharding import MeshConfig, make_mesh
-    from elastic_jax.sharding.rules import param_shardings
-    from elastic_jax.weights import from_pretrained
-    from elastic_jax.weights.safetensors_dir import SafetensorsFiles
-
     whole = to_params(from_pretrained(GOLDEN / name))
     read, given = SafetensorsFiles.read, []
 
@@ -67,16 +64,6 @@ def loads(name: str, **axes: int) -> dict[str, Any]:
 
 def rounded(name: str, **axes: int) -> dict[str, Any]:
     """Layers made int8 where they are, on eight devices and on one: differences, places, and int8 bytes of a device."""
-    import jax
-    import numpy as np
-    from checkpoints import GOLDEN
-
-    from elastic_jax.int8_linear import quantize_layers
-    from elastic_jax.model import to_params
-    from elastic_jax.sharding import MeshConfig, make_mesh
-    from elastic_jax.sharding.rules import param_shardings
-    from elastic_jax.weights import from_pretrained
-
     mesh = make_mesh(MeshConfig(**axes))
     models = from_pretrained(GOLDEN / name), from_pretrained(GOLDEN / name, mesh=mesh)
     for model in models:
@@ -94,14 +81,6 @@ def rounded(name: str, **axes: int) -> dict[str, Any]:
 
 def nll(**axes: int) -> dict[str, float]:
     """Cross-entropy of tokens and its slope over a mesh: the largest difference from one device."""
-    import jax
-    import jax.numpy as jnp
-    import numpy as np
-
-    from elastic_jax.sharding import MeshConfig, make_mesh
-    from elastic_jax.sharding.rules import batch_sharding, param_shardings
-    from train.token_losses import token_nll
-
     rng = np.random.default_rng(0)
     hidden, head = rng.normal(size=(4, 24, 16)), rng.normal(size=(16, 64))
     labels = rng.integers(0, 64, (4, 24))

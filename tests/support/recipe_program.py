@@ -11,15 +11,15 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+from tiny import CONFIG, tiny_model
+from train_run import tiny_samples
+
+from elastic_jax.settings import load_settings
+from train.config import RouterTrainConfig
+from train.router.run import train_router
+
 
 def main(folder: str, names: list[str]) -> None:
-    from tiny import CONFIG, tiny_model
-    from train_run import tiny_samples
-
-    from elastic_jax.settings import load_settings
-    from train.config import RouterTrainConfig
-    from train.router.run import train_router
-
     for name in names:
         recipe = load_settings(RouterTrainConfig, name)
         config = replace(

@@ -10,31 +10,31 @@ from __future__ import annotations
 import json
 import sys
 
+import jax
+import jax.numpy as jnp
+import numpy as np
+from reward_batches import cut, judge_rows, pair_batch
+from tiny import CONFIG, tiny_model
+
+from elastic_jax.reward import ElasticRewardModel
+from elastic_jax.sharding import MeshConfig, make_mesh
+from elastic_jax.sharding.rules import param_shardings
+from train.loop.distributed import placed
+from train.reward.config import (
+    AdamConfig,
+    BradleyTerryTrainConfig,
+    JudgeDataConfig,
+    LoraConfig,
+    SftConfig,
+    SimpoTrainConfig,
+)
+from train.reward.objectives import bradley_terry_objective, sft_objective, simpo_objective
+from train.reward.placement import batch_shardings, check_mesh, placed_state
+from train.reward.step import first_state, make_step
+from train.reward.weights import assemble
+
 
 def main(cases: list[str]) -> None:
-    import jax
-    import jax.numpy as jnp
-    import numpy as np
-    from reward_batches import cut, judge_rows, pair_batch
-    from tiny import CONFIG, tiny_model
-
-    from elastic_jax.reward import ElasticRewardModel
-    from elastic_jax.sharding import MeshConfig, make_mesh
-    from elastic_jax.sharding.rules import param_shardings
-    from train.loop.distributed import placed
-    from train.reward.config import (
-        AdamConfig,
-        BradleyTerryTrainConfig,
-        JudgeDataConfig,
-        LoraConfig,
-        SftConfig,
-        SimpoTrainConfig,
-    )
-    from train.reward.objectives import bradley_terry_objective, sft_objective, simpo_objective
-    from train.reward.placement import batch_shardings, check_mesh, placed_state
-    from train.reward.step import first_state, make_step
-    from train.reward.weights import assemble
-
     optim = AdamConfig(steps=4, rows=8, warmup=0.0, learning_rate=1e-2)
     common = {"dtype": "float32", "remat": True, "optim": optim}
     data = JudgeDataConfig(row_length=128, max_segments=2)

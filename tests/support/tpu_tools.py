@@ -48,16 +48,20 @@ def lower_for(chip: str, f: Callable, *shapes: Any):
         return jax.jit(f).trace(*shapes).lower(lowering_platforms=("tpu",))
 
 
-def compile_for(chip: str, f: Callable, *shapes: Any):
-    """Compiles with the TPU compiler; skips the test where libtpu is not installed."""
+def tpu_devices(topology: str, accelerator: str, **options: Any) -> Any:
+    """Devices that are not there; skips the test where libtpu is not installed."""
     if importlib.util.find_spec("libtpu") is None:
         pytest.skip("libtpu is not installed; pip install 'elastic-jax[tpu-aot]' to compile for TPU")
     os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1", "TPU_WORKER_HOSTNAMES": "localhost"}
-    os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-4")
+    os.environ.setdefault("TPU_ACCELERATOR_TYPE", accelerator)
     from jax.experimental import topologies
 
-    topology = topologies.get_topology_desc(platform="tpu", topology_name=CHIPS[chip], chips_per_host_bounds=(1, 1, 1))
-    device = topology.devices[0]
+    return topologies.get_topology_desc(platform="tpu", topology_name=topology, **options).devices
+
+
+def compile_for(chip: str, f: Callable, *shapes: Any):
+    """Compiles with the TPU compiler; skips the test where libtpu is not installed."""
+    device = tpu_devices(CHIPS[chip], "v5litepod-4", chips_per_host_bounds=(1, 1, 1))[0]
     mesh = jax.sharding.Mesh(np.array([device]), ("chip",))
     sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
     placed = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes)

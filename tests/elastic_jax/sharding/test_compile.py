@@ -1,7 +1,5 @@
 """Attention over a mesh, compiled for TPU slices that are not there: kernels inside, collectives as promised."""
 
-import importlib.util
-import os
 import re
 from collections import Counter
 
@@ -10,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from tpu_tools import tpu_devices
 
 from elastic_jax.sharding import attention
 
@@ -18,15 +17,13 @@ ROW_BYTES = 2 * TOKENS * KV_HEADS * HEAD_DIM * 2
 """Keys and values of a row."""
 
 
+ON_EIGHT_CHIPS = pytest.mark.parametrize("topology", ["v5e:2x4", "v5p:2x2x2"])
+pytestmark = pytest.mark.slow
+
+
 def compile_on(topology: str, program, *operands, axes=("tensor", "context")):
     """Compiles for a 2 x 4 mesh of eight chips; operands are (shape, type, spec)."""
-    if importlib.util.find_spec("libtpu") is None:
-        pytest.skip("libtpu is not installed; pip install 'elastic-jax[tpu-aot]' to compile for TPU")
-    os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1", "TPU_WORKER_HOSTNAMES": "localhost"}
-    os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-8")
-    from jax.experimental import topologies
-
-    devices = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
+    devices = tpu_devices(topology, "v5litepod-8")
     mesh = Mesh(np.reshape(devices, (2, 4)), axes, axis_types=(AxisType.Auto,) * 2)
     placed = [jax.ShapeDtypeStruct(s, t, sharding=NamedSharding(mesh, PartitionSpec(*spec))) for s, t, spec in operands]
     with jax.set_mesh(mesh):
@@ -61,8 +58,7 @@ def kinds(compiled) -> Counter:
     return Counter(re.findall(words, compiled.as_text()))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("topology", ["v5e:2x4", "v5p:2x2x2"])
+@ON_EIGHT_CHIPS
 def test_training_form_compiles_in_bounded_memory(topology):
     compiled = compile_on(topology, routed, Q, KV, KV, ((1, KV_HEADS), jnp.float32, BY_HEAD), Q)
     found, memory = kinds(compiled), compiled.memory_analysis().temp_size_in_bytes
@@ -71,8 +67,7 @@ def test_training_form_compiles_in_bounded_memory(topology):
     assert memory <= 12 * ROW_BYTES / 2
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("topology", ["v5e:2x4", "v5p:2x2x2"])
+@ON_EIGHT_CHIPS
 def test_heads_that_stream_may_pass_the_gather_by(topology):
     """Each head takes one of two ways, forward and backward."""
     found = kinds(compile_on(topology, hybrid, Q, KV, KV, ((1, KV_HEADS), jnp.int32, BY_HEAD), Q))
@@ -80,15 +75,13 @@ def test_heads_that_stream_may_pass_the_gather_by(topology):
     assert found["conditional"] >= 2 and found["all-gather"] > 0
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("topology", ["v5e:2x4", "v5p:2x2x2"])
+@ON_EIGHT_CHIPS
 def test_under_a_window_keys_move_between_neighbours_only(topology):
     found = kinds(compile_on(topology, windowed, Q, KV, KV, ((1, KV_HEADS), jnp.int32, BY_HEAD), Q))
     assert set(found) == {"collective-permute", "custom-call"}
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("topology", ["v5e:2x4", "v5p:2x2x2"])
+@ON_EIGHT_CHIPS
 def test_each_device_chooses_the_blocks_of_its_rows_and_heads(topology):
     axes = ("data", "tensor")
     q, k = (((2, TOKENS, heads, HEAD_DIM), jnp.bfloat16, ("data", None, "tensor")) for heads in (16, 4))

@@ -158,19 +158,8 @@ def test_shards_of_one_folder_make_one_report(tmp_path):
 
 
 def test_the_command_of_the_docs_on_a_model(checkpoint, tmp_path):
-    words = [
-        "eval",
-        "ruler",
-        "--model",
-        checkpoint,
-        "--dtype",
-        "float32",
-        "--tasks",
-        "niah_single_1",
-        "--per-task",
-        "1",
-    ]
-    words += ["--lengths", "448", "--pattern", "fa-ssa", "--views=full,elastic", "--cache-bits", "2", "--out", tmp_path]
+    words = "eval ruler --dtype float32 --tasks niah_single_1 --per-task 1 --lengths 448 --pattern fa-ssa".split()
+    words += ["--views=full,elastic", "--cache-bits", "2", "--model", checkpoint, "--out", tmp_path]
     assert elastic_jax_cli([str(word) for word in words]) == 0
     report = json.loads((tmp_path / "results.json").read_text())
     rows = {row["arm"]: row for row in report["rows"]}
@@ -248,17 +237,8 @@ def test_what_makes_no_sense_is_refused_before_work_starts(checkpoint, tmp_path,
 
 
 def test_a_dry_run_makes_prompts_and_writes_nothing(checkpoint, tmp_path, capsys):
-    words = [
-        "eval",
-        "ruler",
-        "--tasks",
-        "niah_single_1,niah_multikey_2",
-        "--lengths",
-        "448",
-        "--out",
-        str(tmp_path / "out"),
-        "--dry-run",
-    ]
+    words = "eval ruler --tasks niah_single_1,niah_multikey_2 --lengths 448 --dry-run --out".split()
+    words.append(str(tmp_path / "out"))
     assert elastic_jax_cli([*words, "--model", str(checkpoint)]) == 0
     said = capsys.readouterr().out
     assert "# niah_multikey_2, about 448 tokens: 25 samples, the first has" in said and "tokens to read in all" in said

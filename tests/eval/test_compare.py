@@ -8,11 +8,14 @@ from elastic_jax.journal import Journal
 from eval.compare import compare_runs
 
 
-def write(folder, scores, arm="full", task="vt"):
+def write(folder, scores, task="vt", main="match"):
+    """A journal with the score of each sample, or its scores by showing label."""
     with Journal(folder / "journal.jsonl", {"seed": 0}) as journal:
-        for uid, score in scores.items():
-            record = {"task": task, "uid": uid, "arm": arm, "showing": {"label": ""}, "main": "match"}
-            journal.append({f"{uid}||{arm}": record | {"scores": {"match": score}}})
+        for uid, found in scores.items():
+            for place, (label, score) in enumerate((found if isinstance(found, dict) else {"": found}).items()):
+                record = {"task": task, "uid": uid, "arm": "full", "showing": {"label": label, "order": [place]}}
+                record |= {"main": main, "scores": {main: score}, "status": "ok", "cut_tokens": 0}
+                journal.append({f"{uid}|{label}|full": record})
     return folder
 
 
@@ -40,20 +43,9 @@ def test_arms_of_one_run_can_be_compared(tmp_path, capsys):
     assert "vt,full,elastic,2,1.0,0.5" in (tmp_path / "out" / "comparison.csv").read_text()
 
 
-def write_showings(folder, main, scores):
-    """`scores`: of each sample, by showing label."""
-    with Journal(folder / "journal.jsonl", {"seed": 0}) as journal:
-        for uid, by_label in scores.items():
-            for place, (label, score) in enumerate(by_label.items()):
-                record = {"task": "t", "uid": uid, "arm": "full", "showing": {"label": label, "order": [place]}}
-                record |= {"main": main, "scores": {main: score}, "status": "ok", "cut_tokens": 0}
-                journal.append({f"{uid}|{label}|full": record})
-    return folder
-
-
 def test_a_sample_shown_twice_is_one_pair(tmp_path):
-    a = write_showings(tmp_path / "a", "match", {f"{i}": {"forward": 1, "reversed": 0} for i in range(4)})
-    b = write_showings(tmp_path / "b", "match", {f"{i}": {"forward": 1, "reversed": i % 2} for i in range(4)})
+    a = write(tmp_path / "a", {f"{i}": {"forward": 1, "reversed": 0} for i in range(4)})
+    b = write(tmp_path / "b", {f"{i}": {"forward": 1, "reversed": i % 2} for i in range(4)})
     (row,) = compare_runs(a, b, None, None)["rows"]
     assert (row["n"], row["better"], row["worse"]) == (4, 2, 0)
     assert (row["score_a"], row["score_b"]) == (0.5, 0.75)
@@ -62,8 +54,8 @@ def test_a_sample_shown_twice_is_one_pair(tmp_path):
 def test_rewards_are_compared_as_rankings(tmp_path):
     """Whatever the scale of the rewards; an item of which an answer is missing is left out."""
     right, wrong = {"answer0": 9.0, "answer1": -3.0}, {"answer0": -30.0, "answer1": 20.0}
-    a = write_showings(tmp_path / "a", "reward", {"x": right, "y": wrong, "z": right})
-    b = write_showings(tmp_path / "b", "reward", {"x": right, "y": right, "z": {"answer0": 1.0}})
+    a = write(tmp_path / "a", {"x": right, "y": wrong, "z": right}, main="reward")
+    b = write(tmp_path / "b", {"x": right, "y": right, "z": {"answer0": 1.0}}, main="reward")
     report = compare_runs(a, b, None, None)
     (row,) = report["rows"]
     assert (row["n"], row["score_a"], row["score_b"], row["better"], row["worse"]) == (2, 0.5, 1.0, 1, 0)

@@ -9,7 +9,7 @@ import pytest
 from cheap_tokenizer import CheapTokenizer
 
 from elastic_jax.errors import ConfigError, DataError
-from elastic_jax.journal import Journal, read_records
+from elastic_jax.journal import Journal
 from eval.harness import runner
 from eval.harness.backends.scripted import ScriptedBackend
 from eval.harness.encoding import Encoder
@@ -81,13 +81,6 @@ def test_the_bar_ends_where_the_work_does(tmp_path, monkeypatch):
     run(tmp_path / "journal.jsonl", [group(2)], arms=ARMS[:1])
     run(tmp_path / "journal.jsonl", [group(3)])
     assert bars == [[20, 10, 10], [40, 10, 10, 10, 10]]
-
-
-def test_a_second_run_asks_for_nothing_and_reads_the_same(tmp_path):
-    path = tmp_path / "journal.jsonl"
-    _, first = run(path, [group()])
-    asked, second = run(path, [group()], lambda prompt: pytest.fail("asked again"))
-    assert asked == [] and [r["uid"] for r in second["full"]] == [r["uid"] for r in first["full"]]
 
 
 def test_more_samples_and_more_arms_ask_only_for_those(tmp_path):
@@ -188,18 +181,6 @@ def test_a_task_that_the_backend_cannot_do_is_refused(tmp_path):
 
     with Journal(tmp_path / "j.jsonl", {}) as journal, pytest.raises(ConfigError, match="task toy wants .* generate"):
         measure(Mute("mute", oracle), None, [group()], ARMS, journal, batch_tokens=1)
-
-
-def test_shards_do_every_sample_once_and_see_each_other(tmp_path):
-    seen = []
-    for index in range(3):
-        others = sorted(tmp_path.glob("journal*.jsonl"))
-        backend = ScriptedBackend("toy", lambda prompt: seen.append(prompt.sample.uid) or oracle(prompt))
-        with Journal(tmp_path / f"journal-{index}-of-3.jsonl", {"seed": 0}, others=others) as journal:
-            encoder = Encoder(CheapTokenizer(), chat=True)
-            found = measure(backend, encoder, [group(20)], ARMS[:1], journal, batch_tokens=1, shard=Shard(index, 3))
-    assert sorted(seen) == sorted(f"toy/{i}" for i in range(20)) and len(found) == 20
-    assert len(read_records(tmp_path)[1]) == 20
 
 
 def test_a_shard_outside_is_refused():

@@ -63,12 +63,6 @@ def test_every_task_asks_its_question_and_knows_the_right_answer(tmp_path, name)
     assert group.task.metric(sample, Showing(), Reply(" \n")).status == "empty"
 
 
-def test_a_count_that_is_no_whole_number_is_refused(tmp_path):
-    write(tmp_path, "passage_count", [record("passage_count"), record("passage_count", answers=["7", "seven"])])
-    with pytest.raises(DataError, match="passage_count.jsonl:2: answers is .*want whole numbers"):
-        longbench_groups(tmp_path, ["passage_count"], extended=False, count=None, tokens=1000)
-
-
 def test_tasks_of_examples_count_the_first_line_only(tmp_path):
     write(tmp_path, "trec", [record("trec")])
     (group,) = longbench_groups(tmp_path, ["trec"], extended=False, count=None, tokens=1000)
@@ -98,32 +92,21 @@ def test_long_prompts_lose_their_middle(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("name", "changes", "message"),
     [
-        ({"answers": []}, r"answers is \[\]; want a list"),
-        ({"answers": "left out"}, "answers is None"),
-        ({"answers": [3]}, "answers is"),
-        ({"context": "left out"}, "field 'context' is missing"),
-        ({"input": 3}, "field 'input' holds 3; want a text"),
+        ("qasper", {"answers": []}, r"answers is \[\]; want a list"),
+        ("qasper", {"answers": "left out"}, "answers is None"),
+        ("qasper", {"answers": [3]}, "answers is"),
+        ("qasper", {"context": "left out"}, "field 'context' is missing"),
+        ("qasper", {"input": 3}, "field 'input' holds 3; want a text"),
+        ("passage_count", {"answers": ["7", "seven"]}, "answers is .*want whole numbers"),
+        ("trec", {"all_classes": ["Date"]}, "all_classes"),
     ],
 )
-def test_records_that_cannot_be_used_are_refused_by_file_and_line(tmp_path, changes, message):
-    write(tmp_path, "qasper", [record("qasper"), record("qasper", **changes)])
-    with pytest.raises(DataError, match=f"qasper.jsonl:2: {message}"):
-        longbench_groups(tmp_path, ["qasper"], extended=False, count=None, tokens=1)
-
-
-def test_class_names_are_needed_where_they_are_scored(tmp_path):
-    write(tmp_path, "trec", [record("trec", all_classes=["Date"])])
-    with pytest.raises(DataError, match="jsonl:1: all_classes"):
-        longbench_groups(tmp_path, ["trec"], extended=False, count=None, tokens=1)
-
-
-def test_lines_that_are_no_records_are_refused(tmp_path):
-    for line, message in (("{", ":1: not valid JSON"), ("[1]", ":1: a list"), ("", "holds no record")):
-        (tmp_path / "qasper.jsonl").write_text(line + "\n")
-        with pytest.raises(DataError, match=message):
-            longbench_groups(tmp_path, ["qasper"], extended=False, count=None, tokens=1)
+def test_records_that_cannot_be_used_are_refused_by_file_and_line(tmp_path, name, changes, message):
+    write(tmp_path, name, [record(name), record(name, **changes)])
+    with pytest.raises(DataError, match=f"{name}.jsonl:2: {message}"):
+        longbench_groups(tmp_path, [name], extended=False, count=None, tokens=1)
 
 
 def test_records_that_share_an_id_are_two_samples(tmp_path):

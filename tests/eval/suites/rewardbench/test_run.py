@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import json
 import re
+from types import SimpleNamespace
 
 import jax.numpy as jnp
 import numpy as np
@@ -125,18 +126,19 @@ def test_over_long_prompts_are_shortened_or_counted(memory_settings, tmp_path):
     assert figures["shortened"] == 0 and figures["failed"]["too_long"] > 5
 
 
-class LengthReward:
-    """Prefers the conversation with more tokens."""
+def test_scalar_rewards_are_reported_as_rankings(settings, tmp_path):
+    """Of a model that prefers the conversation with more tokens, in batches of a bounded size."""
+    shapes = []
 
-    def score(self, input_ids, lengths):
+    def score(input_ids, lengths):
+        shapes.append(input_ids.shape)
         return np.asarray(lengths, np.float32)
 
-
-def test_scalar_rewards_are_reported_as_rankings(settings, tmp_path):
     settings = dataclasses.replace(settings, ask="reward")
-    backend = RewardBackend(LengthReward(), identity={"reward": "length"}, max_tokens=None)
+    backend = RewardBackend(SimpleNamespace(score=score), identity={"reward": "length"}, max_tokens=None)
     report = run_with(backend, LONG.benchmark(settings), settings, tmp_path)
     assert report["done"] == report["wanted"] == 7 * 2 * 2 + 5 * (2 + 3 + 4)
+    assert all(rows * tokens <= max(settings.batch_tokens, tokens) for rows, tokens in shapes)
     assert sum(row["n"] for row in report["rows"]) == 7 * 2 + 5 * 3
     figures = json.loads((tmp_path / "judge.json").read_text())["full"]
     assert list(figures["parsers"]) == ["reward"] and figures["all"]["failed"] == {}

@@ -50,30 +50,20 @@ def tokens_of(sample, sources) -> int:
     return len(sources.encoder.encode(sample.fields["draft"].rendered())) + sample.max_new_tokens
 
 
-def check(sample, length, sources):
+@pytest.mark.parametrize("length", [4096, 32768, pytest.param(131072, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", TASKS)
+def test_a_prompt_just_fits_its_budget_and_holds_its_needles(name, length, sources):
+    sample = make_sample(name, length, 0, sources)
     assert 0.98 * length <= tokens_of(sample, sources) <= length
     draft, needles = sample.fields["draft"], sample.notes["needles"]
     for start, text in needles:
         assert draft.context[start : start + len(text)] == text
     if family(sample.uid) == "niah":
-        name = sample.uid.partition("/")[0]
         assert len(needles) == FORMS[name].inserted * FORMS[name].per_key
         hidden = " ".join(text for _, text in needles)
         assert all(draft.context.count(value) == 1 and value in hidden for value in sample.references)
         if FORMS[name].haystack != "needle":
             assert draft.context.count("special magic") == len(needles)
-
-
-@pytest.mark.parametrize("length", [4096, 32768])
-@pytest.mark.parametrize("name", TASKS)
-def test_a_prompt_just_fits_its_budget_and_holds_its_needles(name, length, sources):
-    check(make_sample(name, length, 0, sources), length, sources)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", TASKS)
-def test_a_prompt_of_128k_just_fits_too(name, sources):
-    check(make_sample(name, 131072, 0, sources), 131072, sources)
 
 
 @pytest.mark.parametrize("name", TASKS)

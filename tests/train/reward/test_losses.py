@@ -53,20 +53,6 @@ def test_simpo_over_a_batch() -> None:
     assert accuracy(chosen, rejected) == 0.5
 
 
-def test_simpo_gradient_reaches_every_token() -> None:
-    slopes = jax.grad(lambda tokens: simpo_loss(means(tokens[0]), means(*tokens[1:])[None]))((CHOSEN, FIRST, SECOND))
-    for slope, wanted in zip(slopes, (-0.2005133130, 0.1336755420, 0.0802053252), strict=True):
-        np.testing.assert_allclose(slope, np.full(slope.shape, wanted), rtol=1e-6)
-
-
-def test_simpo_does_not_see_length_and_dpo_does() -> None:
-    twice = jnp.concatenate([CHOSEN, CHOSEN])
-    assert np.isclose(simpo_loss(means(CHOSEN), means(FIRST)[None]), simpo_loss(means(twice), means(FIRST)[None]))
-    zero, rejected = jnp.zeros(1), FIRST.sum()[None, None]
-    short, long = (dpo_loss(t.sum()[None], rejected, zero, zero[None]) for t in (CHOSEN, twice))
-    assert abs(short - long) > 0.01
-
-
 SCORES = jnp.array([1.5, -0.2, 3.0])
 ONE = jnp.array([[0.5], [0.3], [3.0]])
 TWO = jnp.array([[0.5, -1.0], [0.3, 0.7], [3.0, 1.0]])

@@ -1,14 +1,12 @@
-"""Whole runs: going on to the last bit, the exported model, and settings that cannot work."""
+"""Whole runs: what is measured, the exported model, and settings that cannot work; going on: verbs/test_every_flag."""
 
 import json
-import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
 from tiny import CONFIG, tiny_model
 
 from elastic_jax.errors import ConfigError
@@ -70,28 +68,17 @@ def model_of(kind: str):
     return ElasticRewardModel(tiny_model(tie_word_embeddings=True), jnp.zeros((CONFIG.hidden_size, 1)), replace(CONFIG))
 
 
-def weights(directory: Path) -> dict[str, np.ndarray]:
-    return load_file(next((directory / "hf").glob("*.safetensors")))
-
-
-def check_run_and_resume(kind: str, tmp_path: Path) -> dict[str, dict[str, float]]:
-    results = train(CONFIGS[kind], model_of(kind), data_of(kind), tmp_path / "whole")
-    shutil.copytree(tmp_path / "whole", tmp_path / "cut")
-    shutil.rmtree(tmp_path / "cut" / "checkpoints" / "4")
-    assert train(CONFIGS[kind], model_of(kind), data_of(kind), tmp_path / "cut") == results
-    metrics = [(tmp_path / name / "metrics.jsonl").read_text().splitlines() for name in ("whole", "cut")]
-    losses = [[json.loads(line)["loss"] for line in lines] for lines in metrics]
-    assert losses[0] == losses[1] and len(losses[0]) == 4
-    for name, tensor in weights(tmp_path / "whole").items():
-        np.testing.assert_array_equal(weights(tmp_path / "cut")[name], tensor)
-    assert json.loads((tmp_path / "whole" / HELD_OUT_FILE).read_text()) == results
+def check_run(kind: str, directory: Path) -> dict[str, dict[str, float]]:
+    """Trains, and looks that the measures are written and that the model learnt."""
+    results = train(CONFIGS[kind], model_of(kind), data_of(kind), directory)
+    assert json.loads((directory / HELD_OUT_FILE).read_text()) == results
     assert results["after"]["loss"] < results["before"]["loss"]
     return results
 
 
-def test_a_reward_model_goes_on_to_the_last_bit_and_scores_alike_after_export(tmp_path) -> None:
-    results = check_run_and_resume("bt", tmp_path)
-    exported = ElasticRewardModel.from_pretrained(tmp_path / "whole" / "hf", dtype="float32")
+def test_a_reward_model_learns_and_scores_alike_after_export(tmp_path) -> None:
+    results = check_run("bt", tmp_path)
+    exported = ElasticRewardModel.from_pretrained(tmp_path / "hf", dtype="float32")
     scores = [
         [float(exported.score(np.concatenate([pair.prompt_ids, ids])[None])[0]) for ids in pair.response_ids]
         for pair in data_of("bt").held_out
@@ -102,9 +89,8 @@ def test_a_reward_model_goes_on_to_the_last_bit_and_scores_alike_after_export(tm
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["simpo", "sft"])
-def test_judges_go_on_to_the_last_bit(kind: str, tmp_path) -> None:
-    results = check_run_and_resume(kind, tmp_path)
-    assert results["after"] != results["before"]
+def test_judges_learn(kind: str, tmp_path) -> None:
+    check_run(kind, tmp_path)
 
 
 @pytest.mark.parametrize(

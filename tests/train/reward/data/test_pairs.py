@@ -3,8 +3,6 @@ import pytest
 from chat_tokenizers import chat_tokenizer
 
 from elastic_jax.errors import DataError
-from train.data.packing import Rows, RowShape, make_sample
-from train.data.pipeline import make_pipeline
 from train.reward.data.pairs import PairSample, pair_batches, pair_pipeline
 from train.reward.data.samples import pair_samples
 from train.reward.examples.generate import records
@@ -93,18 +91,3 @@ def test_bad_input_is_refused():
         pipeline([])
     with pytest.raises(DataError, match="comparison 0 has .* a row holds 3 and 12"):
         pipeline(random_samples(3), prompt_length=3)
-
-
-@pytest.mark.parametrize(("sizes", "cap"), [((3, 9, 4, 7, 2, 5), 10), ((5,), 10), ((9, 3), 10)])
-def test_packed_judgements_are_neither_lost_nor_split(sizes, cap):
-    """The sizes with which the released packer loses its last bucket, or makes an empty one."""
-    samples = [make_sample(np.arange(1, size + 1, dtype=np.int32), size - 1) for size in sizes]
-    stream = iter(make_pipeline(samples, RowShape(cap, 1, 4), rows=1, accumulate=1, seed=42))
-    seen: list[int] = []
-    while len(seen) < 30 * len(sizes):
-        row = Rows(*(field[0, 0] for field in next(stream)))
-        lengths = np.bincount(row.segment_ids)[1:]
-        assert len(lengths) > 0 and lengths.sum() <= cap
-        assert set(lengths.tolist()) <= set(sizes)
-        seen += lengths.tolist()
-    assert min(map(seen.count, sizes)) >= 20  # 8 rows are open at any time and may hold more of one size

@@ -7,7 +7,6 @@ from elastic_jax.errors import DataError
 from eval import samples as eval_samples
 from eval.harness.encoding import Encoder
 from eval.samples import Rendered
-from train.data.packing import make_sample
 from train.reward.data.records import JudgeRecord, PreferenceRecord, conversation
 from train.reward.data.samples import judge_samples, pair_samples
 from train.reward.data.tokens import encode
@@ -135,17 +134,3 @@ def test_judge_samples_learn_the_answer_only():
     assert tokenizer.decode(cut.labels[cut.weights > 0]) == "Assistant A is right. [[A]]<|im_end|>\n"
     with pytest.raises(DataError, match="leaves no room"):
         judge_samples([record], tokenizer, row_length=8)
-
-
-def test_reference_loss_of_two_packed_samples():
-    """V = 5, T = 8: the released trainer's token losses and their mean over the learnt tokens."""
-    ids = np.array([1, 3, 0, 2, 4, 1, 2, 0])
-    first, second = make_sample(ids[:5], 2), make_sample(ids[5:], 1)
-    labels = np.concatenate([first.labels, second.labels])
-    weights = np.concatenate([first.weights, second.weights])
-    t, v = np.meshgrid(np.arange(8), np.arange(5), indexing="ij")
-    logits = ((7 * t + 3 * v) % 11) / 4 - 1
-    log_probs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
-    taken = log_probs[np.arange(8), labels]
-    assert np.flatnonzero(weights).tolist() == [1, 2, 3, 5, 6]  # targets 2, 3, 4, 6, 7
-    np.testing.assert_allclose(-(taken * weights).sum() / weights.sum(), 1.5222958999, atol=1e-9)

@@ -33,19 +33,13 @@ def run_notebook(name: str, folder: Path, *, size: str, facts: Mapping[str, str]
     asked = ", ".join(f"{key!r}: {expression}" for key, expression in facts.items())
     notebook.cells.append(nbformat.v4.new_code_cell(f"import json\nprint(json.dumps({{{asked}}}))"))
 
-    client = NotebookClient(notebook, km=_kernel(folder), timeout=None, resources={"metadata": {"path": str(folder)}})
-    asyncio.run(_execute(client))
+    place = {"metadata": {"path": str(folder)}}
+    client = NotebookClient(notebook, km=_kernel(folder), timeout=None, shutdown_kernel="immediate", resources=place)
+    asyncio.run(client.async_execute(cleanup_kc=True, env=user_environment() | {"PYTHONPATH": str(ROOT)}))
     outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
     told = json.loads(notebook.cells[-1].outputs[0].text)
     pictures = sum("image/png" in output.get("data", {}) for output in outputs)
     return NotebookRun(told, pictures, "".join(output.get("text", "") for output in outputs))
-
-
-async def _execute(client: NotebookClient) -> None:
-    try:
-        await client.async_execute(env=user_environment() | {"PYTHONPATH": str(ROOT)})
-    finally:
-        await client.km.shutdown_kernel(now=True)
 
 
 def _kernel(folder: Path) -> AsyncKernelManager:

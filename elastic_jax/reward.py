@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,13 @@ from jax.sharding import Mesh
 
 from elastic_jax.config import ModelConfig, Pattern
 from elastic_jax.errors import CheckpointError
-from elastic_jax.generation import bucket, not_finite
+from elastic_jax.generation import bucket, end_ids, not_finite
 from elastic_jax.layout import Layout, check_prompts, squeeze_sequences
 from elastic_jax.model import ElasticForCausalLM, RoutingChoice, from_params, model_program, param_shapes
 from elastic_jax.routing import Gates, Imposed, gates_from
 from elastic_jax.weights.names import SCORE, SCORE_TENSOR
+
+_LOG = logging.getLogger(__name__)
 
 _LM_HEAD = frozenset({"lm_head.weight"})
 
@@ -78,6 +81,12 @@ class ElasticRewardModel(nnx.Module):
             key, width = jax.random.key(new_head_seed), config.hidden_size
             drawn = jax.random.normal(key, (width, 1)) / (width + 1)
             params[SCORE] = drawn.astype(params["embed.embedding"].dtype)
+        elif config.hf_extra.get("pad_token_id") in {*end_ids(config)} - {config.hf_extra.get("bos_token_id")}:
+            _LOG.warning(
+                "%s pads with an end of text, so transformers scores a conversation that ends with it at the token "
+                "before. Here the last token is scored; what save_pretrained writes has another pad_token_id.",
+                loaded.path,
+            )
         score = params.pop(SCORE)
         model = cls(from_params(_headless(config), params, source=str(loaded.path)), score, config)
         model.decoder.extras, model.decoder.fresh_routers = loaded.extras, loaded.fresh_routers

@@ -19,8 +19,10 @@ from elastic_jax.config import ModelConfig
 from elastic_jax.config.model import config_to_elastic
 from elastic_jax.errors import CheckpointError, ConfigError
 from elastic_jax.files import atomic_directory, read_json, write_json
+from elastic_jax.generation import end_ids
 from elastic_jax.int8_linear import int8_maps
 from elastic_jax.model import ElasticForCausalLM, require_routers, to_params
+from elastic_jax.text.padding import padding_token
 from elastic_jax.weights.hf import CONFIG
 from elastic_jax.weights.names import ROUTER_PREFIX, SCORE, Entry, entries
 from elastic_jax.weights.router_only import (
@@ -162,7 +164,8 @@ def save_reward_model(
 ) -> None:
     """Writes decoder and score head as `transformers` reads a sequence classifier of one label; routers stay behind.
 
-    Save those with `save_pretrained(decoder, ..., format="router")`. See `save_pretrained` for the rest.
+    Save those with `save_pretrained(decoder, ..., format="router")`. The padding of the checkpoint and its tokenizer
+    becomes one that no conversation ends with (`elastic_jax.text.padding`). See `save_pretrained` for the rest.
     """
     params = to_params(decoder) | {SCORE: score_D1}
     raw = config.to_hf()
@@ -174,9 +177,36 @@ def save_reward_model(
         "torch_dtype": str(params["embed.embedding"].dtype),
     }
     with _new_checkpoint(directory, overwrite) as partial:
-        write_json(partial / CONFIG, raw)
+        write_json(partial / CONFIG, raw)  # the reader of the tokenizer looks there for its class
         _write_shards(partial, list(_pieces(params, routers=False, backbone=True)), max_shard_bytes)
         write_side_files(decoder.source, config, partial)
+        write_json(partial / CONFIG, raw | {"pad_token_id": _write_padding(config, partial)})
+
+
+def _write_padding(config: ModelConfig, directory: Path) -> int | None:
+    """The padding of a sequence classifier, which also becomes that of the tokenizer in its directory.
+
+    None, with a warning, where every token may end a conversation: `transformers` then refuses batches, and scores
+    single sequences at their last token.
+    """
+    try:
+        tokenizer = load_tokenizer(directory)
+    except CheckpointError:
+        tokenizer = None
+    given, begin = (config.hf_extra.get(name) for name in ("pad_token_id", "bos_token_id"))
+    pad = padding_token(tokenizer, given=given, begin=begin, ends=end_ids(config), vocab_size=config.vocab_size)
+    if pad is None:
+        _LOG.warning(
+            "No token is known that no conversation ends with, so the exported config.json names no pad_token_id: "
+            "transformers scores one sequence at a time. For batches, add a token for padding to the tokenizer and set "
+            "pad_token_id of config.json to it."
+        )
+    elif tokenizer is not None and tokenizer.pad_token_id != pad:
+        named = {"pad_token": tokenizer.convert_ids_to_tokens(pad)}
+        for file in (directory / "tokenizer_config.json", directory / "special_tokens_map.json"):
+            if file.exists():
+                write_json(file, read_json(file) | named)
+    return pad
 
 
 @dataclass(frozen=True)

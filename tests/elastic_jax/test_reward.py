@@ -1,11 +1,13 @@
 """The score head: where it reads, what does not change it, and its checkpoints."""
 
+import copy
 from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from checkpoints import WEIGHTS, copy_golden, edit_weights, same_bits
+from chat_tokenizers import CHATML, LLAMA, chat_tokenizer
+from checkpoints import WEIGHTS, copy_golden, edit_json, edit_weights, same_bits
 from flax import nnx
 from safetensors.numpy import load_file
 from tiny import CONFIG, random_ids, tiny_model
@@ -16,6 +18,9 @@ from elastic_jax.files import read_json
 from elastic_jax.layout import make_layout
 from elastic_jax.model import to_params
 from elastic_jax.reward import ElasticRewardModel, score_hidden
+from elastic_jax.text.chat import answered_texts
+from elastic_jax.text.tokens import encode_chat
+from elastic_jax.weights.tokenizer import load_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -113,3 +118,48 @@ def test_a_language_model_gets_a_new_head_only_when_asked(tmp_path: Path) -> Non
 def test_a_head_of_several_labels_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="one label"):
         ElasticRewardModel.from_pretrained(with_head("llama_tied", tmp_path, labels=2))
+
+
+def last_that_is_no_padding(ids: np.ndarray, pad: int | None) -> np.ndarray:
+    """Where `transformers` reads the score of each row (`GenericForSequenceClassification.forward`)."""
+    if pad is None:
+        assert len(ids) == 1, "Cannot handle batch sizes > 1 if no padding token is defined."
+        return np.array([ids.shape[1] - 1])
+    return ((ids != pad) * np.arange(ids.shape[1])).argmax(-1)
+
+
+@pytest.mark.parametrize("padded", [False, True], ids=["no padding", "padding is end of text"])
+@pytest.mark.parametrize("template", [None, CHATML, LLAMA], ids=["no tokenizer", "ChatML", "Llama"])
+def test_transformers_reads_padded_conversations_of_an_export_where_they_end(template, padded, tmp_path: Path) -> None:
+    source = with_head("llama_tied", tmp_path)
+    end, conversations = 2, [[1, 20, 30, 2], [1, 20, 30, 40, 50, 2]]
+    if template:
+        tokenizer = copy.deepcopy(chat_tokenizer(template))
+        end = tokenizer.eos_token_id
+        tokenizer.pad_token = tokenizer.eos_token if padded else None
+        tokenizer.save_pretrained(source)
+        edit_weights(source, lambda tensors: lengthen(tensors, len(tokenizer)))
+        edit_json(source / "config.json", vocab_size=len(tokenizer))
+        _, wholes = answered_texts(tokenizer, [{"role": "user", "content": "Who?"}], ["Ann.", "Ann keeps it."])
+        conversations = [encode_chat(tokenizer, whole) for whole in wholes]
+    edit_json(source / "config.json", eos_token_id=end, pad_token_id=end if padded else None)
+    ElasticRewardModel.from_pretrained(source).save_pretrained(tmp_path / "out")
+    pad = read_json(tmp_path / "out" / "config.json")["pad_token_id"]
+    if template:
+        assert load_tokenizer(tmp_path / "out").pad_token_id == pad
+    lengths = np.array([len(ids) for ids in conversations])
+    rows = np.array([ids + [pad] * (max(lengths) - len(ids)) for ids in conversations])
+    np.testing.assert_array_equal(((rows != pad) * np.arange(max(lengths))).argmax(-1), lengths - 1)  # its rule
+
+
+def lengthen(tensors: dict[str, np.ndarray], tokens: int) -> None:
+    embedding = tensors["model.embed_tokens.weight"]
+    tensors["model.embed_tokens.weight"] = np.resize(embedding, (tokens, embedding.shape[1]))
+
+
+def test_an_export_without_a_token_for_padding_says_so(tmp_path: Path, caplog) -> None:
+    source = with_head("llama_tied", tmp_path)
+    edit_json(source / "config.json", bos_token_id=2, eos_token_id=2, pad_token_id=2)
+    ElasticRewardModel.from_pretrained(source).save_pretrained(tmp_path / "out")
+    assert "For batches, add a token" in caplog.text
+    assert read_json(tmp_path / "out" / "config.json")["pad_token_id"] is None

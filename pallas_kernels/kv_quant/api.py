@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
-from pallas_kernels.dispatch import choose
+from pallas_kernels.dispatch import choose, compiled
 from pallas_kernels.kv_quant import reference, xla
 from pallas_kernels.kv_quant.xla import WORD_BITS
 
@@ -95,7 +95,7 @@ def pack(codes: jax.Array, *, bits: int, impl: str = "auto") -> jax.Array:
         least, most = int(known.min(initial=0)), int(known.max(initial=0))
         if least < 0 or most >= 2**bits:
             raise ValueError(f"codes run from {least} to {most}; wanted 0 to {2**bits - 1}, what {bits} bits hold.")
-    return choose("pack", impl, PACK)(codes, bits)
+    return compiled(choose("pack", impl, PACK), (1,))(codes, bits)
 
 
 def unpack(words: jax.Array, *, bits: int, impl: str = "auto") -> jax.Array:
@@ -108,7 +108,7 @@ def unpack(words: jax.Array, *, bits: int, impl: str = "auto") -> jax.Array:
     _check_tile("words", words)
     if words.dtype != jnp.uint32:
         raise ValueError(f"words are {words.dtype}; wanted uint32.")
-    return choose("unpack", impl, UNPACK)(words, bits)
+    return compiled(choose("unpack", impl, UNPACK), (1,))(words, bits)
 
 
 def _check_bits(bits: int) -> None:

@@ -3,20 +3,18 @@
 import contextlib
 import dataclasses
 from collections.abc import Iterator
-from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
+from eager_calls import CALLS, maps
+from programs import reports
 from tiny import random_ids, tiny_model
 
 from elastic_jax.generation import generate
 from elastic_jax.kv_cache import CacheConfig
 from elastic_jax.model import Extras
-from elastic_jax.reward import ElasticRewardModel
 from elastic_jax.sampling import Sampling
-from pallas_kernels import dual_attention, hybrid_attention, routed_attention, select_blocks
 
 COMPILED = "/jax/core/compile/backend_compile_duration"
 
@@ -37,54 +35,29 @@ def programs() -> Iterator[list[str]]:
         jax.monitoring.unregister_event_duration_listener(listen)
 
 
-def maps() -> int:
-    return len(Path("/proc/self/maps").read_text(encoding="utf-8").splitlines())
-
-
-def normal(*shape: int) -> jax.Array:
-    return jnp.asarray(np.random.default_rng(0).standard_normal(shape), jnp.float32)
-
-
-Q, K = normal(1, 64, 4, 16), normal(1, 64, 2, 16)
-MODE, Z = jnp.array([[0, 1]]), jnp.array([[1.0, 0.0]])
-SPARSE = {"local_blocks": 1, "block_size": 16}
-
-
-def reward_model() -> ElasticRewardModel:
-    decoder = tiny_model(tie_word_embeddings=True)
-    return ElasticRewardModel(decoder, normal(decoder.config.hidden_size, 1), decoder.config)
-
-
-CALLS = {
-    "model": lambda: (tiny_model(), lambda model: model(random_ids((1, 48))).logits),
-    "model, packed": lambda: (
-        tiny_model(),
-        lambda model: model(random_ids((1, 48)), segment_ids=jnp.repeat(jnp.array([[1, 2, 0]]), 16, 1)).logits,
-    ),
-    "reward model": lambda: (reward_model(), lambda model: model(random_ids((1, 48)), routing="full")),
-    "hybrid": lambda: (None, lambda _: hybrid_attention(Q, K, K, MODE, **SPARSE)),
-    "hybrid, gradient": lambda: (
-        None,
-        lambda _: jax.grad(lambda q: hybrid_attention(q, K, K, MODE, **SPARSE).sum())(Q),
-    ),
-    "hybrid, reference": lambda: (None, lambda _: hybrid_attention(Q, K, K, MODE, **SPARSE, impl="reference")),
-    "dual": lambda: (None, lambda _: dual_attention(Q, K, K, **SPARSE)[0]),
-    "routed": lambda: (None, lambda _: routed_attention(Q, K, K, Z, **SPARSE)),
-    "select": lambda: (None, lambda _: select_blocks(Q, K, block_size=16)),
-}
-
-
 @pytest.mark.parametrize("name", CALLS)
 def test_the_second_eager_call_compiles_and_keeps_nothing(name):
-    made, call = CALLS[name]()
-    first = call(made)
-    call(made)
+    call = CALLS[name]()
+    first = call()
+    call()
+    others = [CALLS[name]() for _ in range(4)]  # other models of the same configuration
     with programs() as compiled:
         before = maps()
-        again = [call(CALLS[name]()[0]) for _ in range(4)][-1]  # other models of the same configuration
+        again = [other() for other in others][-1]
     assert not compiled
     assert maps() - before < 50
-    np.testing.assert_array_equal(again, first)
+    jax.tree.map(np.testing.assert_array_equal, again, first)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("devices", [1, 2], ids=["alone", "mesh"])
+@pytest.mark.parametrize("name", CALLS)
+def test_400_eager_calls_keep_nothing(name, devices):
+    """The second call should take less than a twentieth of the first; times are printed and not asserted."""
+    (grown,) = reports("eager_calls.py", name, 400, devices, devices=devices)
+    print(f"\n{name}, {devices} devices: second / first call {grown['second'] / grown['first']:.2%}", grown)
+    assert grown["maps"] < 50
+    assert grown["megabytes"] < 20
 
 
 def test_other_sampling_lengths_and_stop_tokens_use_the_programs_that_are_there():

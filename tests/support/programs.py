@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 SUPPORT = Path(__file__).parent
+KILLS = int(os.environ.get("KILLS", "6"))
+"""At how many random moments the slow tests kill each program."""
 
 
 def environment(devices: int = 1) -> dict[str, str]:

@@ -1,7 +1,6 @@
 """SIGKILL at random moments: what was begun goes on to the same bits, and nothing half-written looks whole."""
 
 import json
-import os
 import subprocess
 import sys
 import time
@@ -12,13 +11,12 @@ import killed_run
 import numpy as np
 import pytest
 from checkpoints import same_bits
-from programs import environment
+from programs import KILLS, environment
 from safetensors.numpy import load_file
 
 from elastic_jax.settings import read_yaml
 from train.loop.directory import LOCK_FILE
 
-KILLS = int(os.environ.get("KILLS", 20))
 _TIMES = {"seconds", "tokens_per_second", "flops_per_second", "mfu", "device_memory_peak"}
 
 

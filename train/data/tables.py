@@ -7,7 +7,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from elastic_jax.errors import ConfigError, DataError
+from elastic_jax.errors import ConfigError, DataError, shown
 from elastic_jax.files import parse_json, read_json_lines
 
 _LINES = (".jsonl", ".json", ".ndjson")
@@ -72,21 +72,22 @@ def _files_of(folder: Path) -> list[Path]:
 def _saved_files(folder: Path) -> list[Path]:
     """The data files that `save_to_disk` lists; its caches lie beside them and are left alone."""
     try:
-        names = [entry["filename"] for entry in parse_json((folder / "state.json").read_bytes())["_data_files"]]
-    except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{folder / 'state.json'}: not the state of a saved data set ({error!r}).") from error
-    missing = [name for name in names if not (folder / name).is_file()]
-    if missing or not names:
+        entries = parse_json((folder / "state.json").read_bytes())["_data_files"]
+        files = [folder / entry["filename"] for entry in entries]
+        missing = [file.name for file in files if not file.is_file()]
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        raise DataError(f"{folder / 'state.json'}: not the state of a saved data set ({shown(error)}).") from error
+    if missing or not files:
         raise DataError(f"{folder}: data files are missing: {', '.join(missing) or 'all'}. Fetch the folder again.")
-    return [folder / name for name in names]
+    return files
 
 
 def _parquet_rows(file: Path) -> Iterator[tuple[str, Any]]:
     pyarrow = _pyarrow("parquet")
     try:
         with pyarrow.parquet.ParquetFile(file) as table:
-            yield from _numbered(file, (batch.to_pylist() for batch in table.iter_batches(batch_size=256)))
-    except pyarrow.ArrowException as error:
+            yield from _numbered(file, map(_rows_of, table.iter_batches(batch_size=256)))
+    except (pyarrow.ArrowException, OSError, ValueError) as error:
         raise DataError(f"{file}: cannot be read as Parquet ({error}). Fetch it again.") from error
 
 
@@ -94,9 +95,15 @@ def _arrow_rows(file: Path) -> Iterator[tuple[str, Any]]:
     pyarrow = _pyarrow("ipc")
     try:
         with pyarrow.memory_map(str(file)) as source, pyarrow.ipc.open_stream(source) as stream:
-            yield from _numbered(file, (batch.to_pylist() for batch in stream))
-    except pyarrow.ArrowException as error:
+            yield from _numbered(file, map(_rows_of, stream))
+    except (pyarrow.ArrowException, OSError, ValueError) as error:
         raise DataError(f"{file}: cannot be read as an Arrow stream ({error}). Fetch it again.") from error
+
+
+def _rows_of(batch: Any) -> list[Any]:
+    """The rows of a record batch; one with places outside of its buffers would end the process, were it not checked."""
+    batch.validate(full=True)
+    return batch.to_pylist()
 
 
 def _numbered(file: Path, batches: Iterator[list[Any]]) -> Iterator[tuple[str, Any]]:

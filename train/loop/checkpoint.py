@@ -10,12 +10,14 @@ from typing import Any
 
 import jax
 
-from elastic_jax.errors import CheckpointError
+from elastic_jax.errors import CheckpointError, shown
 from elastic_jax.files import parse_json
 
 SETTINGS = "settings"
 DATA = "data"
 EVALUATIONS = "evaluations"
+_DAMAGES = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, OSError, RuntimeError)
+"""What Orbax raises for files that are not as it wrote them."""
 
 
 class Checkpoints:
@@ -31,11 +33,19 @@ class Checkpoints:
             policy = policies.AnyPreservationPolicy([policy, self])
         self.directory = directory
         self._best = best
-        self._checkpointer = ocp.training.Checkpointer(
-            str(directory.absolute()), preservation_policy=policy, cleanup_tmp_directories=True
-        )
-        stored = {} if self.latest_step is None else self._metadata()[EVALUATIONS]
-        self.evaluations: dict[int, Mapping[str, float]] = {int(step): figures for step, figures in stored.items()}
+        try:
+            self._checkpointer = ocp.training.Checkpointer(
+                str(directory.absolute()), preservation_policy=policy, cleanup_tmp_directories=True
+            )
+        except _DAMAGES as error:
+            steps = sorted((path.name for path in directory.iterdir() if path.name.isdigit()), key=int)
+            damaged = [step for step in steps if _complaint(directory / step) is not None]
+            raise CheckpointError(
+                f"{directory}: the checkpoints cannot be opened, as the description of one is damaged (of step "
+                f"{' or '.join(damaged or steps)}: {shown(error)}). Remove the folder of that step, and the same "
+                "command goes on from the newest of the others."
+            ) from error
+        self.evaluations: dict[int, Mapping[str, float]] = {} if self.latest_step is None else self._evaluations()
         """Figures of evaluation by steps done, up to the newest checkpoint and since; each save stores them. They are
         not Orbax's metrics of a checkpoint: a run that was stopped in the step of an evaluation has that checkpoint
         before it has its figures."""
@@ -91,7 +101,7 @@ class Checkpoints:
         target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like)
         try:
             state = self._checkpointer.load(step, target)
-        except (ValueError, KeyError, TypeError, OSError, RuntimeError) as error:
+        except _DAMAGES as error:
             reason = str(error).partition("\n")[0]
             raise self._damaged(step, f"cannot be restored, as it is damaged or of another run: {reason}") from error
         return state, self._metadata(step)[DATA]
@@ -120,7 +130,9 @@ class Checkpoints:
         if self._best is None:
             return None
         name, sign = self._best.removeprefix("-"), -1 if self._best.startswith("-") else 1
-        found = [(sign * self.evaluations[step][name], step) for step in steps if step in self.evaluations]
+        found = [
+            (sign * self.evaluations[step].get(name, math.nan), step) for step in steps if step in self.evaluations
+        ]
         return min((pair for pair in found if not math.isnan(pair[0])), default=(0, None))[1]
 
     def _newest(self) -> int:
@@ -137,10 +149,23 @@ class Checkpoints:
         step = self._newest() if step is None else step
         if (complaint := _complaint(self.directory / str(step))) is not None:
             raise self._damaged(step, complaint)
-        found = self._checkpointer.metadata(step).custom_metadata
-        if not isinstance(found, dict) or not {SETTINGS, DATA, EVALUATIONS} <= found.keys():
-            raise CheckpointError(f"{self.directory}: checkpoint {step} was not written by this program.")
-        return found
+        try:
+            found = self._checkpointer.metadata(step).custom_metadata
+        except _DAMAGES as error:
+            raise self._damaged(step, f"is damaged: its description cannot be read ({shown(error)})") from error
+        if isinstance(found, dict) and all(isinstance(found.get(part), dict) for part in (SETTINGS, DATA, EVALUATIONS)):
+            return found
+        raise CheckpointError(f"{self.directory}: checkpoint {step} was not written by this program.")
+
+    def _evaluations(self) -> dict[int, Mapping[str, float]]:
+        """The figures that the newest checkpoint holds."""
+        stored = self._metadata()[EVALUATIONS]
+        try:
+            return {
+                int(step): {name: float(value) for name, value in figures.items()} for step, figures in stored.items()
+            }
+        except _DAMAGES as error:
+            raise self._damaged(self._newest(), f"is damaged: its evaluations are {shown(stored)}") from error
 
     def _damaged(self, step: int, complaint: str) -> CheckpointError:
         """The error about a checkpoint, which offers the newest whole one before it."""

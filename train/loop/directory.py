@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from elastic_jax.errors import CheckpointError, ConfigError
+from elastic_jax.errors import CheckpointError, ConfigError, shown
 from elastic_jax.files import FileLock, remove_partial, write_text
 from elastic_jax.settings import read_yaml, settings_dict, settings_yaml
 from elastic_jax.text.chat import fix_date, template_date
@@ -55,15 +55,23 @@ def dated(config: Any, tokenizer: Any, directory: Path) -> Any:
     """
     if (today := template_date(tokenizer)) is None:
         return config
-    file = directory / SETTINGS_FILE
-    stored = read_yaml(file).get("run", {}).get("date") if file.is_file() else None
-    day = datetime.date.fromisoformat(config.run.date or stored or today)
+    day = datetime.date.fromisoformat(config.run.date or _stored_date(directory / SETTINGS_FILE) or today)
     if jax.process_count() > 1:
         from jax.experimental import multihost_utils
 
         day = datetime.date.fromordinal(int(multihost_utils.broadcast_one_to_all(np.int32(day.toordinal()))))
     fix_date(tokenizer, day.isoformat())
     return replace(config, run=replace(config.run, date=day.isoformat()))
+
+
+def _stored_date(file: Path) -> str | None:
+    """The date of the run whose settings are in the file; None without one, for runs of earlier versions as well."""
+    run = read_yaml(file).get("run") if file.is_file() else None
+    date = run.get("date") if isinstance(run, Mapping) else None
+    try:
+        return None if date is None else datetime.date.fromisoformat(str(date)).isoformat()
+    except ValueError as error:
+        raise ConfigError(f"{file}: run.date is {shown(date)}; want YYYY-MM-DD.") from error
 
 
 @contextmanager

@@ -81,7 +81,8 @@ def _reopened(path: Path, end: int) -> TextIO:
     """The file with its lines of steps below `end`, open for more."""
     kept = []
     if path.is_file():
-        kept = [line for line in path.read_text().splitlines() if _step_of(line) < end]
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+        kept = [line for line in lines if _step_of(line) < end]
     write_text(path, "".join(line + "\n" for line in kept))
     return path.open("a")
 
@@ -89,8 +90,8 @@ def _reopened(path: Path, end: int) -> TextIO:
 def _step_of(line: str) -> float:
     """Step of a line; a line cut short by a kill belongs to no step that is kept."""
     try:
-        return parse_json(line)["step"]
-    except (ValueError, KeyError, TypeError):
+        return float(parse_json(line)["step"])
+    except (ValueError, KeyError, TypeError, OverflowError):
         return math.inf
 
 

@@ -121,7 +121,7 @@ class _Record:
                     return empty
                 part = Measured(*(stored.get_tensor(name) for name in Measured._fields))
                 return cls(file, fingerprint, int(metadata["rows"]), [part])
-        except SafetensorError:
+        except (SafetensorError, KeyError, ValueError):  # damaged, so it is measured anew
             return empty
 
     def add(self, part: Measured, rows: int) -> None:

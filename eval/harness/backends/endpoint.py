@@ -13,11 +13,13 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from typing import Any
 
-from elastic_jax.errors import ConfigError, DataError
+from elastic_jax.errors import ConfigError, DataError, shown
 from elastic_jax.files import parse_json
 from eval.harness.thinking import answer_of, with_opening
 from eval.samples import Arm, Kind, Prompt, Reply
 
+_NO_REPLY = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError)
+"""What reading an answer of another form raises."""
 _RETRIED = {408, 409, 425, 429, 500, 502, 503, 504}
 
 
@@ -108,7 +110,7 @@ class EndpointBackend:
                     break
                 named = refused.headers.get("Retry-After", "")
                 wait = float(named) if named.replace(".", "", 1).isdigit() else wait
-            except (OSError, http.client.HTTPException, ValueError, KeyError, IndexError, TypeError) as failed:
+            except (OSError, http.client.HTTPException, *_NO_REPLY) as failed:
                 error = f"{type(failed).__name__}: {failed}"
         return Reply(error=f"{self._config.url}: {error}")
 
@@ -137,6 +139,8 @@ def _reply(prompt: Prompt, answer: dict[str, Any], seconds: float) -> Reply:
     choice = answer["choices"][0]
     message = choice["message"] if "message" in choice else {"content": choice["text"]}
     text, thinking = message["content"] or "", message.get("reasoning_content") or message.get("reasoning")
+    if not isinstance(text, str):
+        raise ValueError(f"the content of the reply is {shown(text)}; want a text")
     finish = "length" if choice.get("finish_reason") == "length" else "stop"
     if thinking and not text:
         text = f"<think>{thinking}"

@@ -165,6 +165,12 @@ def test_a_run_keeps_the_date_that_its_chat_template_writes(tmp_path):
         with claim(tmp_path / "run", dated(with_run(date="2024-07-27"), tokenizer, tmp_path / "run")):
             pass
     assert dated(ToyConfig(), chat_tokenizer(), tmp_path / "new") == ToyConfig()  # a template without date
+    file = tmp_path / "run" / "settings.yaml"
+    file.write_text("run: {date: 2024-07-26}")  # YAML makes a date of it
+    assert dated(ToyConfig(), tokenizer, tmp_path / "run") == begun
+    file.write_text("run: {date: tomorrow}")
+    with pytest.raises(ConfigError, match="run.date is 'tomorrow'; want YYYY-MM-DD"):
+        dated(ToyConfig(), tokenizer, tmp_path / "run")
 
 
 def test_stop_keeps_the_state_from_before_and_may_be_changed_to_skip(tmp_path):

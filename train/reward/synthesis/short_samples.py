@@ -58,8 +58,8 @@ def _parse(row: object, where: str) -> JudgedSample:
     if not isinstance(row, dict):
         raise DataError(f"{where}: a sample is an object with named fields; got {type(row).__name__}.")
     perspective = row.get("perspective")
-    if perspective not in PERSPECTIVES:
-        raise DataError(f"{where}: `perspective` is {perspective!r}; want one of {', '.join(PERSPECTIVES)}.")
+    if not isinstance(perspective, str) or perspective not in PERSPECTIVES:
+        raise DataError(f"{where}: `perspective` is {shown(perspective)}; want one of {', '.join(PERSPECTIVES)}.")
     question, response = (_text(row, name, where) for name in ("question", "response"))
     reference = _text(row, "reference", where) if row.get("reference") is not None else None
     sample = ShortSample(perspective, question, response, _chunks(row.get("chunks"), where), reference)
@@ -101,4 +101,4 @@ def _text(row: dict[str, Any], name: str, where: str) -> str:
 
 
 def _digest(row: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(row, sort_keys=True).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps(row, sort_keys=True, default=str).encode()).hexdigest()[:16]

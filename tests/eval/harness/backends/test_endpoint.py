@@ -105,7 +105,12 @@ def test_several_requests_run_at_one_time_and_each_reply_meets_its_prompt(server
     assert 2 <= server.most_busy <= 4
 
 
-@pytest.mark.parametrize("trouble", [429, 500, 503, "hang up", lambda body: b"no json", lambda body: b"{}"])
+ODD = b'{"choices": [{"message": {"content": [{"text": "parts"}]}}]}'
+
+
+@pytest.mark.parametrize(
+    "trouble", [429, 500, 503, "hang up", lambda body: b"no json", lambda body: b"{}", lambda body: ODD]
+)
 def test_passing_trouble_is_tried_again(server, trouble):
     server.script = [trouble, trouble]
     [(_, reply)] = ask(server, [prompt()])

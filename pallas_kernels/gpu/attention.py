@@ -20,7 +20,6 @@ type Array = jax.Array
 
 PLAN = BlockPlan._make(("BKQ3", "BKJ", "BJ", "BNQJ"))
 """Letters of the axes of each field, for `divided`."""
-KERNELS = {"forward": forward_kernel, "dq": dq_kernel, "dkv": dkv_kernel}
 
 
 def _run(
@@ -47,8 +46,9 @@ def _run(
     }
     if work.lists is not None:
         common |= {"blocks_ptr": work.lists.blocks, "count_ptr": work.lists.count}
+    program = {"forward": forward_kernel, "dq": dq_kernel, "dkv": dkv_kernel}[kernel]
     return launch(
-        KERNELS[kernel],
+        program,
         work.order.size * (spec.block_size // (tile.keys if kernel == "dkv" else tile.queries)),
         {**arguments, **common},
         outputs,

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from attention_cases import Case, make_inputs, random_block_masks
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -41,9 +42,8 @@ def main(names: list[str]) -> None:
         return run
 
     def hybrid(q, k, v, z, lengths, mask):
-        return hybrid_attention(
-            q, k, v, z < 0.5, lengths=lengths, block_mask=mask, return_lse=True, impl="xla", **static
-        )[0]
+        mode, masks = (z < 0.5).astype(jnp.int8), {"lengths": lengths, "block_mask": mask}
+        return hybrid_attention(q, k, v, mode, **masks, return_lse=True, impl="xla", **static)[0]
 
     def routed(q, k, v, z, lengths, mask):
         return routed_attention(q, k, v, z, lengths=lengths, impl="xla", **static)

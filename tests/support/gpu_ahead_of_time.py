@@ -123,7 +123,7 @@ def sharded(chip: str, impl: str) -> None:
 
     q, kv = (shape(4, 16384, heads, 128) for heads in (32, 8))
     with jax.default_device(devices[0]):
-        prefill = jax.jit(lambda q, k, v, z: hybrid_attention(q, k, v, z < 0.5, impl=impl))
+        prefill = jax.jit(lambda q, k, v, z: hybrid_attention(q, k, v, (z < 0.5).astype(jnp.int8), impl=impl))
         for name, program in {"prefill": prefill, "training step": jax.jit(step)}.items():
             if (name, impl) != ("training step", "mosaic_gpu"):
                 report(name, program, q, kv, kv, shape(4, 8, dtype=jnp.float32))

@@ -34,7 +34,7 @@ def test_lowers_for_cuda(capability, tokens, monkeypatch):
     mask = jax.ShapeDtypeStruct((2, 9, blocks, blocks), jnp.bool_)
 
     def prefill(q, k, v, z, mask):
-        return hybrid_attention(q, k, v, z < 0.5, block_mask=mask, impl="triton")
+        return hybrid_attention(q, k, v, (z < 0.5).astype(jnp.int8), block_mask=mask, impl="triton")
 
     def step(q, k, v, z, mask):
         out, pull = jax.vjp(lambda *a: routed_attention(*a, impl="triton"), q, k, v, z)

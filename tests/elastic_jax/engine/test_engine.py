@@ -29,7 +29,15 @@ def model():
 
 
 def engine(cache=PACKED, **changes):
+    """With 20 pages instead of the 48 that three rows of full heads need; such a row takes 4 for every 32 tokens."""
+    if cache is PACKED:
+        changes = {"pool_mib": 20.5 * page_bytes() / 2**20} | changes
     return Engine(model(), dataclasses.replace(SIZE, **changes), cache)
+
+
+@cached
+def page_bytes():
+    return Engine(model(), SIZE, PACKED).slots.page_bytes
 
 
 def ids(n, seed=0):
@@ -47,17 +55,6 @@ def assert_empty(engine):
     assert engine.idle and not engine.slots.lengths.any()
     if engine.cache.bits < 16:
         assert engine.slots.pool.available == engine.slots.pool.size
-
-
-@cached
-def small_pool():
-    """20 pages instead of 48: one row of full heads takes 4 for every 32 tokens."""
-    return engine(pool_mib=20.5 * page_bytes() / 2**20)
-
-
-@cached
-def page_bytes():
-    return engine().slots.page_bytes
 
 
 @both_caches
@@ -134,7 +131,7 @@ def test_the_cache_is_given_to_every_step_and_not_copied(cache):
 
 
 def step_memory(cache, max_length):
-    slots = engine(cache, max_length=max_length).slots
+    slots = engine(cache, max_length=max_length, pool_mib=None).slots
     draw = RowSampling.stack([RowSampling()] * SIZE.slots)
     tokens, counts = np.zeros((SIZE.slots, 1), np.int32), np.zeros(SIZE.slots, np.int32)
     compiled = programs.read.lower(slots._graph, slots._params, slots._counted(), tokens, counts, draw).compile()
@@ -179,7 +176,7 @@ def test_a_caller_may_cancel_from_the_callback():
 
 def test_a_request_that_waits_for_pages_is_not_overtaken():
     """Two large requests fill the pool one after the other; the small one that came last starts last."""
-    serving = small_pool()
+    serving = engine()
     order = []
 
     def note(event):
@@ -231,14 +228,14 @@ def test_a_packed_prefix_is_used_when_named_and_brings_its_routing():
     serving = engine()
     prefix = serving.cache_prefix(ids(90))
     same = [*ids(90), *ids(11, 1)]
-    first = serving.submit(same, max_new_tokens=40, prefix=prefix)
+    first = serving.submit(same, max_new_tokens=30, prefix=prefix)
     beside = [serving.submit([*ids(90), *ids(n, n)], max_new_tokens=30, prefix=prefix) for n in (0, 4)]
     unnamed = serving.submit(same, max_new_tokens=2)
     answers = finish(serving, first, *beside, unnamed)
     assert first.reused == 90 and unnamed.reused == 0
     np.testing.assert_array_equal(first.mode_LK, prefix.mode_LK)
     alone = engine()
-    assert finish(alone, alone.submit(same, max_new_tokens=40, prefix=alone.cache_prefix(ids(90)))) == answers[:1]
+    assert finish(alone, alone.submit(same, max_new_tokens=30, prefix=alone.cache_prefix(ids(90)))) == answers[:1]
     serving.drop_prefix(prefix)
     assert_empty(serving)
     with pytest.raises(ConfigError, match="was dropped"):
@@ -246,7 +243,7 @@ def test_a_packed_prefix_is_used_when_named_and_brings_its_routing():
 
 
 def test_a_prefix_gives_way_and_is_read_again():
-    serving = small_pool()
+    serving = engine()
     prefix = serving.cache_prefix(ids(90), routing="full")
     before = finish(serving, serving.submit(ids(90), max_new_tokens=5, prefix=prefix))
     assert serving.slots.pool.free < serving.slots.pool.size
@@ -288,10 +285,10 @@ def test_beams_find_what_the_definition_finds(prefixed):
 
 def test_beams_over_packed_pages_end_at_a_stop_token_and_leave_nothing():
     serving = engine()
-    free = serving.submit(ids(39), max_new_tokens=60, beams=3)
+    free = serving.submit(ids(39), max_new_tokens=60, beams=2)
     finish(serving, free)
     stops = [free.tokens[40], free.tokens[45]]
-    stopped = serving.submit(ids(39), max_new_tokens=60, beams=3, stop_tokens=stops)
+    stopped = serving.submit(ids(39), max_new_tokens=60, beams=2, stop_tokens=stops)
     finish(serving, stopped)
     assert stopped.tokens[-1] in stops and stopped.finish == "stop"
     assert not set(stopped.tokens[:-1]) & set(stops)
@@ -330,7 +327,7 @@ def test_requests_that_cannot_be_are_refused_when_they_come(options, message):
 
 
 def test_a_request_beyond_the_pool_is_refused_with_what_would_fit():
-    serving, size = small_pool(), page_bytes()
+    serving, size = engine(), page_bytes()
     asked = dict(max_new_tokens=110, beams=2)
     with pytest.raises(ShapeError, match=rf"need {28 * size} bytes .* every head is full.* has {20 * size}\.") as error:
         serving.submit(ids(50), **asked)

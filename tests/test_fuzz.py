@@ -34,9 +34,8 @@ TRIED: Counter[Kind] = Counter()
 def number_of_inputs(request: pytest.FixtureRequest) -> Iterator[None]:
     """Tells at the end how many inputs there were."""
     yield
-    reporter = request.config.pluginmanager.getplugin("terminalreporter")
-    if TRIED and reporter is not None:
-        reporter.write_line(f"\n{TRIED.total()} damaged inputs of {len(TRIED)} kinds were tried")
+    with request.config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
+        print(f"\n{TRIED.total()} damaged inputs of {len(TRIED)} kinds were tried")
 
 
 def damage(kind: Kind, valid: bytes, rng: random.Random) -> bytes:

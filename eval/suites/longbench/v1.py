@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from elastic_jax.errors import ConfigError
+from elastic_jax.errors import ConfigError, shown
 from eval.harness.thinking import answer_of
 from eval.samples import Message, Rendered, Reply, Sample, Segment, Showing, Verdict
 from eval.suites.metrics import (
@@ -180,14 +180,12 @@ def longbench_groups(
 
 def _sample(name: str, record: JsonRecord, number: int, extended: bool) -> Sample:
     fields = {field: record.text(field, empty=True) for field in ("input", "context")}
-    answers = record.fields.get("answers")
-    if not isinstance(answers, list) or not answers or not all(isinstance(answer, str) for answer in answers):
-        raise record.error(f"answers is {answers!r}; want a list of one or more texts")
+    answers = record.texts("answers", 1)
     if FORMS[name].metric is number_share and not all(answer.isdecimal() for answer in answers):
-        raise record.error(f"answers is {answers!r}; want whole numbers")
+        raise record.error(f"answers is {shown(answers)}; want whole numbers")
     classes = record.fields.get("all_classes")
-    if FORMS[name].metric is None and not (isinstance(classes, list) and answers[0] in classes):
-        raise record.error(f"all_classes is {classes!r}; want the list of class names, the answer among them")
+    if FORMS[name].metric is None and answers[0] not in record.texts("all_classes", 1):
+        raise record.error(f"all_classes is {shown(classes)}; want the list of class names, the answer among them")
     axes: dict[str, str | int] = {}
     if extended:
         length = record.fields.get("length")

@@ -94,13 +94,14 @@ def test_long_prompts_lose_their_middle(tmp_path):
 @pytest.mark.parametrize(
     ("name", "changes", "message"),
     [
-        ("qasper", {"answers": []}, r"answers is \[\]; want a list"),
-        ("qasper", {"answers": "left out"}, "answers is None"),
-        ("qasper", {"answers": [3]}, "answers is"),
+        ("qasper", {"answers": []}, r"field 'answers' holds \[\]; want a list"),
+        ("qasper", {"answers": "left out"}, "field 'answers' is missing"),
+        ("qasper", {"answers": [3]}, "field 'answers' holds"),
         ("qasper", {"context": "left out"}, "field 'context' is missing"),
         ("qasper", {"input": 3}, "field 'input' holds 3; want a text"),
         ("passage_count", {"answers": ["7", "seven"]}, "answers is .*want whole numbers"),
-        ("trec", {"all_classes": ["Date"]}, "all_classes"),
+        ("trec", {"all_classes": ["Date"]}, "all_classes is .*the answer among them"),
+        ("trec", {"all_classes": ["Place", 3]}, "field 'all_classes' holds"),
     ],
 )
 def test_records_that_cannot_be_used_are_refused_by_file_and_line(tmp_path, name, changes, message):

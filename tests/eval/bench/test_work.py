@@ -2,6 +2,7 @@ from itertools import product
 
 import pytest
 
+from eval.bench.settings import BenchCacheSettings
 from eval.bench.work import (
     MODELS,
     HeadShape,
@@ -44,3 +45,7 @@ def test_sparse_heads_are_spread():
         for count in range(shape.kv_heads + 1):
             modes = spread_heads(shape.kv_heads, count)
             assert len(modes) == shape.kv_heads and sum(modes) == count and set(modes) <= {0, 1}
+
+
+def test_a_cache_has_room_for_the_warming_call_and_the_timed_ones():
+    assert BenchCacheSettings(steps=5, rounds=3).room == 5 + 3 * 5

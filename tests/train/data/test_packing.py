@@ -9,6 +9,7 @@ from train.config import DataConfig, RouterTrainConfig, TaskConfig, TasksConfig
 from train.data.packing import RowShape, Sample, tokenise
 from train.data.pipeline import RowPlan, make_pipeline
 from train.data.records import CODE, SINGLE_QA, Record
+from train.data.templates import render
 
 TASK_SETTINGS = TasksConfig(single_qa=TaskConfig(loss_weight=2.0))
 QA = Record("Ada lives in Rome. " * 4, "Where does Ada live?", "In Rome.", SINGLE_QA, is_prefix=False)
@@ -62,6 +63,8 @@ def test_chat_prompt_is_the_one_of_inference():
     mixed = tokenise([QA] * 3, tokenizer, config(template="mixed"))
     for got, wanted in zip(mixed, (sample, one_sample(QA), sample), strict=True):
         np.testing.assert_array_equal(got.input_ids, wanted.input_ids)
+    alone = [ids for part in render(QA, "mixed", tokenizer) for ids in part]
+    np.testing.assert_array_equal(alone, sample.input_ids)
 
 
 def test_bad_input_is_refused():

@@ -9,14 +9,15 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from elastic_jax.config import ModelConfig, RouterConfig
+    from elastic_jax.config import HeadMode, ModelConfig, RouterConfig
     from elastic_jax.engine import Engine, EngineConfig
     from elastic_jax.generation import Generation, generate
+    from elastic_jax.heads import Heads, load_heads
     from elastic_jax.kv_cache import CacheConfig
     from elastic_jax.model import ElasticForCausalLM, Output
     from elastic_jax.reward import ElasticRewardModel
     from elastic_jax.router import AttentionRouter
-    from elastic_jax.routing import HeadMode, Routing
+    from elastic_jax.routing import Routing
     from elastic_jax.sampling import Sampling
     from elastic_jax.weights import from_pretrained, save_pretrained
     from elastic_jax.weights.tokenizer import load_tokenizer
@@ -29,7 +30,8 @@ _HOME = {
     "Engine": "engine",
     "EngineConfig": "engine",
     "Generation": "generation",
-    "HeadMode": "routing",
+    "HeadMode": "config",
+    "Heads": "heads",
     "ModelConfig": "config",
     "Output": "model",
     "RouterConfig": "config",
@@ -37,6 +39,7 @@ _HOME = {
     "Sampling": "sampling",
     "from_pretrained": "weights",
     "generate": "generation",
+    "load_heads": "heads",
     "load_tokenizer": "weights.tokenizer",
     "save_pretrained": "weights",
 }

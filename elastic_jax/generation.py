@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from elastic_jax.config import ModelConfig
+from elastic_jax.config import HeadMode, ModelConfig
 from elastic_jax.errors import NumericsError, ShapeError
 from elastic_jax.kv_cache import CacheConfig
 from elastic_jax.kv_cache.dense import DenseCache
@@ -24,7 +24,7 @@ from elastic_jax.kv_cache.size import check_limit, quantized_bytes
 from elastic_jax.layout import check_prompts, pad_rows
 from elastic_jax.model import ElasticForCausalLM, model_program
 from elastic_jax.rope import apply_rope, rope_table
-from elastic_jax.routing import Gates, HeadMode, Imposed, Routing, gates_from, to_modes
+from elastic_jax.routing import Gates, Imposed, Routing, gates_from, to_modes
 from elastic_jax.sampling import RowSampling, Sampling, next_token
 
 Cache = DenseCache | QuantizedCache

@@ -10,11 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from elastic_jax.config import HeadMode
 from elastic_jax.errors import ShapeError
 from elastic_jax.generation import bucket
 from elastic_jax.layout import check_positions, pad_rows
 from elastic_jax.model import ElasticForCausalLM, model_program, require_routers
-from elastic_jax.routing import HeadMode, Routing
+from elastic_jax.routing import Routing
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -3,22 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from enum import IntEnum
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from elastic_jax.config import ModelConfig
+from elastic_jax.config import HeadMode, ModelConfig
 from elastic_jax.errors import ShapeError
 from elastic_jax.layout import Layout
-
-
-class HeadMode(IntEnum):
-    """Attention of one KV head for one sequence."""
-
-    FULL = 0
-    SPARSE = 1
 
 
 @jax.tree_util.register_dataclass

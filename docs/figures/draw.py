@@ -17,14 +17,14 @@ from matplotlib.colors import BoundaryNorm, ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from elastic_jax.config import ModelConfig, RouterConfig
+from elastic_jax.config import HeadMode, ModelConfig, RouterConfig
 from elastic_jax.generation import bucket
 from elastic_jax.kv_cache.config import CacheConfig
 from elastic_jax.kv_cache.pages import plan_pages
 from elastic_jax.kv_cache.quantized import QuantizedCache
 from elastic_jax.kv_cache.size import quantized_bytes
 from elastic_jax.plots import save_figure
-from elastic_jax.routing import HeadMode, Routing
+from elastic_jax.routing import Routing
 from elastic_jax.settings import shipped_configs
 from pallas_kernels import check_attention, select_blocks
 from pallas_kernels.decode_attention.view import hole_mask

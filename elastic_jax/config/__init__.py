@@ -2,6 +2,6 @@
 
 from elastic_jax.config.model import ModelConfig
 from elastic_jax.config.rope import RopeConfig, RopeType
-from elastic_jax.config.router import Pattern, RouterConfig
+from elastic_jax.config.router import HeadMode, Pattern, RouterConfig
 
-__all__ = ["ModelConfig", "Pattern", "RopeConfig", "RopeType", "RouterConfig"]
+__all__ = ["HeadMode", "ModelConfig", "Pattern", "RopeConfig", "RopeType", "RouterConfig"]

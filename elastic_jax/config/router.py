@@ -6,12 +6,20 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from enum import IntEnum
 from typing import Any, Literal
 
 from elastic_jax.config.checks import check_count, check_fields, check_positive
 from elastic_jax.errors import ConfigError, shown
 
 Pattern = Literal["fa-ssa", "fa-xa", "xa-ssa"]
+
+
+class HeadMode(IntEnum):
+    """Attention of one KV head for one sequence."""
+
+    FULL = 0
+    SPARSE = 1
 
 
 @dataclass(frozen=True)

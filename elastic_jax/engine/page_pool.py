@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from elastic_jax.routing import HeadMode
+from elastic_jax.config import HeadMode
 
 ABSENT = -1
 """In a table: the group has no page, because it is not packed yet or no query may see it any more."""

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 import jax.numpy as jnp
 import numpy as np
 
+from elastic_jax.config import HeadMode
 from elastic_jax.engine import programs
 from elastic_jax.engine.config import EngineConfig
 from elastic_jax.engine.page_pool import ABSENT, PagePool, Reservation, pages_needed, stored_groups
@@ -24,7 +25,6 @@ from elastic_jax.kv_cache.pages import page_bytes, quantized_tokens, sparse_grou
 from elastic_jax.kv_cache.quantized import QuantizedCache
 from elastic_jax.kv_cache.size import most_that_fits
 from elastic_jax.model import ElasticForCausalLM
-from elastic_jax.routing import HeadMode
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from elastic_jax.routing import HeadMode
+from elastic_jax.config import HeadMode
 from pallas_kernels import fold_query_heads, unfold_query_heads
 from pallas_kernels.schedule import AttentionSpec, query_positions, visible_tokens
 

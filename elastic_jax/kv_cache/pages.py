@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from elastic_jax.config import HeadMode
 from elastic_jax.kv_cache.config import CacheConfig
 from elastic_jax.kv_cache.outliers import ordered_sum
-from elastic_jax.routing import HeadMode
 from pallas_kernels import Pages, pack, quantize_group
 from pallas_kernels.schedule import AttentionSpec
 

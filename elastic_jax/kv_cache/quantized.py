@@ -21,11 +21,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from elastic_jax.config import HeadMode
 from elastic_jax.errors import ShapeError
 from elastic_jax.kv_cache.config import CacheConfig
 from elastic_jax.kv_cache.outliers import EMPTY, Outliers, compete, forget, token_scores
 from elastic_jax.kv_cache.pages import PagePlan, empty_pages, quantize_tokens, quantized_tokens, tree_bytes
-from elastic_jax.routing import HeadMode
 from pallas_kernels import CacheView, Pages, decode_attention
 from pallas_kernels.schedule import AttentionSpec, visible_tokens
 

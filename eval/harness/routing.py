@@ -15,12 +15,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from elastic_jax.config import HeadMode
 from elastic_jax.errors import DataError
 from elastic_jax.files import parse_json, write_json
 from elastic_jax.layout import pad_rows
 from elastic_jax.model import ElasticForCausalLM, model_program
 from elastic_jax.rope import apply_rope, rope_table
-from elastic_jax.routing import Gates, HeadMode, Routing
+from elastic_jax.routing import Gates, Routing
 from eval.harness.scoring import arm_gates
 from eval.samples import Arm, Prompt
 

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from elastic_jax.config import HeadMode
 from elastic_jax.errors import CheckpointError
 from elastic_jax.model import ElasticForCausalLM, Output
-from elastic_jax.routing import HeadMode
 from elastic_jax.smollm2 import model_file
 from elastic_jax.weights import from_pretrained
 from elastic_jax.weights.tokenizer import load_tokenizer

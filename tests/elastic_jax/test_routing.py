@@ -3,10 +3,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from elastic_jax.config import ModelConfig, RouterConfig
+from elastic_jax.config import HeadMode, ModelConfig, RouterConfig
 from elastic_jax.errors import ShapeError
 from elastic_jax.layout import make_layout
-from elastic_jax.routing import HeadMode, Routing, gates_from, skipped_share, streaming_skip_ratio, to_modes
+from elastic_jax.routing import Routing, gates_from, skipped_share, streaming_skip_ratio, to_modes
 
 CONFIG = ModelConfig("llama", 8, 8, 8, 2, 2, 2, 4, 8192)
 

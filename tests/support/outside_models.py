@@ -8,15 +8,17 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 from chat_tokenizers import chat_tokenizer
 from checkpoints import GOLDEN
 from gguf_files import write_gguf
 from outside_kind import Kind
 from transformers import PreTrainedTokenizerFast
 
-from elastic_jax.config import ModelConfig
+from elastic_jax.config import ModelConfig, RouterConfig
 from elastic_jax.config.model import config_to_hf
 from elastic_jax.files import read_json, read_text
+from elastic_jax.heads import CurvePoint, Heads, load_heads, save_duo_attention
 from elastic_jax.text.chat import answered_texts
 from elastic_jax.text.tokens import encode_chat, encode_text
 from elastic_jax.weights import from_pretrained, save_pretrained
@@ -52,6 +54,17 @@ def _routers(folder: Path) -> None:
     model = from_pretrained(GOLDEN / "qwen3_tied")
     model.fresh_routers = False
     save_pretrained(model, folder, format="router", overwrite=True)
+
+
+HEADS = Heads(np.arange(6).reshape(2, 3), RouterConfig(), curve=(CurvePoint(2, 2 / 3, 0.1),), weights="ab" * 32)
+
+
+def _heads(folder: Path) -> None:
+    HEADS.save(folder)
+
+
+def _duo_attention(folder: Path) -> None:
+    save_duo_attention(HEADS, folder)
 
 
 def _vocabulary(folder: Path) -> None:
@@ -124,6 +137,9 @@ MODELS = {
     "safetensors": Kind(_copy("llama_tied"), "model.safetensors", from_pretrained, "bytes"),
     "safetensors index": Kind(_sharded, "model.safetensors.index.json", open_weights, "json"),
     "router_config.json": Kind(_routers, "router_config.json", lambda f: open_router(f, BASE), "json"),
+    "heads_config.json": Kind(_heads, "heads_config.json", load_heads, "json"),
+    "arrays of heads": Kind(_heads, "heads.safetensors", load_heads, "bytes"),
+    "DuoAttention's table": Kind(_duo_attention, "full_attention_heads.tsv", load_heads, "bytes"),
     "GGUF": Kind(lambda f: write_gguf(f / "model.gguf", "llama_tied"), "model.gguf", _tensors, "bytes"),
     "GGUF vocabulary": Kind(_vocabulary, "model.gguf", lambda f: load_tokenizer(f / "model.gguf"), "bytes"),
     "tokenizer.json": Kind(_tokenizer, "tokenizer.json", _encode, "json"),

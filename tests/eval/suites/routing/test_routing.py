@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from tiny import CONFIG, random_ids
 
+from elastic_jax.config import HeadMode
 from elastic_jax.errors import DataError
-from elastic_jax.routing import HeadMode
 from eval.harness.backends.local import ModelBackend
 from eval.harness.routing import forced_modes, needle_attention, read_head_scores, read_routing
 from eval.samples import Arm, Prompt, Sample, Showing

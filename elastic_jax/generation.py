@@ -22,9 +22,10 @@ from elastic_jax.kv_cache.pages import plan_pages
 from elastic_jax.kv_cache.quantized import QuantizedCache
 from elastic_jax.kv_cache.size import check_limit, quantized_bytes
 from elastic_jax.layout import check_prompts, pad_rows
-from elastic_jax.model import ElasticForCausalLM, model_program
+from elastic_jax.model import ElasticForCausalLM
+from elastic_jax.program import model_program
 from elastic_jax.rope import apply_rope, rope_table
-from elastic_jax.routing import Gates, Imposed, Routing, gates_from, to_modes
+from elastic_jax.routing import Gates, Imposed, Routing, to_modes
 from elastic_jax.sampling import RowSampling, Sampling, next_token
 
 Cache = DenseCache | QuantizedCache
@@ -67,7 +68,7 @@ def generate(
     seed: int = 0,
     cache_mib: float | None = None,
 ) -> Generation:
-    """Continues prompts. Routing is decided once per row, from its prompt, and kept while decoding.
+    """Continues prompts. Routing is decided once per row, from its prompt or by calibrated heads, and kept.
 
     Args:
         input_ids_BT: right-padded prompts `[B, T]`.
@@ -75,12 +76,12 @@ def generate(
         max_new_tokens: how many tokens to add at most.
         cache: what the cache keeps and what sparse heads read while decoding.
         sampling: greedy by default.
-        routing: None lets the routers decide; see `ElasticForCausalLM.__call__`.
+        routing: see `ElasticForCausalLM.__call__`.
         router_bias: positive favours full attention, negative sparse.
         stop_tokens: ids that end a row; default the end-of-sequence ids of the checkpoint.
         seed: of the sampling.
         cache_mib: most mebibytes that the cache may take. A request that might need more is refused before any work:
-            heads count as full unless `routing` says otherwise, since the routers decide during the work.
+            heads count as full where the routers decide, as they do so during the work.
 
     Raises:
         ShapeError: an empty prompt, a row of length 0, or more tokens than the model has positions.
@@ -94,7 +95,7 @@ def generate(
         raise ShapeError(f"max_new_tokens is {max_new_tokens}; want a whole number, 1 or more.")
     ids, lengths_B = check_prompts(config, input_ids_BT, lengths, max_new_tokens)
     B, T = ids.shape
-    gates = gates_from(routing, config, B)
+    model, gates = model.resolved(routing, B)
     if cache_mib is not None:
         _check_cache_limit(cache_mib, model, cache, lengths_B, gates, max_new_tokens)
     stops = _stop_array(end_ids(config) if stop_tokens is None else stop_tokens)

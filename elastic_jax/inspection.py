@@ -1,10 +1,10 @@
-"""What the routers decide for a set of prompts."""
+"""What the routers, or calibrated heads, decide for a set of prompts."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import jax
 import jax.numpy as jnp
@@ -14,8 +14,9 @@ from elastic_jax.config import HeadMode
 from elastic_jax.errors import ShapeError
 from elastic_jax.generation import bucket
 from elastic_jax.layout import check_positions, pad_rows
-from elastic_jax.model import ElasticForCausalLM, model_program, require_routers
-from elastic_jax.routing import Routing
+from elastic_jax.model import ElasticForCausalLM, require_routers
+from elastic_jax.program import model_program
+from elastic_jax.routing import Gates, Routing
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -30,7 +31,8 @@ class PromptRouting:
     full_LK: np.ndarray
     """True where the KV head keeps full attention."""
     probability_LK: np.ndarray
-    """Probability of full attention that the router's two logits (and the bias) amount to."""
+    """Probability of full attention that the router's two logits (and the bias) amount to; 1 or 0 for calibrated heads.
+    """
     msr: float
     """Share of (layer, KV head) pairs that are sparse."""
     esr: float
@@ -51,35 +53,49 @@ class PromptRouting:
 
 
 def route_prompt(
-    model: ElasticForCausalLM, label: str, ids: Sequence[int], *, router_bias: float = 0.0
+    model: ElasticForCausalLM,
+    label: str,
+    ids: Sequence[int],
+    routing: Literal["heads", "routers"] | None = None,
+    *,
+    router_bias: float = 0.0,
 ) -> PromptRouting:
-    """Runs the prompt through the model once and returns what its routers chose.
+    """Runs the prompt through the model once and returns what its calibrated heads or its routers chose.
+
+    `routing` says which of the two; by default the heads where the model has any.
 
     Raises:
-        ConfigError: a model without trained routers.
+        ConfigError: a model without them; routers must be trained.
         ShapeError: an empty prompt, or one longer than the model has positions.
     """
-    require_routers(model, "showing what the routers choose")
+    model, gates = model.resolved(routing, 1)
+    if gates is None:
+        require_routers(model, "showing what the routers choose")
     if len(ids) == 0:
         raise ShapeError(f"prompt {label!r} is empty; want at least one token.")
     check_positions(model.config, len(ids), f"prompt {label!r} has {len(ids)} tokens", "Shorten it")
     padded, lengths = map(jnp.asarray, pad_rows([ids], bucket(len(ids))))
-    routing, logits_LBKc = _route(model, padded, lengths, jnp.float32(router_bias))
-    logits = np.asarray(logits_LBKc[:, 0])
+    routed, logits_LBKc = _route(model, padded, lengths, gates, jnp.float32(router_bias))
+    full_LK, logits = np.asarray(routed.mode[:, 0]) == HeadMode.FULL, np.asarray(logits_LBKc[:, 0])
+    probability_LK = np.asarray(jax.nn.sigmoid(logits[..., 1] - logits[..., 0] + router_bias))
     return PromptRouting(
         label=label,
         tokens=len(ids),
-        full_LK=np.asarray(routing.mode[:, 0]) == HeadMode.FULL,
-        probability_LK=np.asarray(jax.nn.sigmoid(logits[..., 1] - logits[..., 0] + router_bias)),
-        **routing.measures(lengths, model.config, 0),
+        full_LK=full_LK,
+        probability_LK=probability_LK if gates is None else full_LK.astype(np.float32),
+        **routed.measures(lengths, model.config, 0),
     )
 
 
 @model_program
 def _route(
-    model: ElasticForCausalLM, ids_BT: jax.Array, lengths_B: jax.Array, router_bias: jax.Array
+    model: ElasticForCausalLM,
+    ids_BT: jax.Array,
+    lengths_B: jax.Array,
+    gates: Gates | None,
+    router_bias: jax.Array,
 ) -> tuple[Routing, jax.Array]:
-    out = model.hidden(ids_BT, lengths=lengths_B, router_bias=router_bias)
+    out = model.hidden(ids_BT, lengths=lengths_B, gates=gates, router_bias=router_bias)
     return out.routing, out.logits
 
 

@@ -1,4 +1,7 @@
-"""Building blocks of the decoder: linear maps, RMSNorm, the gated MLP. Matrices are applied in the model dtype."""
+"""Building blocks of the decoder: the embedding, linear maps, RMSNorm, the gated MLP.
+
+Matrices are applied in the model dtype.
+"""
 
 from __future__ import annotations
 
@@ -21,6 +24,16 @@ INPUT_RANKS = {
 def aligned(weight: jax.Array, x: jax.Array) -> jax.Array:
     """`weight` with leading axes of size 1, so that it has as many axes as `x` and meets the last ones of it."""
     return jnp.expand_dims(weight, tuple(range(x.ndim - weight.ndim)))
+
+
+class Embedding(nnx.Module):
+    """Token embedding table `[V, D]`."""
+
+    def __init__(self, vocab: int, width: int, *, std: float, dtype: jnp.dtype, rngs: nnx.Rngs):
+        self.embedding = nnx.Param((std * jax.random.normal(rngs.params(), (vocab, width))).astype(dtype))
+
+    def __call__(self, input_ids_BT: jax.Array) -> jax.Array:
+        return jnp.take(self.embedding[...], input_ids_BT, axis=0, mode="clip")
 
 
 class Linear(nnx.Module):

@@ -16,12 +16,13 @@ from jax.ad_checkpoint import checkpoint_name
 from elastic_jax.attention import Attention, LayerContext, attend_prompt
 from elastic_jax.config import ModelConfig
 from elastic_jax.errors import CheckpointError, ConfigError, ShapeError
+from elastic_jax.heads import Heads
 from elastic_jax.int8_linear import int8_maps, int8_shapes, join_int8
-from elastic_jax.layers import GatedMLP, Linear, RMSNorm
+from elastic_jax.layers import Embedding, GatedMLP, Linear, RMSNorm
 from elastic_jax.layout import Layout, make_layout, squeeze_sequences
 from elastic_jax.rope import rope_table
 from elastic_jax.router import AttentionRouter, SampledGates, pooling_weights
-from elastic_jax.routing import Imposed, Routing, gates_from, to_modes
+from elastic_jax.routing import Gates, Imposed, Routing, gates_from, same_for_rows, static_gates, to_modes
 from elastic_jax.sharding.rules import divide_tokens
 
 
@@ -85,16 +86,6 @@ class Hidden(NamedTuple):
         return Routing(to_modes(self.z), self.logits, self.skipped)
 
 
-class Embedding(nnx.Module):
-    """Token embedding table `[V, D]`."""
-
-    def __init__(self, vocab: int, width: int, *, std: float, dtype: jnp.dtype, rngs: nnx.Rngs):
-        self.embedding = nnx.Param((std * jax.random.normal(rngs.params(), (vocab, width))).astype(dtype))
-
-    def __call__(self, input_ids_BT: jax.Array) -> jax.Array:
-        return jnp.take(self.embedding[...], input_ids_BT, axis=0, mode="clip")
-
-
 class DecoderLayer(nnx.Module):
     """Pre-norm attention and MLP with residual connections, and the layer's router."""
 
@@ -151,6 +142,9 @@ class ElasticForCausalLM(nnx.Module):
         self.fresh_routers = False
         """Whether the checkpoint had no routers. Fresh ones have learnt nothing: where they would decide, every head
         runs full. Set it to False to let them decide all the same."""
+        self.heads: Heads | None = None
+        """Calibrated heads, which decide unless the routers are asked for; see `use_heads`."""
+        self.head_gates: nnx.Variable | None = nnx.data(None)
 
     def __call__(
         self,
@@ -168,12 +162,14 @@ class ElasticForCausalLM(nnx.Module):
             lengths: tokens of each right-padded row `[B]`.
             segment_ids: `[B, T]`, 1, 2, ... for the sequences of a packed row, 0 for padding; every sequence starts
                 on a block boundary.
-            routing: None lets the routers decide (see `fresh_routers`); "full" or "sparse" force every head; a
-                `Routing` or modes `[L, B, K]` (`[L, B, M, K]` packed) are imposed.
+            routing: "heads" runs the model's calibrated heads and "routers" lets its routers decide; None is the first
+                where the model has heads, else the second (see `fresh_routers`). "full" or "sparse" force every head;
+                a `Routing`, `Heads`, or modes `[L, B, K]` (`[L, B, M, K]` packed) are imposed.
             router_bias: added to full logit - sparse logit: positive for quality, negative for sparsity.
 
         Raises:
             ShapeError: arguments that do not fit `input_ids_BT`.
+            ConfigError: heads or routers are asked for and the model has none that were calibrated or trained.
         """
         out = self.hidden(
             input_ids_BT, lengths=lengths, segment_ids=segment_ids, gates=routing, router_bias=router_bias
@@ -204,8 +200,6 @@ class ElasticForCausalLM(nnx.Module):
         """
         if input_ids_BT.ndim != 2:
             raise ShapeError(f"input_ids has shape {input_ids_BT.shape}; want [batch, tokens]. Add a batch axis.")
-        if gates is None and self.fresh_routers:
-            gates = "full"
         config = self.config
         B, T = input_ids_BT.shape
         layout = make_layout(
@@ -223,7 +217,10 @@ class ElasticForCausalLM(nnx.Module):
         )
         imposed = None
         if not isinstance(gates, SampledGates):
-            imposed = gates_from(gates, config, *squeeze_sequences(layout.lengths_BM, layout).shape)
+            rows = squeeze_sequences(layout.lengths_BM, layout).shape
+            _, imposed = self.resolved(gates, *rows)
+            if imposed is None and self.fresh_routers:
+                imposed = gates_from("full", config, *rows)
         shape_LBMK = (config.num_layers, *layout.lengths_BM.shape, config.num_kv_heads)
         z_LBMK = None if imposed is None else imposed.z.reshape(shape_LBMK)
         context = LayerContext(
@@ -249,10 +246,51 @@ class ElasticForCausalLM(nnx.Module):
         logits, z, pooled, skipped = routed
         return Hidden(hidden_BTD, logits, z, pooled, layers, kv, skipped, layout)
 
-    def without_source(self) -> ElasticForCausalLM:
-        """The same arrays without what does not matter to compiled programs: where they came from, and the extras."""
+    def use_heads(self, heads: Heads | None) -> None:
+        """Has calibrated heads decide from now on, or none of them.
+
+        Compiled programs see the heads as data, so another cut of them compiles nothing anew.
+
+        Raises:
+            ConfigError: heads of another model, or of other sparse heads; their weights are not compared.
+        """
+        self.heads = heads
+        self.head_gates = None
+        if heads is not None:
+            self.head_gates = nnx.Variable(static_gates(heads, self.config))
+
+    def resolved(self, routing: Imposed | None, *rows: int) -> tuple[ElasticForCausalLM, Gates | None]:
+        """The model to run and the gates to impose, None where its routers decide, for a routing as callers give it.
+
+        `rows` are those of `gates_from`. The model is this one, or where routers are asked for the same without heads.
+
+        Raises:
+            ShapeError, ConfigError: as `__call__` says.
+        """
+        if routing is None and self.head_gates is not None:
+            routing = "heads"
+        if isinstance(routing, str) and routing == "heads":
+            if self.head_gates is None:
+                raise ConfigError(
+                    f'routing "heads" needs calibrated heads; {self.source} has none. Load it with heads=DIRECTORY '
+                    "(--heads), which `train heads` writes."
+                )
+            return self, same_for_rows(self.head_gates[...], *rows)
+        if isinstance(routing, str) and routing == "routers":
+            require_routers(self, 'routing "routers"')
+            return self.without_heads(), None
+        return self, gates_from(routing, self.config, *rows)
+
+    def without_heads(self) -> ElasticForCausalLM:
+        """The same arrays with routers that decide unless something is imposed."""
         bare = copy.copy(self)
-        bare.source, bare.extras = None, Extras()
+        bare.use_heads(None)
+        return bare
+
+    def without_source(self) -> ElasticForCausalLM:
+        """The same arrays without what does not matter to compiled programs: origin, extras, how heads were found."""
+        bare = copy.copy(self)
+        bare.source, bare.extras, bare.heads = None, Extras(), None
         return bare
 
     def head(self, hidden: jax.Array) -> jax.Array:
@@ -307,36 +345,6 @@ def require_routers(model: ElasticForCausalLM, what: str) -> None:
             "directory (--router), run full or sparse attention instead, or ask for fresh ones (--fresh-routers; in "
             "Python model.fresh_routers = False)."
         )
-
-
-class model_program[**P, R]:  # noqa: N801, used as a decorator
-    """`function(model, ...)` compiled once for all models of one configuration and dtype.
-
-    `nnx.jit` would compile again for a checkpoint in another directory, and would hand the configuration of the first
-    model, with its end-of-sequence ids, to every later one. Here the model is read only.
-    """
-
-    def __init__(self, function: Callable[P, R], *, static: tuple[str, ...] = (), donate: tuple[int, ...] = ()):
-        """`static` names arguments that are part of the program, which are given by name.
-
-        `donate` has the positions of arguments whose memory the results may take, the model not counted.
-        """
-
-        def run(graph: nnx.GraphDef[Any], params: nnx.State, *arguments: Any, **options: Any) -> Any:
-            return function(nnx.merge(graph, params), *arguments, **options)  # pyrefly: ignore
-
-        run.__name__ = getattr(function, "__name__", "run")
-        places = tuple(place + 2 for place in donate)
-        self._run = jax.jit(run, static_argnums=0, static_argnames=static, donate_argnums=places)
-
-    def __call__(self, *arguments: P.args, **options: P.kwargs) -> R:
-        model, *rest = arguments
-        return self._run(*nnx.split(model.without_source()), *rest, **options)  # pyrefly: ignore
-
-    def lower(self, *arguments: P.args, **options: P.kwargs) -> Any:
-        """The program for these arguments before it is compiled, as `jax.jit(...).lower` gives it."""
-        model, *rest = arguments
-        return self._run.lower(*nnx.split(model.without_source()), *rest, **options)  # pyrefly: ignore
 
 
 def param_shapes(config: ModelConfig, dtype: Any = jnp.bfloat16) -> dict[str, jax.ShapeDtypeStruct]:

@@ -16,9 +16,11 @@ from jax.sharding import Mesh
 from elastic_jax.config import ModelConfig, Pattern
 from elastic_jax.errors import CheckpointError
 from elastic_jax.generation import bucket, end_ids, not_finite
+from elastic_jax.heads import Heads
 from elastic_jax.layout import Layout, check_prompts, squeeze_sequences
-from elastic_jax.model import ElasticForCausalLM, RoutingChoice, from_params, model_program, param_shapes
-from elastic_jax.routing import Gates, Imposed, gates_from
+from elastic_jax.model import ElasticForCausalLM, RoutingChoice, from_params, param_shapes
+from elastic_jax.program import model_program
+from elastic_jax.routing import Gates, Imposed
 from elastic_jax.weights.names import SCORE, SCORE_TENSOR
 
 _LOG = logging.getLogger(__name__)
@@ -46,13 +48,15 @@ class ElasticRewardModel(nnx.Module):
         dtype: Any = "bfloat16",
         mesh: Mesh | None = None,
         router: str | Path | None = None,
+        heads: Heads | str | Path | None = None,
+        msr: float | None = None,
         pattern: Pattern | None = None,
         new_head_seed: int | None = None,
     ) -> ElasticRewardModel:
         """Reads a Hugging Face sequence classifier of one label.
 
         Args:
-            source, dtype, mesh, router, pattern: as for `elastic_jax.from_pretrained`.
+            source, dtype, mesh, router, heads, msr, pattern: as for `elastic_jax.from_pretrained`.
             new_head_seed: start from a language model instead: its vocabulary head is left out and the score head
                 drawn, N(0, 1 / (D + 1)) in standard deviation.
 
@@ -61,6 +65,7 @@ class ElasticRewardModel(nnx.Module):
                 for, or one of more than one label.
             ConfigError: as for `elastic_jax.from_pretrained`.
         """
+        from elastic_jax.weights.heads import give_heads
         from elastic_jax.weights.load import load_params
 
         new_head = new_head_seed is not None
@@ -72,7 +77,15 @@ class ElasticRewardModel(nnx.Module):
 
         try:
             loaded = load_params(
-                source, shapes, ignore=_LM_HEAD, dtype=dtype, mesh=mesh, router=router, pattern=pattern
+                source,
+                shapes,
+                ignore=_LM_HEAD,
+                dtype=dtype,
+                mesh=mesh,
+                router=router,
+                heads=heads,
+                msr=msr,
+                pattern=pattern,
             )
         except CheckpointError as error:
             raise CheckpointError(f"{error}{_hint(str(error))}") from error
@@ -90,6 +103,8 @@ class ElasticRewardModel(nnx.Module):
         score = params.pop(SCORE)
         model = cls(from_params(_headless(config), params, source=str(loaded.path)), score, config)
         model.decoder.extras, model.decoder.fresh_routers = loaded.extras, loaded.fresh_routers
+        if loaded.heads is not None:
+            give_heads(model.decoder, loaded.heads)
         return model
 
     def __call__(
@@ -131,7 +146,8 @@ class ElasticRewardModel(nnx.Module):
             input_ids: token ids of whole conversations.
             lengths: tokens of each row `[B]`; default T.
             routing: every head full by default, as in `transformers`: checkpoints of reward models have no routers, and
-                fresh ones decide at random. None lets the routers decide, where the model was given trained ones.
+                fresh ones decide at random. "heads" or "routers" run what the model was given; None is as for
+                `ElasticForCausalLM`.
 
         Raises:
             ShapeError: rows of another form, a row without tokens, or more tokens than the model has positions.
@@ -139,14 +155,15 @@ class ElasticRewardModel(nnx.Module):
         """
         ids, counts = check_prompts(self.config, input_ids, lengths)
         B, T = ids.shape
-        gates = gates_from(routing, self.config, B)
+        decoder, gates = self.decoder.resolved(routing, B)
+        model = ElasticRewardModel(decoder, self.score_head[...], self.config)
         padded = jnp.asarray(np.pad(ids, ((0, 0), (0, bucket(T) - T))))
-        scores_B = _score(self, padded, jnp.asarray(counts), gates)
+        scores_B = _score(model, padded, jnp.asarray(counts), gates)
         finite_B = np.isfinite(np.asarray(scores_B))
         if not finite_B.all():
             row = int(np.argmin(finite_B))
             one = None if gates is None else dataclasses.replace(gates, z=gates.z[:, row : row + 1])
-            raise not_finite(self.decoder, ids[row, : counts[row]].tolist(), one, f"row {row}: the score")
+            raise not_finite(decoder, ids[row, : counts[row]].tolist(), one, f"row {row}: the score")
         return scores_B
 
     def without_source(self) -> ElasticRewardModel:

@@ -10,6 +10,7 @@ import numpy as np
 
 from elastic_jax.config import HeadMode, ModelConfig
 from elastic_jax.errors import ShapeError
+from elastic_jax.heads import Heads
 from elastic_jax.layout import Layout
 
 
@@ -110,27 +111,50 @@ def to_modes(gates: jax.Array) -> jax.Array:
     return jnp.where(gates > 0, HeadMode.FULL, HeadMode.SPARSE).astype(jnp.int8)
 
 
-type Imposed = Routing | Gates | jax.Array | str
+type Imposed = Routing | Gates | Heads | jax.Array | str
 """What a caller may impose in place of the routers' decisions, see `gates_from`."""
+
+
+def static_gates(heads: Heads, config: ModelConfig) -> jax.Array:
+    """Gates float32 `[L, K]` of calibrated heads at their cut.
+
+    Raises:
+        ConfigError: heads of another model, or of other sparse heads.
+    """
+    heads.check_fits(config)
+    return jnp.asarray(heads.modes() == HeadMode.FULL, jnp.float32)
+
+
+def same_for_rows(z_LK: jax.Array, *rows: int) -> Gates:
+    """Gates `[L, *rows, K]` of heads that are the same for every sequence, from float32 `[L, K]`."""
+    z = jnp.expand_dims(z_LK, tuple(range(1, 1 + len(rows))))
+    return Gates(jnp.broadcast_to(z, (z_LK.shape[0], *rows, z_LK.shape[1])))
 
 
 def gates_from(routing: Imposed | None, config: ModelConfig, *rows: int) -> Gates | None:
     """Gates of all heads from a routing as callers give it; None stays None: the routers decide.
 
     Args:
-        routing: "full", "sparse", a `Routing`, an array of modes (see `HeadMode`), or gates.
+        routing: "full", "sparse", a `Routing`, an array of modes (see `HeadMode`), gates, or calibrated heads, which
+            are the same for every row.
         rows: rows of the call and, if these are packed, sequences in a row.
 
     Raises:
         ShapeError: another word, another shape than `[L, *rows, K]`, or modes that are not whole numbers.
+        ConfigError: heads of another model or of other sparse heads.
     """
     if routing is None:
         return None
     shape = (config.num_layers, *rows, config.num_kv_heads)
     if isinstance(routing, str):
         if routing not in ("full", "sparse"):
-            raise ShapeError(f"routing={routing!r}; want 'full', 'sparse', a Routing, an array of modes or None.")
+            raise ShapeError(
+                f"routing={routing!r}; want 'full', 'sparse', 'heads', 'routers', a Routing, Heads, an array of modes "
+                "or None."
+            )
         return Gates(jnp.full(shape, float(routing == "full")))
+    if isinstance(routing, Heads):
+        return same_for_rows(static_gates(routing, config), *rows)
     given = routing.z if isinstance(routing, Gates) else routing.mode if isinstance(routing, Routing) else routing
     array = jnp.asarray(given)
     if array.shape != shape:

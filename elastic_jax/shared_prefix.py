@@ -25,7 +25,7 @@ from elastic_jax.layout import make_layout
 from elastic_jax.model import ElasticForCausalLM
 from elastic_jax.rope import apply_rope, rope_table
 from elastic_jax.router import argmax_gates, pool_keys, pooling_weights
-from elastic_jax.routing import Gates, Imposed, Routing, gates_from, to_modes
+from elastic_jax.routing import Gates, Imposed, Routing, to_modes
 from elastic_jax.sharding.attention import on_mesh
 from pallas_kernels import hybrid_attention
 
@@ -76,7 +76,7 @@ def shared_prefix_hidden(
     prompt_rope = _rope(config, layout.positions_BT)
     response_rope = _rope(config, rows.positions_WT)
     weights_BP = pooling_weights(layout, layout.lengths_BM, config.router)
-    imposed = gates_from(routing, config, B)
+    _, imposed = model.resolved(routing, B)
     spec = asdict(config.attention_spec)
     attend = on_mesh(hybrid_attention)
     graph, stacked = nnx.split(model.layers)
@@ -142,7 +142,7 @@ def separate_rows_hidden(
     at_WT = jnp.arange(T)[None] - prompt_lengths_W[:, None]
     prompts_WT = jnp.take(jnp.repeat(prompts_BP, V, axis=0), jnp.minimum(jnp.arange(T), P - 1), axis=1)
     own_WT = jnp.take_along_axis(responses_BVR.reshape(B * V, R), jnp.clip(at_WT, 0, R - 1), axis=1)
-    imposed = gates_from(routing, config, B)
+    model, imposed = model.resolved(routing, B)
     out = model.hidden(
         jnp.where(at_WT < 0, prompts_WT, own_WT),
         lengths=prompt_lengths_W + response_lengths_BV.reshape(B * V),

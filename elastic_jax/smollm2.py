@@ -1,4 +1,4 @@
-"""The model of the demo: SmolLM2-135M-Instruct from a Python package, and the router shipped for it."""
+"""The model of the demo: SmolLM2-135M-Instruct from a Python package, with the heads and the router shipped for it."""
 
 from __future__ import annotations
 
@@ -31,6 +31,11 @@ def model_file() -> Path:
 def source(model: str) -> str:
     """The file behind the name `smollm2`; any other source as it is."""
     return str(model_file()) if model == NAME else model
+
+
+def shipped_heads() -> Path:
+    """Folder of the calibrated heads that belong to the model."""
+    return Path(__file__).parent / "data" / "heads" / "smollm2-135m"
 
 
 def shipped_router() -> Path:

@@ -198,8 +198,9 @@ class GenerateSettings(ModelSettings):
     """System message of the chat. By default that of the chat template."""
     max_new_tokens: int = 128
     """Most tokens of an answer."""
-    routing: Literal["auto", "full", "sparse"] = "auto"
-    """`auto`: the routers decide once, when the prompt is read; `full` and `sparse` force that on every head."""
+    routing: Literal["auto", "full", "sparse", "heads", "routers"] = "auto"
+    """`heads`: the calibrated heads of --heads or of the model; `routers`: the routers decide once, when the prompt is
+    read; `auto`: `heads` where there are any, else `routers`; `full` and `sparse` force that on every head."""
     router_bias: float = 0.0
     """Number added to logit_full - logit_sparse of every head: above 0 more heads run full, below 0 more run sparse."""
     temperature: float = 0.0
@@ -213,7 +214,7 @@ class GenerateSettings(ModelSettings):
     cache: CacheConfig = field(default_factory=CacheConfig)
     """Cache of keys and values of prompt and answer."""
     cache_mib: float | None = None
-    """Most MiB that the cache may take; by default no limit. Every head counts as full unless --routing is `sparse`.
+    """Most MiB that the cache may take; by default no limit. Every head counts as full where the routers decide.
     Not with --prompts."""
     stats: bool = False
     """Print sparsity, size of the cache and speed to stderr at the end."""

@@ -1,4 +1,4 @@
-"""`elastic-jax inspect`: which heads the routers keep full for which prompts."""
+"""`elastic-jax inspect`: which heads the routers, or calibrated heads, keep full for which prompts."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from elastic_jax.cli.args import parse_verb
 from elastic_jax.cli.model import ModelSettings, encode, load_model, load_model_tokenizer, read_prompt
@@ -24,6 +25,9 @@ class InspectSettings(ModelSettings):
     """UTF-8 files that hold one prompt each."""
     chat: bool = False
     """Wrap each prompt in the model's chat template."""
+    routing: Literal["auto", "heads", "routers"] = "auto"
+    """Whose choice is shown: that of the calibrated heads or of the routers; `auto`: of the heads where there are any.
+    """
     router_bias: float = 0.0
     """Number added to logit_full - logit_sparse of every head: above 0 more heads run full, below 0 more run sparse."""
     png: FilePath | None = None
@@ -60,7 +64,8 @@ def main(argv: Sequence[str]) -> int:
     tokenizer = load_model_tokenizer(settings)
     encoded = [(label, encode(tokenizer, text, chat=settings.chat)) for label, text in prompts]
     model = load_model(settings)
-    routed = [route_prompt(model, label, ids, router_bias=settings.router_bias) for label, ids in encoded]
+    routing = None if settings.routing == "auto" else settings.routing
+    routed = [route_prompt(model, label, ids, routing, router_bias=settings.router_bias) for label, ids in encoded]
     if settings.json:
         print(json.dumps([prompt.as_dict() for prompt in routed]))
     else:

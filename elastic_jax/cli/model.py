@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ModelSettings:
-    """Which model, with which routers."""
+    """Which model, with which routers or calibrated heads."""
 
     model: FilePath = smollm2.NAME
     """Hugging Face directory or hub id, .gguf file, Elastic Attention checkpoint, or `smollm2`: the demo's model."""
@@ -33,6 +33,11 @@ class ModelSettings:
     """Number format of the weights in memory; `auto` keeps the stored one."""
     fresh_routers: bool = False
     """Let routers decide that have learnt nothing, where the model has none; by default every head then runs full."""
+    heads: FilePath | None = None
+    """Calibrated heads to use: what `train heads` writes, a full_attention_heads.tsv of DuoAttention, or `smollm2` for
+    the shipped ones. By default those saved with the model."""
+    msr: float | None = None
+    """Share of heads, 0 to 1, that the calibrated heads leave sparse; by default as they say."""
 
     def resolved(self) -> tuple[str, str | None]:
         """Source and router with the name `smollm2` replaced by the files behind it."""
@@ -45,7 +50,7 @@ def load_model(settings: ModelSettings) -> ElasticForCausalLM:
     from elastic_jax.weights import from_pretrained
 
     source, router = settings.resolved()
-    model = from_pretrained(source, dtype=settings.dtype, router=router)
+    model = from_pretrained(source, dtype=settings.dtype, router=router, heads=settings.heads, msr=settings.msr)
     model.fresh_routers = model.fresh_routers and not settings.fresh_routers
     return model
 

@@ -15,7 +15,8 @@ from elastic_jax.engine.slots import Demand, Slots
 from elastic_jax.errors import ConfigError, ShapeError, shown
 from elastic_jax.kv_cache import CacheConfig
 from elastic_jax.layout import check_token_ids
-from elastic_jax.routing import Imposed, gates_from, to_modes
+from elastic_jax.model import ElasticForCausalLM
+from elastic_jax.routing import Imposed, to_modes
 from elastic_jax.sampling import Sampling
 
 
@@ -38,9 +39,9 @@ def token_ids(name: str, values: object) -> tuple[int, ...]:
     return tuple(whole_number(f"a token id of {name}", value) for value in given)
 
 
-def imposed_modes(routing: Imposed | None, config: ModelConfig) -> np.ndarray | None:
-    """Modes int8 `[L, 1, K]` of one row, on the host: the engine compares and counts them."""
-    gates = gates_from(routing, config, 1)
+def imposed_modes(routing: Imposed | None, model: ElasticForCausalLM) -> np.ndarray | None:
+    """Modes int8 `[L, 1, K]` of one row, on the host: the engine compares and counts them. None: the routers decide."""
+    _, gates = model.resolved(routing, 1)
     return None if gates is None else np.asarray(to_modes(gates.z))
 
 

@@ -56,7 +56,7 @@ class Engine:
         length = self.config.max_length
         check_positions(model.config, length, f"engine max_length is {length}", "Lower it", ConfigError)
         make = Slots if self.cache.bits == 16 else PagedSlots
-        self.slots = make(model, self.config, self.cache)
+        self.slots = make(model.without_heads(), self.config, self.cache)
         self._model = model
         self._queue: deque[Request | Prefix] = deque()
         self._lanes: dict[Request, Lane] = {}
@@ -100,7 +100,8 @@ class Engine:
             max_new_tokens: length of the answer at most.
             sampling: greedy by default.
             seed: of the sampling; token i of the answer is drawn with `fold_in(key(seed), i)`, as `generate` does.
-            routing: None lets the routers decide over the prompt; otherwise as for `generate`, for one row.
+            routing: as for `generate`, for one row. What does not depend on the prompt (calibrated heads, an imposed
+                routing) takes over a kept prefix of the same routing by itself, where that changes no answer.
             router_bias: positive favours full attention, negative sparse.
             stop_tokens: ids that end the answer; default the end-of-sequence ids of the checkpoint.
             draft: guesses of the next tokens, asked before every step; wrong guesses do not change the answer.
@@ -120,7 +121,7 @@ class Engine:
             whole_number("max_new_tokens", max_new_tokens),
             sampling or Sampling(),
             whole_number("seed", seed),
-            imposed_modes(routing, config),
+            None if routing is None and prefix is not None else imposed_modes(routing, self._model),
             router_bias,
             frozenset(token for token in stops if 0 <= token < config.vocab_size),
             draft,
@@ -151,8 +152,8 @@ class Engine:
         Raises:
             ShapeError: like `submit`.
         """
-        config = self._model.config
-        prefix = Prefix(token_ids("the prefix", tokens), imposed_modes(routing, config), router_bias, self._owner)
+        modes = imposed_modes(routing, self._model)
+        prefix = Prefix(token_ids("the prefix", tokens), modes, router_bias, self._owner)
         check_request(prefix, self.slots)
         self._queue.append(prefix)
         return prefix
@@ -216,9 +217,9 @@ class Engine:
         if not self.idle:
             raise ConfigError("requests are waiting or running; warm up before the first.")
         lengths = {bucket(n): n for n in range(1, min(longest_prompt, self.config.max_length - 1) + 1)}
-        asked = [
-            self.submit([0] * n, max_new_tokens=1, routing=mode) for mode in (None, "full") for n in lengths.values()
-        ]
+        routed = self._model.head_gates is not None and not self._model.fresh_routers
+        ways = ("full", "routers" if routed else None)
+        asked = [self.submit([0] * n, max_new_tokens=1, routing=way) for way in ways for n in lengths.values()]
         prefix = self.cache_prefix([0])
         for _ in self.run():
             pass

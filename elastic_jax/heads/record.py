@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from elastic_jax.config import HeadMode, RouterConfig
+from elastic_jax.config import HeadMode, ModelConfig, RouterConfig
 from elastic_jax.config.checks import MOST_LAYERS
 from elastic_jax.errors import CheckpointError, ConfigError, ShapeError, shown
 from elastic_jax.files import atomic_directory, write_json
@@ -22,6 +22,8 @@ HEADS_CONFIG = "heads_config.json"
 HEADS_ARRAYS = "heads.safetensors"
 FORMAT, VERSION = "elastic-jax-heads", 1
 
+_GEOMETRY = ("pattern", "block_size", "sink_blocks", "local_blocks")
+_XA = ("xa_threshold", "xa_stride")
 MOST_HEADS = 1024
 """KV heads of a layer, several times those of any model known."""
 _ROUNDING = 1e-6
@@ -77,12 +79,13 @@ class Heads:
             object.__setattr__(self, "gates", gates)
         _check_msr(self.msr)
         object.__setattr__(self, "msr", float(self.msr))
-        object.__setattr__(self, "curve", tuple(CurvePoint(*point) for point in self.curve))
-        for point in self.curve:
+        curve = tuple(CurvePoint(int(full), float(msr), float(kl)) for full, msr, kl in self.curve)
+        object.__setattr__(self, "curve", curve)
+        for point in curve:
             _check_msr(point.msr)
             if not 0 <= point.full_heads <= order.size or not math.isfinite(point.kl):
                 raise ConfigError(f"the curve has {point}; want 0 to {order.size} full heads and a finite KL.")
-        if self.weights is not None and not _DIGEST.fullmatch(self.weights):
+        if self.weights is not None and not (isinstance(self.weights, str) and _DIGEST.fullmatch(self.weights)):
             raise ConfigError(f"weights is {shown(self.weights)}; want a SHA-256 digest of 64 digits, or None.")
         try:
             json.dumps(dict(self.settings), allow_nan=False)
@@ -106,6 +109,31 @@ class Heads:
     def at(self, msr: float) -> Heads:
         """The same order, cut at another MSR."""
         return dataclasses.replace(self, msr=msr)
+
+    def check_fits(self, config: ModelConfig) -> None:
+        """Raises `ConfigError` for a model of other layers or KV heads, or whose sparse heads see something else."""
+        shape = (config.num_layers, config.num_kv_heads)
+        if self.order.shape != shape:
+            raise ConfigError(
+                f"these heads are of a model with {_sized(self.order.shape)}; this model has {_sized(shape)}. "
+                "Calibrate heads for this model."
+            )
+        wrong = [
+            f"{name} is {getattr(config.router, name)!r}, the heads have {value!r}"
+            for name, value in self.geometry.items()
+            if getattr(config.router, name) != value
+        ]
+        if wrong:
+            raise ConfigError(
+                f"these heads were calibrated for other sparse heads than the model has: {'; '.join(wrong)}. Calibrate "
+                "heads for this pattern and these blocks."
+            )
+
+    @property
+    def geometry(self) -> dict[str, Any]:
+        """The fields of `router` that say what a sparse head sees."""
+        names = _GEOMETRY if self.router.pattern == "fa-ssa" else _GEOMETRY + _XA
+        return {name: getattr(self.router, name) for name in names}
 
     def save(self, directory: str | Path, *, overwrite: bool = False) -> None:
         """Writes `heads_config.json` and `heads.safetensors` into a directory, which changes whole or not at all.
@@ -163,6 +191,10 @@ def _frozen(array: np.ndarray, dtype: type, what: str) -> np.ndarray:
     copy = given.astype(dtype)
     copy.setflags(write=False)
     return copy
+
+
+def _sized(shape: tuple[int, ...]) -> str:
+    return f"{shape[0]} layers of {shape[1]} KV heads"
 
 
 def _check_msr(msr: float) -> None:

@@ -1,16 +1,92 @@
-"""Whether calibrated heads belong to a model."""
+"""Calibrated heads of a checkpoint that is loaded or saved: whose they are, and what they make of its configuration."""
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
+import logging
+from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from elastic_jax import smollm2
+from elastic_jax.config import ModelConfig, Pattern
+from elastic_jax.errors import CheckpointError, ConfigError
+from elastic_jax.heads import Heads, load_heads
+from elastic_jax.heads.record import HEADS_CONFIG
 from elastic_jax.model import ElasticForCausalLM
 from elastic_jax.sharding.rules import replicated
+
+_LOG = logging.getLogger(__name__)
+_SHOWN = 12
+"""Digits of a digest in a message."""
+
+
+def find_heads(heads: Heads | str | Path | None, msr: float | None, checkpoint: Path) -> Heads | None:
+    """The heads that a caller names, or those saved in a checkpoint's directory, cut at `msr` where that is given.
+
+    Raises:
+        CheckpointError: no heads where some are named.
+        ConfigError: an MSR without heads, or one outside of 0 to 1.
+    """
+    if heads is None and (checkpoint / HEADS_CONFIG).is_file():
+        heads = checkpoint
+    if heads is None:
+        if msr is not None:
+            raise ConfigError(f"msr={msr} was given without heads; want heads= as well (--heads).")
+        return None
+    if not isinstance(heads, Heads):
+        heads = load_heads(smollm2.shipped_heads() if heads == smollm2.NAME else heads)
+    return heads if msr is None else heads.at(msr)
+
+
+def fitted_config(config: ModelConfig, heads: Heads, *, trained: bool, pattern: Pattern | None) -> ModelConfig:
+    """The configuration whose sparse heads are those that `heads` was calibrated for, where nothing else decides them.
+
+    Trained routers do, and so does a pattern that the caller asks for.
+
+    Raises:
+        ConfigError: heads of another model, or of other sparse heads than these.
+    """
+    taken: dict[str, Any] = {} if trained else heads.geometry
+    if pattern is not None:
+        taken.pop("pattern", None)
+    config = dataclasses.replace(config, router=dataclasses.replace(config.router, **taken))
+    heads.check_fits(config)
+    return config
+
+
+def give_heads(model: ElasticForCausalLM, heads: Heads) -> None:
+    """Has heads decide in a model that was loaded.
+
+    Raises:
+        CheckpointError: they were calibrated for other weights.
+    """
+    own = heads_fingerprint(model)
+    if None not in (own, heads.weights) and own != heads.weights:
+        raise CheckpointError(
+            f"these heads were calibrated for weights {str(heads.weights)[:_SHOWN]}..., and {model.source} has "
+            f"{str(own)[:_SHOWN]}... Calibrate heads for this model (`train heads`), or accept them on purpose with "
+            "heads=dataclasses.replace(load_heads(...), weights=None)."
+        )
+    model.use_heads(heads)
+
+
+def heads_to_save(model: ElasticForCausalLM) -> Heads | None:
+    """The heads of a model as a checkpoint of it keeps them: not where its weights have changed since."""
+    heads, own = model.heads, heads_fingerprint(model)
+    if heads is None or heads.weights in (None, own):
+        return heads
+    if own is None:
+        return dataclasses.replace(heads, weights=None)
+    _LOG.warning(
+        "the weights are no longer those that the model's heads were calibrated for, so no heads are saved with them"
+    )
+    return None
 
 
 def heads_fingerprint(model: ElasticForCausalLM) -> str | None:

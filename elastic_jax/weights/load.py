@@ -19,8 +19,10 @@ from jax.typing import DTypeLike
 from elastic_jax.config import ModelConfig, Pattern
 from elastic_jax.errors import CheckpointError, ConfigError, shown
 from elastic_jax.files import read_json
+from elastic_jax.heads import Heads
 from elastic_jax.model import ElasticForCausalLM, Extras, from_params, param_shapes
 from elastic_jax.sharding.rules import param_shardings
+from elastic_jax.weights.heads import find_heads, fitted_config, give_heads
 from elastic_jax.weights.hf import CONFIG, open_directory
 from elastic_jax.weights.locate import locate
 from elastic_jax.weights.names import ROUTER_PREFIX, ROUTER_PROBE, Entry, Part, entries
@@ -49,6 +51,8 @@ def from_pretrained(
     dtype: Dtype | DTypeLike = "bfloat16",
     mesh: Mesh | None = None,
     router: str | Path | None = None,
+    heads: Heads | str | Path | None = None,
+    msr: float | None = None,
     pattern: Pattern | None = None,
 ) -> ElasticForCausalLM:
     """Reads a pretrained decoder, with its routers where it has any.
@@ -63,14 +67,21 @@ def from_pretrained(
         router: a directory written by `save_pretrained(format="router")`; replaces routers of `source`. Without
             any, routers are initialised (N(0, 0.02), zero bias) from a fixed seed, with a warning; every head then
             runs full unless `routing` or `fresh_routers` of the model says otherwise.
+        heads: calibrated heads, which decide unless the routers are asked for: `Heads`, or what `load_heads` reads, or
+            "smollm2" for the shipped ones. By default those in the directory of `source`. A model without trained
+            routers takes over what their sparse heads see.
+        msr: share of sparse heads, 0 to 1, where the order of the heads is cut; default as they say.
         pattern: attention of full heads - attention of sparse heads; default as the checkpoint says, else "fa-ssa".
 
     Raises:
-        CheckpointError: a source that cannot be read, or tensors that do not fit; all of them are listed.
-        ConfigError: a configuration that this library cannot reproduce, by field.
+        CheckpointError: a source that cannot be read, tensors that do not fit (all of them are listed), or heads that
+            were calibrated for other weights.
+        ConfigError: a configuration that this library cannot reproduce, by field, or heads of another model.
     """
-    loaded = load_params(source, param_shapes, dtype=dtype, mesh=mesh, router=router, pattern=pattern)
-    if loaded.fresh_routers:
+    loaded = load_params(
+        source, param_shapes, dtype=dtype, mesh=mesh, router=router, heads=heads, msr=msr, pattern=pattern
+    )
+    if loaded.fresh_routers and loaded.heads is None:
         _LOG.warning(
             "%s has no routers; it gets fresh ones, which have learnt nothing. Until they are trained, every head runs "
             'as with routing="full".',
@@ -78,6 +89,8 @@ def from_pretrained(
         )
     model = from_params(loaded.config, loaded.params, source=str(loaded.path))
     model.extras, model.fresh_routers = loaded.extras, loaded.fresh_routers
+    if loaded.heads is not None:
+        give_heads(model, loaded.heads)
     return model
 
 
@@ -96,6 +109,7 @@ class Loaded(NamedTuple):
     params: dict[str, Any]
     extras: Extras
     fresh_routers: bool
+    heads: Heads | None
 
 
 def load_params(
@@ -106,6 +120,8 @@ def load_params(
     dtype: Dtype | DTypeLike,
     mesh: Mesh | None,
     router: str | Path | None,
+    heads: Heads | str | Path | None,
+    msr: float | None,
     pattern: Pattern | None,
 ) -> Loaded:
     """Reads the parameters that `shapes` names for the configuration of a checkpoint; see `from_pretrained`.
@@ -122,6 +138,9 @@ def load_params(
         config = dataclasses.replace(config, router=router_config)
     if pattern is not None:
         config = dataclasses.replace(config, router=dataclasses.replace(config.router, pattern=pattern))
+    found = find_heads(heads, msr, path)
+    if found is not None:
+        config = fitted_config(config, found, trained=router_source is not None, pattern=pattern)
 
     table = list(entries({path: spec.shape for path, spec in shapes(config).items()}))
     backbone = [entry for entry in table if not entry.path.startswith(ROUTER_PREFIX)]
@@ -143,7 +162,7 @@ def load_params(
         held = dataclasses.replace(checkpoint, source=router_source)
         params |= {entry.path: take(held, entry, _DTYPES["float32"]) for entry in routers}
     extras = Extras({name: checkpoint.source.read(name) for name in checkpoint.source.tensors if is_extra(name)})
-    return Loaded(path, config, params, extras, fresh_routers=router_source is None)
+    return Loaded(path, config, params, extras, fresh_routers=router_source is None, heads=found)
 
 
 def _dtype_name(dtype: Dtype | DTypeLike) -> str:

@@ -20,9 +20,11 @@ from elastic_jax.config.model import config_to_elastic
 from elastic_jax.errors import CheckpointError, ConfigError
 from elastic_jax.files import atomic_directory, read_json, write_json
 from elastic_jax.generation import end_ids
+from elastic_jax.heads.record import HEADS_ARRAYS, HEADS_CONFIG
 from elastic_jax.int8_linear import int8_maps
 from elastic_jax.model import ElasticForCausalLM, require_routers, to_params
 from elastic_jax.text.padding import padding_token
+from elastic_jax.weights.heads import heads_to_save
 from elastic_jax.weights.hf import CONFIG
 from elastic_jax.weights.names import ROUTER_PREFIX, SCORE, Entry, entries
 from elastic_jax.weights.router_only import (
@@ -51,8 +53,9 @@ TOKENIZER_FILES = (
 )
 
 
+_HEADS = (HEADS_CONFIG, HEADS_ARRAYS)
 _WEIGHTS = (SINGLE, "model-*-of-*.safetensors", ROUTER_WEIGHTS)
-_REPLACED = (CONFIG, INDEX, GENERATION_CONFIG, ROUTER_CONFIG, *_WEIGHTS, *TOKENIZER_FILES)
+_REPLACED = (CONFIG, INDEX, GENERATION_CONFIG, ROUTER_CONFIG, *_HEADS, *_WEIGHTS, *TOKENIZER_FILES)
 """Names of what `save_pretrained` writes, and so of what it replaces."""
 
 
@@ -122,7 +125,7 @@ def save_pretrained(
         max_shard_bytes: tensors are split into files of at most this size.
 
     Values that were not changed since loading are written bit for bit in the dtype of the model. The tokenizer of
-    `model.source` goes along, except for "router".
+    `model.source` and the calibrated heads of the model go along, except for "router".
 
     Raises:
         CheckpointError: the target is not empty (with `overwrite`: and holds no checkpoint), or cannot be written; what
@@ -147,10 +150,13 @@ def save_pretrained(
         kept = {**(model.extras or default_extras(config)), **log_temperatures(config)}
         pieces += [_Piece(name, value) for name, value in kept.items()]
     raw["dtype"] = raw["torch_dtype"] = str(params["embed.embedding"].dtype)
+    heads = heads_to_save(model)
     with _new_checkpoint(directory, overwrite) as partial:
         write_json(partial / CONFIG, raw)
         _write_shards(partial, pieces, max_shard_bytes)
         write_side_files(model.source, config, partial)
+        if heads is not None:
+            heads.write(partial)
 
 
 def save_reward_model(
@@ -176,11 +182,14 @@ def save_reward_model(
         "dtype": str(params["embed.embedding"].dtype),
         "torch_dtype": str(params["embed.embedding"].dtype),
     }
+    heads = heads_to_save(decoder)
     with _new_checkpoint(directory, overwrite) as partial:
         write_json(partial / CONFIG, raw)  # the reader of the tokenizer looks there for its class
         _write_shards(partial, list(_pieces(params, routers=False, backbone=True)), max_shard_bytes)
         write_side_files(decoder.source, config, partial)
         write_json(partial / CONFIG, raw | {"pad_token_id": _write_padding(config, partial)})
+        if heads is not None:
+            heads.write(partial)
 
 
 def _write_padding(config: ModelConfig, directory: Path) -> int | None:

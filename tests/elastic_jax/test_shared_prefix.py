@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from tiny import CONFIG, random_ids, tiny_model
 
-from elastic_jax.config import HeadMode, RopeConfig
+from elastic_jax.config import RopeConfig
 from elastic_jax.errors import ConfigError
 from elastic_jax.model import from_params, to_params
 from elastic_jax.shared_prefix import separate_rows_hidden, shared_prefix_hidden

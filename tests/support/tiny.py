@@ -10,6 +10,7 @@ import numpy as np
 from flax import nnx
 
 from elastic_jax.config import ModelConfig, RouterConfig
+from elastic_jax.heads import Heads
 from elastic_jax.model import ElasticForCausalLM, from_params, param_shapes
 from elastic_jax.weights import save_pretrained
 
@@ -26,6 +27,10 @@ CONFIG = ModelConfig(
     initializer_range=0.2,
     router=RouterConfig(block_size=16, sink_blocks=1, local_blocks=2, pool_window=20),
 )
+
+
+HEADS = Heads(np.array([[3, 0], [1, 2]]), CONFIG.router, msr=0.5)
+"""Calibrated heads of it: one full head in each layer."""
 
 
 def tiny_model(seed: int = 0, **changes) -> ElasticForCausalLM:

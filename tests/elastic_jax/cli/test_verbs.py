@@ -9,6 +9,7 @@ import sys
 import numpy as np
 import pytest
 import yaml
+from tiny import HEADS
 
 from elastic_jax import cli
 from elastic_jax.model import to_params
@@ -151,6 +152,23 @@ def test_inspect_router_bias_turns_every_head(capsys, checkpoint):
     assert json.loads(run(capsys, *common, "-1e6"))[0]["msr"] == 1
 
 
+def test_verbs_take_calibrated_heads(capsys, checkpoint, tmp_path):
+    HEADS.save(tmp_path / "heads")
+    named = ["--model", checkpoint, "--dtype", "float32", "--prompt", "hello there", "--heads", tmp_path / "heads"]
+    for flags, heads in (([], HEADS.modes()), (["--msr", 0.75], HEADS.modes(0.75))):
+        (told,) = json.loads(run(capsys, "inspect", *named, *flags, "--json"))
+        assert (np.asarray(told["heads"]) == "sparse").tolist() == (heads == 1).tolist()
+        assert told["probability_full"] == (1.0 - heads).tolist()
+    routers = json.loads(run(capsys, "inspect", *named[:6], "--json"))
+    assert json.loads(run(capsys, "inspect", *named, "--routing", "routers", "--json")) == routers
+    for flags, msr in (([], "0.50"), (["--msr", "1"], "1.00"), (["--routing", "full"], "0.00")):
+        run_told = cli.main([str(word) for word in ["generate", *named, *flags, "--max-new-tokens", 1, "--stats"]])
+        assert run_told == 0 and f"MSR {msr}" in capsys.readouterr().err
+    run(capsys, "convert", *named[:4], "--heads", tmp_path / "heads", "--format", "elastic", "--out", tmp_path / "new")
+    (told,) = json.loads(run(capsys, "inspect", "--model", tmp_path / "new", "--prompt", "hello", "--json"))
+    assert told["msr"] == 0.5
+
+
 @pytest.mark.parametrize("form", ["hf", "elastic"])
 def test_convert_keeps_every_weight(capsys, checkpoint, tmp_path, form):
     run(capsys, "convert", "--model", checkpoint, "--format", form, "--out", tmp_path / form)
@@ -204,6 +222,9 @@ def test_dry_run_prints_the_settings_and_writes_nothing(capsys, checkpoint, tmp_
         (["inspect", "--prompt", "x", "--png", "picture.foo"], "ending '.foo'; want one of"),
         (["inspect", "--prompt", "x", "--png", "/proc/nope/x.png"], "cannot write /proc/nope/x.png"),
         (["convert", "--out", "/proc/nope/x"], "cannot write /proc/nope/x"),
+        (["generate", "--prompt", "x", "--heads", "nowhere"], "'nowhere' holds no calibrated heads"),
+        (["generate", "--prompt", "x", "--msr", "0.8"], "msr=0.8 was given without heads"),
+        (["generate", "--prompt", "x", "--routing", "heads"], 'routing "heads" needs calibrated heads'),
         (["inspect"], "no prompt"),
         (["inspect", "--prompt", "x" * 600], "512"),
         (["convert"], "no directory to write"),

@@ -174,6 +174,7 @@ class Arm:
     """Imposed head modes (0 full, 1 sparse) by layer and KV head, instead of the view."""
 
 
-FULL, ALL_SPARSE, ELASTIC = "full", "all-sparse", "elastic"
-"""Names of the arms of the three views; that of an elastic arm goes on where its router bias or cache is another."""
+FULL, ALL_SPARSE, ELASTIC, HEADS = "full", "all-sparse", "elastic", "static heads"
+"""Names of the arms of the three views and of calibrated heads. That of an elastic arm goes on where its router bias or
+cache is another, that of heads with their MSR."""
 ENDPOINT_ARM = Arm("endpoint")

@@ -13,6 +13,7 @@ from elastic_jax.model import require_routers
 from elastic_jax.weights import save_pretrained
 from eval.bench.torch import torch_process
 from eval.harness.timing import prefill_seconds
+from eval.samples import HEADS
 from eval.suites.haystack import Haystack, prose_texts
 
 if TYPE_CHECKING:
@@ -35,24 +36,35 @@ class ModelSpeed:
 
 
 def measure_model(settings: BenchPrefillSettings) -> list[ModelSpeed]:
-    """Times all-full and routed prefill of one prompt of real text at every length and dtype.
+    """Times prefill of one prompt of real text at every length and dtype: all heads full, calibrated heads, routers.
+
+    The last two are timed where the model has them, and one of them must be there.
 
     With `torch_python`, a Python that has torch and transformers, the same weights and prompts are timed there too.
 
     Raises:
-        ConfigError: that Python cannot run the comparison.
+        ConfigError: that Python cannot run the comparison; neither calibrated heads nor trained routers.
     """
-    models = {dtype: ModelSettings(settings.model, settings.router, dtype) for dtype in settings.dtypes}
+    models = {
+        dtype: ModelSettings(settings.model, settings.router, dtype, heads=settings.heads, msr=settings.msr)
+        for dtype in settings.dtypes
+    }
     haystack = Haystack(prose_texts(None, "evaluation"), load_model_tokenizer(models[settings.dtypes[0]]))
     rng = random.Random(0)
     prompts = [[token for piece in haystack.excerpt(rng, n) for token in piece.ids] for n in settings.lengths]
     results = []
     for dtype, named in models.items():
         model = load_model(named)
-        require_routers(model, "bench prefill")
+        routings = {"full": "full"}
+        if model.heads is None:
+            require_routers(model, "bench prefill")
+        else:
+            routings[HEADS] = "heads"
+        if not model.fresh_routers:
+            routings["elastic"] = "routers"
         for length, prompt in zip(settings.lengths, prompts, strict=True):
-            times = prefill_seconds(model, [prompt], tokens=length, views=("full", "elastic"), repeats=settings.repeats)
-            results += [ModelSpeed(f"elastic-jax, {view}", dtype, len(prompt), s) for view, s in times.items()]
+            times = prefill_seconds(model, [prompt], routings, tokens=length, repeats=settings.repeats)
+            results += [ModelSpeed(f"elastic-jax, {name}", dtype, len(prompt), s) for name, s in times.items()]
     if settings.torch_python is not None:
         with tempfile.TemporaryDirectory() as folder:
             save_pretrained(load_model(ModelSettings(settings.model, settings.router, "float32")), f"{folder}/model")

@@ -87,6 +87,11 @@ class BenchPrefillSettings:
     """Hugging Face directory or hub id, .gguf file, Elastic Attention checkpoint, or `smollm2`."""
     router: FilePath | None = None
     """Directory of a router-only checkpoint; by default the model's own."""
+    heads: FilePath | None = None
+    """Calibrated heads to time as well: what `train heads` writes, a full_attention_heads.tsv of DuoAttention, or
+    `smollm2`; by default those saved with the model."""
+    msr: float | None = None
+    """Share of heads, 0 to 1, that the calibrated heads leave sparse; by default as they say."""
     lengths: tuple[int, ...] = (2048, 8192)
     """Tokens of the prompts that the whole model reads."""
     dtypes: tuple[Literal["float32", "bfloat16"], ...] = ("float32", "bfloat16")
@@ -147,7 +152,8 @@ class BenchCacheSettings(ModelSettings):
     rows: int = 8
     """Prompts read together; bounds the memory."""
     view: Literal["full", "elastic"] = "full"
-    """Heads of the quality run: all full, so that quantisation is the only difference, or as the routers decide."""
+    """Heads of the quality run: all full, so that quantisation is the only difference, or as the calibrated heads, or
+    without any the routers decide."""
     seed: int = 0
     """Chooses texts, needles and their places."""
 

@@ -10,6 +10,7 @@ import hashlib
 import platform
 import subprocess
 import sys
+import zlib
 from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
@@ -87,6 +88,12 @@ def router_digest(model: ElasticForCausalLM) -> str:
 def backbone_digest(model: ElasticForCausalLM) -> str:
     """Of the other weights, by `_SAMPLED` evenly spaced values of each: a large model is not read as a whole."""
     return _digest(_backbone(model), "")
+
+
+def modes_digest(modes_LK: Iterable[Iterable[int]]) -> str:
+    """Of head modes by layer and KV head."""
+    modes = tuple(tuple(int(mode) for mode in row) for row in modes_LK)
+    return f"{zlib.crc32(repr(modes).encode()):08x}"
 
 
 def reward_digest(model: ElasticRewardModel) -> str:

@@ -18,8 +18,11 @@ from flax import nnx
 from elastic_jax.config import HeadMode
 from elastic_jax.errors import DataError
 from elastic_jax.files import parse_json, write_json
+from elastic_jax.heads import load_heads
+from elastic_jax.heads.record import HEADS_ARRAYS, HEADS_CONFIG
 from elastic_jax.layout import pad_rows
-from elastic_jax.model import ElasticForCausalLM, model_program
+from elastic_jax.model import ElasticForCausalLM
+from elastic_jax.program import model_program
 from elastic_jax.rope import apply_rope, rope_table
 from elastic_jax.routing import Gates, Routing
 from eval.harness.scoring import arm_gates
@@ -139,11 +142,14 @@ def write_head_scores(path: Path, scores_LK: np.ndarray, samples: int) -> None:
 
 
 def read_head_scores(path: str | Path) -> list[list[float]]:
-    """Scores by layer and KV head from a `heads.json`.
+    """Scores by layer and KV head from a `heads.json`, or by the order of calibrated heads.
 
     Raises:
         DataError: no such file, or another kind of file.
+        CheckpointError: heads that are not whole.
     """
+    if Path(path).is_dir() or Path(path).suffix == ".tsv" or Path(path).name in (HEADS_CONFIG, HEADS_ARRAYS):
+        return (-load_heads(path).order).tolist()
     try:
         scores = parse_json(Path(path).read_bytes())["needle_attention"]
         if np.asarray(scores, float).ndim != 2:

@@ -11,7 +11,7 @@ from elastic_jax.cli.model import ModelSettings
 from elastic_jax.errors import ConfigError
 from elastic_jax.settings import FilePath
 
-ViewName = Literal["full", "sparse", "elastic"]
+ViewName = Literal["full", "sparse", "elastic", "heads"]
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,8 @@ class BenchmarkSettings(ModelSettings):
     out: FilePath | None = None
     """Folder of the report and of the journal; give the same folder again to go on after an interruption."""
     views: tuple[ViewName, ...] = ("full", "sparse", "elastic")
-    """Ways to run attention that are compared: every head full, every head sparse, as the routers decide."""
+    """Ways to run attention that are compared: every head full, every head sparse, as the routers decide, calibrated
+    heads. The last are also compared where --heads names any."""
     pattern: Literal["fa-ssa", "fa-xa", "xa-ssa"] | None = None
     """Attention of full heads - attention of sparse heads; by default the router's own."""
     sink_blocks: int | None = None
@@ -29,13 +30,14 @@ class BenchmarkSettings(ModelSettings):
     local_blocks: int | None = None
     """Blocks up to the token's own that sparse heads see; by default the router's own."""
     cache_bits: tuple[int, ...] = ()
-    """Bits per element of further caches under which elastic attention is run as well: 2, 4 or 8."""
+    """Bits per element of further caches under which elastic attention and calibrated heads are run as well: 2, 4 or
+    8."""
     router_bias: tuple[float, ...] = (0.0,)
     """Values added to logit_full - logit_sparse, one elastic run each: positive for quality, negative for sparsity."""
     head_scores: FilePath | None = None
-    """`heads.json` of `eval heads`: which heads retrieve; needed by --forced-msr."""
+    """Ranking of the heads, needed by --forced-msr: `heads.json` of `eval heads`, or calibrated heads."""
     forced_msr: tuple[float, ...] = ()
-    """Shares of heads to run sparse whatever the prompt, those that retrieve least first; one further run each."""
+    """Shares of heads to run sparse whatever the prompt, the last in the ranking first; one further run each."""
     endpoint: str | None = None
     """Address of an OpenAI-compatible API that answers instead; --model then gives the tokenizer that counts tokens."""
     endpoint_model: str = ""
@@ -73,11 +75,17 @@ class BenchmarkSettings(ModelSettings):
             raise ConfigError(f"forced_msr is {list(self.forced_msr)}; want shares from 0 to 1.")
         if self.forced_msr and self.head_scores is None:
             raise ConfigError(
-                "forced_msr wants a ranking of the heads: give --head-scores, a heads.json of eval heads."
+                "forced_msr wants a ranking of the heads: give --head-scores, a heads.json of eval heads or heads that "
+                "train heads calibrated."
             )
         wrong = [bits for bits in self.cache_bits if bits not in (2, 4, 8)]
         if wrong:
             raise ConfigError(f"cache_bits has {wrong[0]}; want 2, 4 or 8 (16 is what every other run has).")
+
+    @property
+    def compares_heads(self) -> bool:
+        """Whether calibrated heads are one of the arms."""
+        return self.heads is not None or "heads" in self.views
 
     def samples(self, wanted: int) -> int:
         """How many samples `limit` leaves of those wanted."""

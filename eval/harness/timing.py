@@ -1,6 +1,6 @@
 """Timing of programs that take turns, so that a slow minute of the machine meets all of them.
 
-Prefill time of the same prompts under each view, measured side by side.
+Prefill time of the same prompts under each routing, measured side by side.
 """
 
 from __future__ import annotations
@@ -17,8 +17,7 @@ import jax.numpy as jnp
 from elastic_jax.generation import prefill
 from elastic_jax.layout import pad_rows
 from elastic_jax.model import ElasticForCausalLM
-from elastic_jax.routing import gates_from
-from eval.samples import VIEWS, View
+from elastic_jax.routing import Imposed
 
 
 def seconds(function: Callable[..., object], *arguments: Any, calls: int = 1) -> float:
@@ -52,22 +51,25 @@ def fastest[K](programs: Mapping[K, Callable[[], float]], rounds: int) -> dict[K
 def prefill_seconds(
     model: ElasticForCausalLM,
     prompts: Sequence[Sequence[int]],
+    routings: Mapping[str, Imposed | None],
     *,
     tokens: int,
-    views: Sequence[View] = VIEWS,
     repeats: int = 3,
-) -> dict[View, float]:
+) -> dict[str, float]:
     """Median seconds from a prompt, padded to `tokens`, to the logits of its next token and all keys and values.
 
-    Compilation is not counted. Views take turns on each prompt, so that a change in the machine's load falls on all.
+    One figure for each of the named routings. Compilation is not counted. They take turns on each prompt, so that a
+    change in the machine's load falls on all.
     """
-    gates = {view: gates_from(None if view == "elastic" else view, model.config, 1) for view in views}
-    times: dict[View, list[float]] = {view: [] for view in views}
+    resolved = {name: model.resolved(routing, 1) for name, routing in routings.items()}
+    times: dict[str, list[float]] = {name: [] for name in routings}
     for number, prompt in enumerate(prompts):
         ids, lengths = map(jnp.asarray, pad_rows([prompt], tokens))
-        programs = {view: partial(seconds, prefill, model, ids, lengths, gates[view]) for view in views}
+        programs = {
+            name: partial(seconds, prefill, run, ids, lengths, gates) for name, (run, gates) in resolved.items()
+        }
         if number == 0:
             take_turns(programs, 1)
-        for view, spent in take_turns(programs, repeats).items():
-            times[view] += spent
-    return {view: statistics.median(spent) for view, spent in times.items()}
+        for name, spent in take_turns(programs, repeats).items():
+            times[name] += spent
+    return {name: statistics.median(spent) for name, spent in times.items()}

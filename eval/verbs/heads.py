@@ -32,9 +32,11 @@ class HeadsSettings(BenchmarkSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.views != ("full",) or self.cache_bits or self.endpoint is not None or self.forced_msr:
+        other = self.views != ("full",) or self.cache_bits or self.forced_msr or self.heads is not None
+        if other or self.endpoint is not None:
             raise ConfigError(
-                "eval heads looks at full attention; leave --views, --cache-bits, --forced-msr and --endpoint out."
+                "eval heads looks at full attention; leave --views, --cache-bits, --forced-msr, --heads and --endpoint "
+                "out."
             )
         if not self.lengths or not self.tasks or self.per_task < 1:
             raise ConfigError("lengths and tasks want one value or more, per_task at least 1.")

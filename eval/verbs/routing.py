@@ -35,8 +35,10 @@ class RoutingSettings(BenchmarkSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.views != ("elastic",) or self.cache_bits or self.endpoint is not None:
-            raise ConfigError("eval routing looks into the routers; leave --views, --cache-bits and --endpoint out.")
+        if self.views != ("elastic",) or self.cache_bits or self.endpoint is not None or self.heads is not None:
+            raise ConfigError(
+                "eval routing looks into the routers; leave --views, --cache-bits, --heads and --endpoint out."
+            )
         if not self.lengths or min(self.lengths) < 1 or self.per_task < 1:
             raise ConfigError("lengths wants one value or more, of at least 1 token; per_task at least 1.")
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from cheap_tokenizer import CheapTokenizer
+from tiny import HEADS
 
 from elastic_jax.cli import main as elastic_jax_cli
 from elastic_jax.errors import ConfigError, DataError
@@ -172,6 +173,24 @@ def test_the_command_of_the_docs_on_a_model(checkpoint, tmp_path):
     assert record["prompt_tokens"] + 128 <= 448 and record["new_tokens"] <= 128 and record["notes"]["needles"]
 
 
+def test_calibrated_heads_are_an_arm_of_their_own(checkpoint, tmp_path):
+    HEADS.save(tmp_path / "heads")
+    words = ["eval", "perplexity", "--model", checkpoint, "--dtype", "float32", "--lengths", "256", "--windows", "1"]
+    words += ["--views", "full,elastic"]
+    heads = ["--heads", tmp_path / "heads", "--msr", "0.75", "--forced-msr", "0.5", "--head-scores", tmp_path / "heads"]
+
+    def rows(name: str, *more: object) -> list[dict]:
+        assert elastic_jax_cli([str(word) for word in [*words, *more, "--out", tmp_path / name]]) == 0
+        return json.loads((tmp_path / name / "results.json").read_text())["rows"]
+
+    plain, compared = rows("plain"), rows("compared", *heads)
+    assert [row for row in compared if row["arm"] in ("full", "elastic")] == plain, "these are as without heads"
+    sparse = {row["arm"]: row["msr"] for row in compared if row["arm"] not in ("full", "elastic")}
+    assert sparse == {"static heads, MSR 0.75": 0.75, "forced MSR 0.5": 0.5}
+    with pytest.raises(ConfigError, match="local_blocks is 4, the heads have 2"):
+        open_backend(RulerSettings(model=str(checkpoint), heads=str(tmp_path / "heads"), local_blocks=4), None)
+
+
 @pytest.mark.parametrize(
     ("verb", "words", "files", "says"),
     [
@@ -219,6 +238,10 @@ def test_a_sweep_of_the_router_bias_draws_quality_against_sparsity(tmp_path):
         (["ruler", "--endpoint", "here"], "endpoint is 'here'"),
         (["ruler", "--forced-msr", "0.5"], "give --head-scores"),
         (["ruler", "--forced-msr", "0.5", "--head-scores", "nowhere"], "nowhere is no heads.json"),
+        (["ruler", "--views", "full,heads"], "--views heads wants calibrated heads"),
+        (["ruler", "--heads", "nowhere"], "'nowhere' holds no calibrated heads"),
+        (["routing", "--heads", "nowhere"], "leave --views"),
+        (["heads", "--heads", "nowhere"], "leave --views"),
         (["longbench"], "no data of the benchmark"),
         (["longbench", "--data", "nowhere"], "no file or folder at nowhere"),
         (["longbench", "--data", "x", "--version", "2", "--tasks", "qasper"], "leave --tasks out"),

@@ -22,7 +22,8 @@ from elastic_jax.journal import Journal
 from elastic_jax.kv_cache import CacheConfig
 from elastic_jax.kv_cache.config import KeyTransform
 from elastic_jax.layout import pad_rows
-from elastic_jax.model import ElasticForCausalLM, model_program
+from elastic_jax.model import ElasticForCausalLM
+from elastic_jax.program import model_program
 from elastic_jax.routing import gates_from
 from eval.harness.backends.local import check_ids
 from eval.samples import Arm, Kind, Prompt, Reply, Sample, View

@@ -30,7 +30,7 @@ from eval.bench.cache.speed import Plan, blank_cache, largest_batch, stepper
 from eval.bench.cache.summary import UNQUANTISED, summarise_quality
 from eval.bench.settings import BenchCacheSettings
 from eval.bench.torch import threads, torch_process
-from eval.harness.provenance import backbone_digest, command_line, router_digest, tokens_digest
+from eval.harness.provenance import backbone_digest, command_line, modes_digest, router_digest, tokens_digest
 from eval.harness.runner import measure
 from eval.harness.timing import fastest
 from eval.samples import Arm
@@ -45,10 +45,12 @@ def run_cache_bench(settings: BenchCacheSettings, out: Path) -> dict[str, Any]:
 
     Raises:
         DataError: the texts do not suffice, or a journal in `out` was made under other settings.
-        ConfigError: the model has no trained routers, or fewer positions than are asked for, or torch fails.
+        ConfigError: the model has neither calibrated heads nor trained routers, or fewer positions than are asked for,
+            or torch fails.
     """
     model = load_model(settings)
-    require_routers(model, "bench cache")
+    if model.heads is None:
+        require_routers(model, "bench cache")
     speed, quality = settings.tokens + settings.room, settings.quality_tokens
     longest = max(speed if settings.speed else 0, quality if settings.quality else 0)
     check_positions(model.config, longest, f"{longest} tokens are asked for", "Ask for fewer", ConfigError)
@@ -69,7 +71,7 @@ def _speed(model: ElasticForCausalLM, settings: BenchCacheSettings, out: Path) -
     identity = {
         name: getattr(settings, name) for name in ("bits", "tokens", "batch", "budget_mib", "steps", "rounds", "dtypes")
     }
-    identity |= {"backbone": backbone_digest(model), "router": router_digest(model), "torch": settings.torch_python}
+    identity |= {"backbone": backbone_digest(model), "router": _decides(model), "torch": settings.torch_python}
     with Journal(out / "speed.jsonl", identity) as journal:
         for dtype in settings.dtypes:
             todo = [name for name in ("equal", "budget") if f"{dtype}/{name}" not in journal]
@@ -146,8 +148,13 @@ def _row(kind: str, dtype: Any, rows: int, size: int, seconds: float) -> dict[st
     return {"kind": kind, "dtype": str(dtype), "rows": rows, "cache_bytes": size, "seconds": seconds}
 
 
+def _decides(model: ElasticForCausalLM) -> str:
+    """Digest of what decides which heads are sparse."""
+    return router_digest(model) if model.heads is None else modes_digest(model.heads.modes())
+
+
 def _routing(model: ElasticForCausalLM, settings: BenchCacheSettings) -> np.ndarray:
-    """Sparse heads `[L, K]` of one prompt of real text, as the routers decide."""
+    """Sparse heads `[L, K]` of one prompt of real text, as the calibrated heads, or without any the routers decide."""
     haystack = Haystack(prose_texts(settings.texts, "evaluation"), load_model_tokenizer(settings))
     ids = [token for piece in haystack.excerpt(random.Random(settings.seed), settings.tokens) for token in piece.ids]
     padded, lengths = map(jnp.asarray, pad_rows([ids], settings.tokens))
@@ -164,7 +171,7 @@ def _quality(model: ElasticForCausalLM, settings: BenchCacheSettings, out: Path)
         "backbone": backbone_digest(model),
         "dtype": str(model.head_kernel().dtype),
         "view": settings.view,
-        "router": router_digest(model) if settings.view == "elastic" else None,
+        "router": _decides(model) if settings.view == "elastic" else None,
         "texts": texts,
     }
     loss, retrieval = ([group for group in groups if group.count] for groups in (loss, retrieval))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import zlib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
@@ -18,7 +17,7 @@ from elastic_jax.kv_cache import CacheConfig
 from elastic_jax.layout import check_token_ids, pad_rows
 from elastic_jax.model import ElasticForCausalLM, from_params, to_params
 from elastic_jax.text.stops import answer_text
-from eval.harness.provenance import backbone_digest, router_digest
+from eval.harness.provenance import backbone_digest, modes_digest, router_digest
 from eval.harness.routing import needle_attention, read_routing
 from eval.harness.scoring import Scorer, arm_gates
 from eval.harness.thinking import is_thinking_tag, with_opening
@@ -189,12 +188,15 @@ def arm_label(arm: Arm, router: str) -> str:
     """Names an arm in journal keys. The label of routed attention carries a digest of the router, and that of imposed
     modes one of these: another router leaves the baselines valid and never reads the results of this one."""
     if arm.modes_LK is not None:
-        return f"{arm.name}@{zlib.crc32(repr(arm.modes_LK).encode()):08x}"
+        return f"{arm.name}@{modes_digest(arm.modes_LK)}"
     return f"{arm.name}@{router}" if arm.view == "elastic" else arm.name
 
 
 def with_router_settings(model: ElasticForCausalLM, **changes: Any) -> ElasticForCausalLM:
-    """The same weights under other router settings (`RouterConfig` fields); None leaves a setting as it is."""
+    """The same weights under other router settings (`RouterConfig` fields); None leaves a setting as it is.
+
+    Calibrated heads do not go along where a setting changes: they belong to the sparse heads of before.
+    """
     wanted = {name: value for name, value in changes.items() if value is not None}
     if not wanted:
         return model

@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike
 
 from elastic_jax.errors import ShapeError
 from elastic_jax.layout import pad_rows
-from elastic_jax.model import model_program
+from elastic_jax.program import model_program
 from elastic_jax.reward import ElasticRewardModel
 from elastic_jax.routing import Gates
 from eval.harness.backends.local import arm_label, check_ids, length_batches

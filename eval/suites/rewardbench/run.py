@@ -14,7 +14,7 @@ from elastic_jax.files import write_json, write_text
 from eval.benchmark import Benchmark
 from eval.harness.backends.base import Backend
 from eval.harness.encoding import Encoder
-from eval.harness.opening import open_backend
+from eval.harness.opening import compared_model, open_backend
 from eval.harness.runner import Record
 from eval.report.page import csv_text
 from eval.suites.rewardbench import long, memory, plans
@@ -114,19 +114,15 @@ def open_judge(settings: JudgeSettings, tokenizer: PreTrainedTokenizerBase) -> B
     """
     if settings.ask != "reward":
         return open_backend(settings, tokenizer)
-    from elastic_jax.model import require_routers
     from elastic_jax.reward import ElasticRewardModel
-    from eval.harness.backends.local import with_router_settings
     from eval.harness.backends.reward import ElasticRewardBackend
 
     source, router = settings.resolved()
-    model = ElasticRewardModel.from_pretrained(source, dtype=settings.dtype, router=router)
-    model.decoder.fresh_routers = model.decoder.fresh_routers and not settings.fresh_routers
-    if "elastic" in settings.views:
-        require_routers(model.decoder, "--views elastic")
-    decoder = with_router_settings(
-        model.decoder, pattern=settings.pattern, sink_blocks=settings.sink_blocks, local_blocks=settings.local_blocks
+    model = ElasticRewardModel.from_pretrained(
+        source, dtype=settings.dtype, router=router, heads=settings.heads, msr=settings.msr
     )
+    model.decoder.fresh_routers = model.decoder.fresh_routers and not settings.fresh_routers
+    decoder = compared_model(model.decoder, settings)
     config = dataclasses.replace(model.config, router=decoder.config.router)
     return ElasticRewardBackend(ElasticRewardModel(decoder, model.score_head[...], config))
 

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import batched
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from elastic_jax.plots import save_figure
 from eval.report.figures import draw_by_length
 from eval.report.page import settings_section, table
-from eval.samples import VIEWS
+from eval.samples import HEADS
 from eval.suites.router.report import ALL_PROBES, LossRow, RetrievalRow, RouterReport, ViewRow, share_of_rise
 
-_VIEWS = {"full": "full", "sparse": "all-sparse", "elastic": "elastic"}
+_NAMES = {"full": "full", "sparse": "all-sparse", "elastic": "elastic", "heads": HEADS}
 _TASKS = {"passkey": "pass key", "kv": "key-value", "fact": "fact", ALL_PROBES: "all three"}
 
 
@@ -40,11 +39,11 @@ def draw_report(report: RouterReport, path: Path) -> None:
     figure = Figure(figsize=(10, 3.8), layout="constrained")
     accuracy, sparsity = figure.subplots(1, 2)
     pooled = [
-        {"arm": _VIEWS[row.view], "length": row.length, "score": row.accuracy, "interval": row.interval}
+        {"arm": _NAMES[row.view], "length": row.length, "score": row.accuracy, "interval": row.interval}
         for row in report.retrieval
         if row.task == ALL_PROBES
     ]
-    draw_by_length(accuracy, pooled, list(_VIEWS.values()))
+    draw_by_length(accuracy, pooled, [_NAMES[view] for view in _views(report.retrieval)])
     accuracy.set_ylim(-2, 102)
     accuracy.set_title("Retrieval: answers right, word for word, %", fontsize=10)
     accuracy.legend(fontsize=8)
@@ -77,6 +76,12 @@ def _headline(report: RouterReport) -> str:
             f"- routed attention keeps {head.retrieval_kept:.1%} of full attention's retrieval accuracy "
             f"(95 % interval {low:.1%} to {high:.1%}), with {head.msr[ALL_PROBES]:.3f} of the heads sparse (MSR);"
         )
+    if head.heads_kept is not None and head.heads_kept_interval is not None:
+        low, high = head.heads_kept_interval
+        lines.append(
+            f"- calibrated heads keep {head.heads_kept:.1%} of it (95 % interval {low:.1%} to {high:.1%}), with "
+            f"{head.heads_msr:.3f} of the heads sparse for every prompt;"
+        )
     for task, share in head.share_of_sparse_rise.items():
         rise = (
             "all-sparse loss does not rise"
@@ -92,30 +97,35 @@ def _headline(report: RouterReport) -> str:
 
 def _retrieval(rows: Sequence[RetrievalRow]) -> str:
     body = []
-    for views in batched(rows, len(VIEWS)):
+    for cell in _cells(rows):
         shown = [
             f"{row.accuracy:.0%} ({row.interval[0]:.0%}–{row.interval[1]:.0%}), {row.answer_log_prob:.2f}"
-            for row in views
+            for row in cell.values()
         ]
-        body.append([*_about(views[0]), str(views[0].n), *shown])
+        body.append([*_about(cell["full"]), str(cell["full"].n), *shown])
+    header = ["probe", "tokens", "n", *(_NAMES[view] for view in _views(rows))]
     return (
         "## Retrieval\n\nShare of answers that greedy decoding would give word for word (95 % Wilson interval), and "
-        "the mean log-probability of an answer token.\n\n" + table(["probe", "tokens", "n", *_VIEWS.values()], body)
+        "the mean log-probability of an answer token.\n\n" + table(header, body)
     )
 
 
 def _loss(rows: Sequence[LossRow], scored_tokens: int) -> str:
     body = []
-    for full, sparse, elastic in batched(rows, len(VIEWS)):
-        perplexities = [f"{row.perplexity:.2f}" for row in (full, sparse, elastic)]
-        rises = [f"{row.rise:+.4f} ± {row.rise_error:.4f}" for row in (sparse, elastic)]
-        share = share_of_rise(elastic.rise, sparse.rise)
-        body.append([*_about(full), str(full.n), *perplexities, *rises, "–" if share is None else f"{share:.2f}"])
-    header = ["text", "tokens", "n", *(f"perplexity, {name}" for name in _VIEWS.values())]
-    header += ["rise, all-sparse", "rise, elastic", "share"]
+    for cell in _cells(rows):
+        perplexities = [f"{row.perplexity:.2f}" for row in cell.values()]
+        others = [row for view, row in cell.items() if view != "full"]
+        rises = [f"{row.rise:+.4f} ± {row.rise_error:.4f}" for row in others]
+        shares = [share_of_rise(row.rise, cell["sparse"].rise) for row in others if row.view != "sparse"]
+        shown = ["–" if share is None else f"{share:.2f}" for share in shares]
+        body.append([*_about(cell["full"]), str(cell["full"].n), *perplexities, *rises, *shown])
+    names = {view: _NAMES[view] for view in _views(rows)}
+    header = ["text", "tokens", "n", *(f"perplexity, {name}" for name in names.values())]
+    header += [f"rise, {name}" for view, name in names.items() if view != "full"]
+    header += [f"share, {name}" for view, name in names.items() if view not in ("full", "sparse")]
     return (
         f"## Loss on running text\n\nLast {scored_tokens} tokens of each window. Rise: mean loss minus that of full "
-        "attention on the same windows, nats per token ± standard error; share: elastic rise over all-sparse rise.\n\n"
+        "attention on the same windows, nats per token ± standard error; share: rise over all-sparse rise.\n\n"
         + table(header, body)
     )
 
@@ -135,22 +145,33 @@ def _sparsity(rows: Sequence[ViewRow]) -> str:
 
 def _prefill(report: RouterReport) -> str:
     body = [
-        [f"{int(length):,}", *(f"{seconds[view]:.3f}" for view in VIEWS), f"{seconds['elastic'] / seconds['full']:.2f}"]
+        [f"{int(length):,}", *(f"{value:.3f}" for value in seconds.values()), *_of_full(seconds).values()]
         for length, seconds in report.prefill.items()
     ]
-    header = ["tokens", *(f"{name}, s" for name in _VIEWS.values()), "elastic / full"]
+    timed = next(iter(report.prefill.values()))
+    header = [
+        "tokens",
+        *(f"{_NAMES[view]}, s" for view in timed),
+        *(f"{_NAMES[view]} / full" for view in _of_full(timed)),
+    ]
     return "## Prefill time\n\nMedian over retrieval prompts, one at a time.\n\n" + table(header, body)
+
+
+def _of_full(seconds: Mapping[str, float]) -> dict[str, str]:
+    """Time of each way to choose heads as a share of that of full attention."""
+    return {view: f"{seconds[view] / seconds['full']:.2f}" for view in seconds if view not in ("full", "sparse")}
 
 
 def _method(report: RouterReport) -> str:
     settings = report.settings
     sink, local, block = settings["blocks"]
     probes = settings["probes"]
+    further = "; calibrated heads, the same for every prompt" if "heads" in _views(report.retrieval) else ""
     return (
         "## How it was measured\n\n"
-        "Three ways to run the same weights: every head full; every head sparse; each head as the routers decide from "
-        f"the prompt. A sparse head sees {sink} block(s) of {block} tokens at the start and the last {local} blocks, "
-        "the token's own included.\n\n"
+        "Ways to run the same weights: every head full; every head sparse; each head as the routers decide from the "
+        f"prompt{further}. A sparse head sees {sink} block(s) of {block} tokens at the start and the last {local} "
+        "blocks, the token's own included.\n\n"
         "A retrieval prompt is an excerpt of real text in which one sentence states a pass key, a secret word or a "
         f"place of birth, and {probes['distractors']} other(s) state the same of something else; the question follows "
         f"at the end. No such sentence starts in the first {probes['sink_tokens']} tokens or ends in the last "
@@ -159,9 +180,21 @@ def _method(report: RouterReport) -> str:
         "writes it. Heads that are sparse for the prompt are sparse for the answer too, as in "
         "`CacheConfig(sparse_decode=True)`. The routers see the prompt, never the answer or the scored text.\n\n"
         "Texts, names, words and numbers are those that `elastic_jax.text.split` keeps out of router training; the "
-        "backbone may have met the texts in its own pretraining. Every sample runs under all three, so differences "
+        "backbone may have met the texts in its own pretraining. Every sample runs under all of them, so differences "
         "are paired."
     )
+
+
+def _views(rows: Sequence[ViewRow]) -> list[str]:
+    return list(dict.fromkeys(row.view for row in rows))
+
+
+def _cells[R: ViewRow](rows: Sequence[R]) -> list[dict[str, R]]:
+    """The rows of one task and length together, by view."""
+    cells: dict[tuple[int, str], dict[str, R]] = {}
+    for row in rows:
+        cells.setdefault((row.length, row.task), {})[row.view] = row
+    return list(cells.values())
 
 
 def _about(row: ViewRow) -> list[str]:

@@ -11,7 +11,7 @@ import numpy as np
 
 from eval.harness.runner import Record
 from eval.report.tables import paired_difference, ratio_interval, wilson_interval
-from eval.samples import VIEWS, View
+from eval.samples import VIEWS
 from eval.suites.probes import PROBE_TASKS
 
 ALL_PROBES = "all"
@@ -23,11 +23,12 @@ REFERENCE_LENGTH = 2048
 
 @dataclass(frozen=True)
 class ViewRow:
-    """`n` samples of one task and length under one view, and the sparsity that the routers chose for them."""
+    """`n` samples of one task and length under one view, and the sparsity that was chosen for them."""
 
     task: str
     length: int
-    view: View
+    view: str
+    """`full`, `sparse`, `elastic`, or `heads` for calibrated heads."""
     n: int
     msr: float
     esr: float
@@ -67,6 +68,10 @@ class Headline:
     """Share of heads that run sparse, by task."""
     share_of_sparse_rise: dict[str, float | None]
     """Rise in loss over that of all-sparse attention, by kind of text; None where the latter is not above 0."""
+    heads_kept: float | None = None
+    """What calibrated heads keep, as `retrieval_kept`; None also where there are none."""
+    heads_kept_interval: tuple[float, float] | None = None
+    heads_msr: float | None = None
 
 
 @dataclass(frozen=True)
@@ -80,14 +85,14 @@ class RouterReport:
     """By length, task (the last one `all`) and view."""
     loss: Sequence[LossRow]
     headline: Headline
-    prefill: Mapping[str, Mapping[View, float]]
+    prefill: Mapping[str, Mapping[str, float]]
     """Median seconds by prompt tokens and view."""
 
 
 def retrieval_rows(records: Sequence[Record], lengths: Sequence[int]) -> list[RetrievalRow]:
     """The rows of every probe task and of all together."""
     rows = []
-    for length, task, view in _cells(lengths, (*PROBE_TASKS, ALL_PROBES)):
+    for length, task, view in _cells(records, lengths, (*PROBE_TASKS, ALL_PROBES)):
         chosen = _chosen(records, length, PROBE_TASKS if task == ALL_PROBES else (task,), view)
         correct = int(_values(chosen, "exact").sum())
         rows.append(
@@ -105,7 +110,7 @@ def retrieval_rows(records: Sequence[Record], lengths: Sequence[int]) -> list[Re
 def loss_rows(records: Sequence[Record], lengths: Sequence[int]) -> list[LossRow]:
     """The rows of prose and code."""
     rows = []
-    for length, task, view in _cells(lengths, TEXTS):
+    for length, task, view in _cells(records, lengths, TEXTS):
         chosen, full = (_chosen(records, length, (task,), name) for name in (view, "full"))
         losses = -_values(chosen, "log_prob")
         rise, error = paired_difference(losses, -_values(full, "log_prob"))
@@ -126,19 +131,32 @@ def headline(records: Sequence[Record], retrieval: Sequence[RetrievalRow], loss:
     """What routed attention keeps at the reference length."""
     lengths = [row.length for row in retrieval]
     length = REFERENCE_LENGTH if REFERENCE_LENGTH in lengths else max(lengths)
-    full, elastic = (_values(_chosen(records, length, PROBE_TASKS, view), "exact") for view in ("full", "elastic"))
+    full, elastic, heads = (
+        _values(_chosen(records, length, PROBE_TASKS, view), "exact") for view in ("full", "elastic", "heads")
+    )
+    heads_msr = next((row.msr for row in retrieval if (row.length, row.view) == (length, "heads")), None)
     rises = {(row.task, row.view): row.rise for row in loss if row.length == length}
+    heads_kept, heads_interval = _kept(heads, full)
     return Headline(
         length,
-        retrieval_kept=float(elastic.sum() / full.sum()) if full.any() else None,
-        retrieval_kept_interval=ratio_interval(elastic, full) if full.any() else None,
+        *_kept(elastic, full),
         msr={
             row.task: row.msr
             for row in [*retrieval, *loss]
             if (row.length, row.view) == (length, "elastic") and row.task not in PROBE_TASKS
         },
         share_of_sparse_rise={task: share_of_rise(rises[task, "elastic"], rises[task, "sparse"]) for task in TEXTS},
+        heads_kept=heads_kept,
+        heads_kept_interval=heads_interval,
+        heads_msr=heads_msr,
     )
+
+
+def _kept(exact: np.ndarray, full: np.ndarray) -> tuple[float | None, tuple[float, float] | None]:
+    """Right answers over those of full attention, with an interval; None where there are none."""
+    if not full.any() or not exact.size:
+        return None, None
+    return float(exact.sum() / full.sum()), ratio_interval(exact, full)
 
 
 def share_of_rise(elastic: float, sparse: float) -> float | None:
@@ -146,15 +164,16 @@ def share_of_rise(elastic: float, sparse: float) -> float | None:
     return elastic / sparse if sparse > 0 else None
 
 
-def _cells(lengths: Sequence[int], tasks: Sequence[str]) -> list[tuple[int, str, View]]:
-    return [(length, task, view) for length in lengths for task in tasks for view in VIEWS]
+def _cells(records: Sequence[Record], lengths: Sequence[int], tasks: Sequence[str]) -> list[tuple[int, str, str]]:
+    views = (*VIEWS, "heads") if any(record["arm"] == "heads" for record in records) else VIEWS
+    return [(length, task, view) for length in lengths for task in tasks for view in views]
 
 
 def _chosen(records: Sequence[Record], length: int, tasks: Sequence[str], view: str) -> list[Record]:
     return [r for r in records if r["axes"]["length"] == length and r["task"] in tasks and r["arm"] == view]
 
 
-def _view_row(records: Sequence[Record], length: int, task: str, view: View) -> dict[str, Any]:
+def _view_row(records: Sequence[Record], length: int, task: str, view: str) -> dict[str, Any]:
     sparsity = {name: float(_values(records, name).mean()) for name in ("msr", "esr", "esr_last_layer")}
     return {"task": task, "length": length, "view": view, "n": len(records)} | sparsity
 

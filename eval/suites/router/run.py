@@ -1,4 +1,4 @@
-"""`run_router_report` measures full, all-sparse and routed attention through one journal and writes the report."""
+"""`run_router_report` measures full, all-sparse and routed attention, and calibrated heads, and writes the report."""
 
 from __future__ import annotations
 
@@ -9,14 +9,16 @@ from pathlib import Path
 from elastic_jax.cli.model import load_model, load_model_tokenizer
 from elastic_jax.errors import ConfigError
 from elastic_jax.files import write_json, write_text
+from elastic_jax.heads import Heads
 from elastic_jax.journal import Journal
 from elastic_jax.layout import check_positions
 from elastic_jax.model import require_routers
+from elastic_jax.routing import Imposed
 from eval.harness.backends.local import ModelBackend, with_router_settings
-from eval.harness.provenance import command_line, program, prompts_digest
+from eval.harness.provenance import command_line, modes_digest, program, prompts_digest
 from eval.harness.runner import first_prompts, measure
 from eval.harness.timing import prefill_seconds
-from eval.samples import VIEWS, Arm, View
+from eval.samples import VIEWS, Arm
 from eval.suites.haystack import Haystack, code_texts, prose_texts
 from eval.suites.needles import probe_groups, scored_answer
 from eval.suites.perplexity import perplexity_groups
@@ -36,7 +38,12 @@ def run_router_report(settings: RouterReportSettings, out: Path) -> RouterReport
     """
     model = load_model(settings)
     require_routers(model, "a router report")
-    model = with_router_settings(model, sink_blocks=settings.sink_blocks, local_blocks=settings.local_blocks)
+    heads = model.heads
+    model = with_router_settings(
+        model.without_heads(), sink_blocks=settings.sink_blocks, local_blocks=settings.local_blocks
+    )
+    if heads is not None:
+        heads.check_fits(model.config)
     longest = max(settings.lengths)
     check_positions(model.config, longest, f"lengths has {longest}", "Leave it out", ConfigError)
     backend, tokenizer, sparse = ModelBackend(model), load_model_tokenizer(settings), model.config.router
@@ -69,8 +76,10 @@ def run_router_report(settings: RouterReportSettings, out: Path) -> RouterReport
     }
     with Journal(out / "journal.jsonl", identity) as journal:
         arms = [Arm(view, view) for view in VIEWS]
+        if heads is not None:
+            arms.append(Arm("heads", "elastic", modes_LK=tuple(map(tuple, heads.modes().tolist()))))
         records = measure(backend, None, groups, arms, journal, batch_tokens=settings.batch_tokens)
-        prefill = {str(length): _prefill(backend, retrieval, length, journal) for length in settings.lengths}
+        prefill = {str(length): _prefill(backend, heads, retrieval, length, journal) for length in settings.lengths}
     rows = retrieval_rows(records, settings.lengths), loss_rows(records, settings.lengths)
     report = RouterReport(
         command_line("eval router", settings),
@@ -86,10 +95,16 @@ def run_router_report(settings: RouterReportSettings, out: Path) -> RouterReport
     return report
 
 
-def _prefill(backend: ModelBackend, retrieval: Sequence[Group], length: int, journal: Journal) -> dict[View, float]:
+def _prefill(
+    backend: ModelBackend, heads: Heads | None, retrieval: Sequence[Group], length: int, journal: Journal
+) -> dict[str, float]:
     """Seconds of the first probe of each task; the views of one length are always timed together."""
     key = f"prefill/{length}/{backend.router}"
+    routings: dict[str, Imposed | None] = {"full": "full", "sparse": "sparse", "elastic": None}
+    if heads is not None:
+        key += f"/{modes_digest(heads.modes())}"
+        routings["heads"] = heads
     if key not in journal:
         prompts = [group.build(0).fields["prompt_ids"] for group in retrieval if group.tokens == length]
-        journal.append({key: prefill_seconds(backend.model, prompts, tokens=length)})
+        journal.append({key: prefill_seconds(backend.model, prompts, routings, tokens=length)})
     return journal[key]

@@ -1,21 +1,24 @@
 import json
 
-from tiny import tiny_model
+from tiny import HEADS, tiny_model
 
 from elastic_jax.cli import main as elastic_jax_cli
 from eval.bench.prefill import TORCH, ModelSpeed, model_table
 from eval.harness.timing import prefill_seconds
 
 
-def test_bench_prefill_times_both_routings_in_every_dtype(checkpoint, tmp_path, capsys):
+def test_bench_prefill_times_every_routing_in_every_dtype(checkpoint, tmp_path, capsys):
     out = tmp_path / "deep" / "speed.json"
-    flags = ["--model", str(checkpoint), "--lengths", "200", "--out", str(out)]
+    HEADS.save(tmp_path / "heads")
+    flags = ["--model", str(checkpoint), "--lengths", "200", "--out", str(out), "--heads", str(tmp_path / "heads")]
     assert elastic_jax_cli(["bench", "prefill", *flags]) == 0
     rows = json.loads(out.read_text())["model"]
     assert {(row["program"], row["dtype"]) for row in rows} == {
-        (f"elastic-jax, {view}", dtype) for view in ("full", "elastic") for dtype in ("float32", "bfloat16")
+        (f"elastic-jax, {name}", dtype)
+        for name in ("full", "static heads", "elastic")
+        for dtype in ("float32", "bfloat16")
     }
-    assert len(rows) == 4 and all(row["seconds"] > 0 and 190 < row["tokens"] <= 200 for row in rows)
+    assert len(rows) == 6 and all(row["seconds"] > 0 and 190 < row["tokens"] <= 200 for row in rows)
     assert "tokens/s" in capsys.readouterr().out
 
 
@@ -43,6 +46,6 @@ def test_the_table_sets_each_row_against_transformers_of_its_dtype_and_length():
     assert ("elastic-jax, full", "float32", "7", "1.00", "7", "–") in cells
 
 
-def test_only_the_views_asked_for_are_timed():
-    times = prefill_seconds(tiny_model(), [[1, 2, 3]], tokens=16, views=("sparse",), repeats=2)
-    assert list(times) == ["sparse"] and times["sparse"] > 0
+def test_only_the_routings_asked_for_are_timed():
+    times = prefill_seconds(tiny_model(), [[1, 2, 3]], {"sparse": "sparse", "fixed": HEADS}, tokens=16, repeats=2)
+    assert list(times) == ["sparse", "fixed"] and min(times.values()) > 0

@@ -7,12 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny import CONFIG, random_ids, tiny_model
+from tiny import CONFIG, HEADS, random_ids, tiny_model
 from tiny_text import tiny_haystack, tiny_tokenizer
 from torch_stand_in import half_a_second
 
 from elastic_jax.cli import main as elastic_jax_cli
-from elastic_jax.errors import ConfigError
+from elastic_jax.errors import ConfigError, DataError
 from elastic_jax.generation import make_cache, prefill
 from elastic_jax.kv_cache import CacheConfig
 from elastic_jax.kv_cache.pages import tree_bytes
@@ -80,6 +80,15 @@ def test_the_report_has_every_kind_and_what_is_missing(finished):
         f"{task}/400/{index}/{kind}" for task in ("prose", "code", *PROBE_TASKS) for index in (0, 1) for kind in kinds
     }
     assert all(set(record["value"]) == {"exact", "log_prob", "tokens", "frozen"} for record in records)
+
+
+def test_calibrated_heads_take_the_place_of_the_routers(settings, tmp_path):
+    HEADS.save(tmp_path / "heads")
+    settings = dataclasses.replace(settings, bits=(16,), heads=str(tmp_path / "heads"))
+    report = run_cache_bench(settings, tmp_path / "out")
+    assert report["speed"]["equal"]["float32"]["msr"] == 0.5
+    with pytest.raises(DataError, match="router: "):
+        run_cache_bench(dataclasses.replace(settings, msr=0.75), tmp_path / "out")
 
 
 def test_a_second_run_measures_nothing_again(finished):

@@ -13,7 +13,7 @@ from chat_tokenizers import chat_tokenizer
 from cheap_tokenizer import CheapTokenizer
 from judge_oracles import long_oracle, memory_oracle
 from judge_runs import in_shown_order, judge
-from tiny import tiny_model
+from tiny import HEADS, tiny_model
 
 from elastic_jax.errors import CheckpointError, ConfigError, DataError
 from elastic_jax.reward import ElasticRewardModel
@@ -167,9 +167,12 @@ def test_reward_models_are_evaluated_from_the_command_line(verb, reward_checkpoi
     name = "Math" if verb is long_rewardbench else "Long-context_Reasoning"
     (tmp_path / f"{name}.jsonl").write_text(json.dumps(pair) + "\n")
     flags = ["--model", str(reward_checkpoint), "--dtype", "float32", "--data", str(tmp_path), "--ask", "reward"]
-    assert verb([*flags, "--views", "full,sparse", "--out", str(tmp_path / "out")]) == 0
+    HEADS.save(tmp_path / "heads")
+    flags += ["--views", "full,sparse", "--heads", str(tmp_path / "heads"), "--out", str(tmp_path / "out")]
+    assert verb(flags) == 0
     report = json.loads((tmp_path / "out" / "results.json").read_text())
-    assert report["done"] == report["wanted"] == 4
+    assert report["done"] == report["wanted"] == 6
+    assert {row["arm"] for row in report["rows"]} == {"full", "all-sparse", "static heads, MSR 0.50"}
     tokenizer, model = chat_tokenizer(), ElasticRewardModel.from_pretrained(reward_checkpoint, dtype="float32")
     scores = []
     for answer in ("Ana", "Bo"):

@@ -3,7 +3,7 @@ import json
 from pathlib import Path
 
 import pytest
-from tiny import CONFIG, tiny_model
+from tiny import CONFIG, HEADS, tiny_model
 
 from elastic_jax import from_pretrained, save_pretrained
 from elastic_jax.cli import main as elastic_jax_cli
@@ -70,6 +70,25 @@ def test_another_router_reuses_the_baselines_only(finished, checkpoint, tmp_path
     )
     run_router_report(settings_for(checkpoint, router=str(tmp_path / "router")), tmp_path)
     assert set(scored) == {"elastic"}
+
+
+def test_calibrated_heads_are_a_fourth_way(finished, checkpoint, tmp_path, monkeypatch):
+    (tmp_path / "journal.jsonl").write_bytes((finished / "journal.jsonl").read_bytes())
+    HEADS.save(tmp_path / "heads")
+    scored, score = [], Scorer.score
+    monkeypatch.setattr(
+        Scorer, "score", lambda self, s, arm, **shape: scored.append(arm.name) or score(self, s, arm, **shape)
+    )
+    report = run_router_report(settings_for(checkpoint, heads=str(tmp_path / "heads")), tmp_path)
+    assert set(scored) == {"heads"}, "the others come from the journal"
+    cells = {(row.task, row.length, row.view): row for row in [*report.retrieval, *report.loss]}
+    assert len(cells) == (4 + 2) * 2 * 4
+    assert all(row.msr == 0.5 for row in cells.values() if row.view == "heads")
+    assert report.headline.heads_msr == 0.5 and set(report.prefill["320"]) == {"full", "sparse", "elastic", "heads"}
+    page = (tmp_path / "results.md").read_text()
+    assert (
+        "| perplexity, static heads |" in page and "share, static heads |" in page and "static heads / full |" in page
+    )
 
 
 def test_other_settings_are_refused(finished, checkpoint):

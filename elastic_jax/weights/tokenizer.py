@@ -14,6 +14,7 @@ from elastic_jax.errors import CheckpointError, ElasticError, shown
 from elastic_jax.files import read_json
 
 GENERATION_CONFIG = "generation_config.json"
+TOKENIZER = "tokenizer.json"
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -34,14 +35,29 @@ def load_tokenizer(source: str | Path) -> PreTrainedTokenizerFast:
     path = locate(source, weights=False)
     if path.is_file():
         return _from_gguf(path)
-    if not any((path / name).exists() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
-        raise CheckpointError(f"{path} has no tokenizer (tokenizer.json). Copy the files of the base model there.")
+    if not any((path / name).exists() for name in (TOKENIZER, "tokenizer.model", "vocab.json")):
+        raise CheckpointError(f"{path} has no tokenizer ({TOKENIZER}). Copy the files of the base model there.")
     AutoTokenizer = _transformers().AutoTokenizer
     with _reading(path):
         tokenizer = _clean(AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False))
+        if (path / TOKENIZER).exists() and type(tokenizer) is not _transformers().PreTrainedTokenizerFast:
+            _follow_file(tokenizer, path / TOKENIZER)
         tokenizer.encode("a")  # some damaged ones fail only here
     tokenizer.stop_strings = _stop_strings(path / GENERATION_CONFIG)
     return tokenizer
+
+
+def _follow_file(tokenizer: PreTrainedTokenizerFast, file: Path) -> None:
+    """Gives a tokenizer the rules of its file, in whose place some classes of transformers 5 put their own.
+
+    The class is what `tokenizer_config.json` or the model type says, which is wrong for many published checkpoints:
+    spaces then vanish, and numbers become other tokens, without an error.
+    """
+    from tokenizers import Tokenizer
+
+    written, rules = Tokenizer.from_file(str(file)), tokenizer.backend_tokenizer
+    for part in ("model", "normalizer", "pre_tokenizer", "decoder"):
+        setattr(rules, part, getattr(written, part))
 
 
 def _stop_strings(file: Path) -> tuple[str, ...]:
@@ -53,7 +69,12 @@ def _stop_strings(file: Path) -> tuple[str, ...]:
 
 
 def _clean(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
-    """Takes the byte order marks off the chat templates, which transformers would put before every prompt."""
+    """Takes the byte order marks off the chat templates, which transformers would put before every prompt.
+
+    Generated text keeps its blanks: many `tokenizer_config.json`, Llama 3's too, ask to have them taken out before
+    punctuation, which was meant for word pieces.
+    """
+    tokenizer.clean_up_tokenization_spaces = False
     template = tokenizer.chat_template
     if isinstance(template, str):
         tokenizer.chat_template = template.removeprefix("\ufeff")

@@ -159,6 +159,21 @@ def test_vocabularies_of_other_kinds(key: str, value: str, original: PreTrainedT
         load_tokenizer(write(tmp_path / "model.gguf", original, **{key: value}))
 
 
+@pytest.mark.parametrize("name", ["Qwen2Tokenizer", "LlamaTokenizerFast", "GPT2Tokenizer"])
+@pytest.mark.parametrize("family", ["llama", "qwen2"])
+def test_the_rules_are_those_of_the_file_whatever_class_it_names(
+    name: str, family: str, original: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    original.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    (tmp_path / "tokenizer_config.json").write_text(
+        json.dumps(config | {"tokenizer_class": name, "clean_up_tokenization_spaces": True})
+    )
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": family}))
+    assert_same(load_tokenizer(tmp_path), original)
+    assert load_tokenizer(tmp_path).clean_up_tokenization_spaces is False
+
+
 def test_directory(original: PreTrainedTokenizerFast, tmp_path: Path) -> None:
     original.save_pretrained(tmp_path)
     assert_same(load_tokenizer(tmp_path), original)

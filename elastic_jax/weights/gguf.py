@@ -52,12 +52,16 @@ def open_gguf(file: Path) -> Checkpoint:
     """Opens a GGUF file of the llama, qwen2 or qwen3 architecture; tensors are dequantised one at a time.
 
     Raises:
-        CheckpointError: not GGUF, truncated, or a tensor of an unsupported type.
+        CheckpointError: not GGUF, truncated, one of several parts, or a tensor of an unsupported type.
         ConfigError: an architecture or setting that this library cannot reproduce.
     """
     reader = open_reader(file)
     metadata = {name: field.contents() for name, field in reader.fields.items() if not name.startswith("tokenizer.")}
     metadata |= {name: reader.fields[name].contents() for name in reader.fields if name.endswith("_token_id")}
+    if (parts := metadata.get("split.count", 1)) != 1:
+        raise CheckpointError(
+            f"{file} is one of {parts} parts of a model. Merge them into one file: llama-gguf-split --merge FIRST OUT."
+        )
     by_name = {tensor.name: tensor for tensor in reader.tensors}
     if "token_embd.weight" not in by_name:
         raise CheckpointError(f"{file} has no token_embd.weight. It may be a vocabulary-only file; want a whole model.")

@@ -66,7 +66,7 @@ def write_gguf(
     config = ModelConfig.from_hf(read_json(GOLDEN / name / "config.json"))
     writer = GGUFWriter(file, config.family)
     for key, value in (metadata(config) | (extra_metadata or {})).items():
-        key = key if key.startswith("tokenizer.") else f"{config.family}.{key}"
+        key = key if key.startswith(("tokenizer.", "split.")) else f"{config.family}.{key}"
         if isinstance(value, list):
             writer.add_array(key, value)
         elif isinstance(value, str):

@@ -171,6 +171,12 @@ def test_rows_that_are_no_heads(tmp_path: Path) -> None:
         open_gguf(file).source.read("model.layers.0.self_attn.q_proj.weight")
 
 
+def test_one_of_several_parts(tmp_path: Path) -> None:
+    file = write_gguf(tmp_path / "model-00001-of-00003.gguf", "llama_tied", extra_metadata={"split.count": 3})
+    with pytest.raises(CheckpointError, match="is one of 3 parts of a model. Merge them"):
+        from_pretrained(file)
+
+
 def test_damaged_files(tmp_path: Path) -> None:
     content = write_gguf(tmp_path / "model.gguf", "qwen2").read_bytes()
     for name, damaged in {

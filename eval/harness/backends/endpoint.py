@@ -5,11 +5,12 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import queue
+import threading
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +22,8 @@ from eval.samples import Arm, Kind, Prompt, Reply
 _NO_REPLY = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError)
 """What reading an answer of another form raises."""
 _RETRIED = {408, 409, 425, 429, 500, 502, 503, 504}
+_LONGEST_WAIT_S = 60.0
+"""Most seconds between two tries. Where an endpoint asks for hours, its samples fail, and a restart asks again."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,7 @@ class EndpointConfig:
     retries: int = 5
     """Further tries after a time-out, a lost connection, HTTP 429 or 5xx."""
     first_wait_s: float = 1.0
-    """Wait before the second try; doubles from try to try, unless the endpoint names a time itself."""
+    """Wait before the second try; doubles from try to try, unless the endpoint names a time itself (60 s at most)."""
     key_variable: str = "OPENAI_API_KEY"
     """Environment variable that holds the key, sent if it is set. The key is written nowhere."""
     max_tokens: int | None = None
@@ -82,13 +85,34 @@ class EndpointBackend:
         for prompt in prompts:
             if not prompt.messages:
                 raise DataError(f"sample {prompt.sample.uid} is made of token ids; endpoints take text only.")
-        with ThreadPoolExecutor(self._config.concurrency) as pool:
-            asked = {pool.submit(self._ask, prompt): prompt for prompt in prompts}
-            try:
-                for done in as_completed(asked):
-                    yield asked[done], done.result()
-            finally:
-                pool.shutdown(cancel_futures=True)
+        waiting: queue.SimpleQueue[Prompt] = queue.SimpleQueue()
+        found: queue.SimpleQueue[tuple[Prompt, Reply | BaseException]] = queue.SimpleQueue()
+        for prompt in prompts:
+            waiting.put(prompt)
+        stop = threading.Event()
+
+        def work() -> None:
+            while not stop.is_set():
+                try:
+                    prompt = waiting.get_nowait()
+                except queue.Empty:
+                    return
+                try:
+                    found.put((prompt, self._ask(prompt)))
+                except BaseException as error:
+                    found.put((prompt, error))
+
+        for _ in range(min(self._config.concurrency, len(prompts))):
+            # daemons, which a program that was interrupted leaves behind: an answer may be minutes away
+            threading.Thread(target=work, daemon=True).start()
+        try:
+            for _ in prompts:
+                prompt, reply = found.get()
+                if isinstance(reply, BaseException):
+                    raise reply
+                yield prompt, reply
+        finally:
+            stop.set()
 
     def _ask(self, prompt: Prompt) -> Reply:
         start, wait, error = time.perf_counter(), self._config.first_wait_s, ""
@@ -109,7 +133,7 @@ class EndpointBackend:
                 if refused.code not in _RETRIED:
                     break
                 named = refused.headers.get("Retry-After", "")
-                wait = float(named) if named.replace(".", "", 1).isdigit() else wait
+                wait = min(float(named), _LONGEST_WAIT_S) if named.replace(".", "", 1).isdecimal() else wait
             except (OSError, http.client.HTTPException, *_NO_REPLY) as failed:
                 error = f"{type(failed).__name__}: {failed}"
         return Reply(error=f"{self._config.url}: {error}")
@@ -136,11 +160,12 @@ class EndpointBackend:
 
 
 def _reply(prompt: Prompt, answer: dict[str, Any], seconds: float) -> Reply:
+    if not isinstance(answer, dict) or not answer.get("choices"):  # some endpoints report errors with status 200
+        raise ValueError(f"no answer, but {shown(answer)}")
     choice = answer["choices"][0]
     message = choice["message"] if "message" in choice else {"content": choice["text"]}
-    text, thinking = message["content"] or "", message.get("reasoning_content") or message.get("reasoning")
-    if not isinstance(text, str):
-        raise ValueError(f"the content of the reply is {shown(text)}; want a text")
+    text, thinking = _parts(message["content"])
+    thinking = thinking or message.get("reasoning_content") or message.get("reasoning")
     finish = "length" if choice.get("finish_reason") == "length" else "stop"
     if thinking and not text:
         text = f"<think>{thinking}"
@@ -148,6 +173,17 @@ def _reply(prompt: Prompt, answer: dict[str, Any], seconds: float) -> Reply:
         text = with_opening(prompt.thinking_tag, text)  # the endpoint's template has opened the thinking, as ours has
     usage = answer.get("usage") or {}
     return Reply(text, int(usage.get("completion_tokens") or 0), finish, {"seconds": seconds})
+
+
+def _parts(content: Any) -> tuple[str, str]:
+    """The text of a message and its thinking. Its content is a text or, as Mistral has it, a list of typed parts."""
+    if content is None or isinstance(content, str):
+        return content or "", ""
+    if not isinstance(content, list):
+        raise ValueError(f"the content of the reply is {shown(content)}; want a text")
+    text = "".join(part["text"] for part in content if part["type"] == "text")
+    thinking = "".join(_parts(part["thinking"])[0] for part in content if part["type"] == "thinking")
+    return text, thinking
 
 
 def _detail(refused: urllib.error.HTTPError) -> str:

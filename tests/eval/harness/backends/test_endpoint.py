@@ -37,6 +37,8 @@ class Handler(BaseHTTPRequestHandler):
         try:
             if isinstance(action, int):
                 self.reply(action, b"not now")
+            elif isinstance(action, tuple):
+                self.reply(action[0], b"not now", retry_after=action[1])
             elif action == "hang up":
                 self.connection.close()
             else:
@@ -45,9 +47,9 @@ class Handler(BaseHTTPRequestHandler):
             with server.lock:
                 server.busy -= 1
 
-    def reply(self, status, content):
+    def reply(self, status, content, retry_after="0.01"):
         self.send_response(status)
-        self.send_header("Retry-After", "0.01")
+        self.send_header("Retry-After", retry_after)
         self.end_headers()
         self.wfile.write(content)
 
@@ -150,6 +152,50 @@ def test_an_empty_reply_is_a_reply(server):
     server.script = [lambda body: b'{"choices": [{"message": {"content": null}, "finish_reason": "stop"}]}']
     [(_, reply)] = ask(server, [prompt()])
     assert reply.text == "" and reply.error is None and reply.finish == "stop"
+
+
+def said(message):
+    return lambda body: json.dumps({"choices": [{"message": message, "finish_reason": "stop"}]}).encode()
+
+
+@pytest.mark.parametrize(
+    "thinking", [{"thinking": [{"type": "text", "text": "Perhaps [[A]]."}]}, {"thinking": "Perhaps [[A]]."}]
+)
+def test_content_in_parts_is_its_text_without_the_thinking(server, thinking):
+    parts = [{"type": "thinking"} | thinking, {"type": "text", "text": "[["}, {"type": "text", "text": "B]]"}]
+    server.script = [said({"content": parts}), said({"content": parts[:1]})]
+    (_, whole), (_, cut) = ask(server, [prompt("first"), prompt("second")], concurrency=1)
+    assert whole.text == "[[B]]"
+    assert cut.text == "<think>Perhaps [[A]]."
+
+
+@pytest.mark.parametrize(
+    "answer", [{"error": {"message": "Rate limit exceeded", "code": 429}}, ["Rate limit exceeded"], {"choices": []}]
+)
+def test_an_error_that_comes_as_an_answer_is_named(server, answer):
+    server.script = [lambda body: json.dumps(answer).encode()] * 3
+    [(_, reply)] = ask(server, [prompt()])
+    assert reply.error.endswith(f"no answer, but {answer}") and len(server.requests) == 3
+
+
+@pytest.mark.parametrize(("named", "waits"), [("86400", [60.0]), ("0.5", [0.5]), ("tomorrow", [0.01]), ("²", [0.01])])
+def test_the_wait_that_an_endpoint_names_has_a_limit(server, monkeypatch, named, waits):
+    waited = []
+    monkeypatch.setattr(time, "sleep", waited.append)
+    server.script = [(429, named), said({"content": "yes"})]
+    [(_, reply)] = ask(server, [prompt()])
+    assert reply.text == "yes" and waited == waits
+
+
+def test_a_run_that_is_interrupted_waits_for_no_answer(server):
+    go_on = threading.Event()
+    server.script = [echo, lambda body: go_on.wait(30) and echo(body)]
+    backend = EndpointBackend(EndpointConfig(server.url, "judge", concurrency=2))
+    replies = backend.run("generate", [prompt("a"), prompt("b")], ENDPOINT_ARM, batch_tokens=1, most_rows=1)
+    next(replies)
+    replies.close()
+    assert server.busy == 1
+    go_on.set()
 
 
 def test_an_endpoint_that_is_down_is_an_error():

@@ -129,6 +129,16 @@ def write_json_lines(file: Path, values: Iterable[Mapping[str, Any]]) -> int:
 
 
 @contextmanager
+def writing(file: Path) -> Iterator[None]:
+    """Within it, an error of the operating system that names no file, as a full disk gives it, names this one."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = str(file) if error.filename is None else error.filename
+        raise
+
+
+@contextmanager
 def atomic_file(target: Path) -> Iterator[Path]:
     """Gives a path beside `target` to write to; on success the file there replaces `target`.
 
@@ -136,9 +146,10 @@ def atomic_file(target: Path) -> Iterator[Path]:
     """
     partial = _partial(target)
     try:
-        yield partial
-        _flush_one(partial)
-        partial.replace(target)
+        with writing(target):
+            yield partial
+            _flush_one(partial)
+            partial.replace(target)
     finally:
         partial.unlink(missing_ok=True)
 

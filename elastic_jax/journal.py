@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Collection, ItemsView, Iterable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
 
@@ -53,7 +54,8 @@ class _Log:
     def close(self) -> None:
         """Closes the file and frees its lock."""
         try:
-            self._file.close()
+            with suppress(OSError):  # of a write that failed, which has said so
+                self._file.close()
         finally:
             self._lock.release()
 

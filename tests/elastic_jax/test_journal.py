@@ -1,5 +1,6 @@
 import json
 import os
+import resource
 import subprocess
 import sys
 
@@ -77,6 +78,19 @@ def test_a_damaged_line_in_the_middle_is_named(tmp_path):
     path.write_text("\n".join([lines[0], "not json", lines[2]]) + "\n")
     with pytest.raises(DataError, match="line 2 is no journal record"):
         Journal(path, SETTINGS)
+
+
+def test_a_full_disk_is_named_and_what_was_finished_is_safe(tmp_path):
+    path, (soft, hard) = tmp_path / "journal.jsonl", resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        with pytest.raises(DataError, match=f"{path} cannot be written: .*is safe"), Journal(path, SETTINGS) as journal:
+            journal.append({"a": 1})
+            resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + 9, hard))
+            journal.append({"b": "x" * 99})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    with Journal(path, SETTINGS) as journal:
+        assert dict(journal.items()) == {"a": 1}
 
 
 def test_a_file_that_is_no_journal_is_refused(tmp_path):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Self, TextIO
 
@@ -16,7 +17,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from elastic_jax.files import parse_json, write_text
+from elastic_jax.files import parse_json, write_text, writing
 
 METRICS_FILE = "metrics.jsonl"
 EVALUATION_FILE = "evaluation.jsonl"
@@ -59,14 +60,16 @@ class MetricLog:
 
     def close(self) -> None:
         if self._active:
-            self._steps.close()
-            self._evaluations.close()
+            for file in (self._steps, self._evaluations):
+                with suppress(OSError):  # of a write that failed, which has said so
+                    file.close()
             self._board.close()
 
     def _write(self, file: TextIO, step: int, values: Values, prefix: str) -> None:
         clean = {name: _finite(value) for name, value in values.items()}
-        file.write(json.dumps({"step": step, **clean}) + "\n")
-        file.flush()
+        with writing(Path(file.name)):
+            file.write(json.dumps({"step": step, **clean}) + "\n")
+            file.flush()
         for name, value in values.items():
             if isinstance(value, list):
                 labels = self._labels.get(name, range(len(value)))

@@ -11,7 +11,7 @@ from safetensors.numpy import load_file
 
 from elastic_jax import files
 from elastic_jax.errors import CheckpointError, ConfigError
-from elastic_jax.files import atomic_directory
+from elastic_jax.files import atomic_directory, atomic_file
 from elastic_jax.model import ElasticForCausalLM
 from elastic_jax.weights import from_pretrained, save_pretrained
 
@@ -137,3 +137,10 @@ def test_elastic_export_as_hf_keeps_the_backbone_only(tmp_path: Path) -> None:
 def test_unknown_format(model: ElasticForCausalLM, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="'torch'; want hf, elastic or router"):
         save_pretrained(model, tmp_path / "out", format="torch")
+
+
+def test_a_file_that_cannot_be_written_is_named(tmp_path):
+    with pytest.raises(OSError) as caught, atomic_file(tmp_path / "results.json"):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert caught.value.filename == str(tmp_path / "results.json")
+    assert not any(tmp_path.iterdir())

@@ -1,10 +1,13 @@
 import json
+import resource
 import signal
 import subprocess
 import sys
 import time
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -111,6 +114,19 @@ def test_metric_lines_after_the_checkpoint_and_cut_ones_are_dropped(tmp_path):
     log.write(2, {"loss": 1.5})
     log.close()
     assert lines(tmp_path) == [{"step": 0}, {"step": 1}, {"step": 2, "loss": 1.5}]
+
+
+def test_a_full_disk_names_the_file_of_the_figures(tmp_path, monkeypatch):
+    monkeypatch.setattr("tensorboardX.SummaryWriter", lambda *_, **__: SimpleNamespace(close=lambda: None))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    log = MetricLog(tmp_path, 0, evaluated=False, labels={})
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (9, hard))
+        with pytest.raises(OSError) as caught, closing(log):
+            log.write(0, {"loss": 1.5})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert caught.value.filename == str(tmp_path / "metrics.jsonl")
 
 
 def test_the_official_multipliers_travel_in_the_elastic_checkpoint(tmp_path):

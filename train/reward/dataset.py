@@ -56,7 +56,11 @@ def load_pairs(config: SimpoTrainConfig | BradleyTerryTrainConfig, tokenizer: An
         read_preferences,
         partial(generate, rejects=data.rejects),
         lambda found: pair_samples(
-            found, tokenizer, prompt_length=data.prompt_tokens, response_length=data.response_tokens
+            found,
+            tokenizer,
+            prompt_length=data.prompt_tokens,
+            response_length=data.response_tokens,
+            rejects=data.rejects,
         ),
     )
 

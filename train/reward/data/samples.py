@@ -22,7 +22,12 @@ LONG_PROMPT = "the prompt is too long even without its context"
 
 
 def pair_samples(
-    records: Sequence[PreferenceRecord], tokenizer: Any, *, prompt_length: int, response_length: int
+    records: Sequence[PreferenceRecord],
+    tokenizer: Any,
+    *,
+    prompt_length: int,
+    response_length: int,
+    rejects: int | None = None,
 ) -> tuple[list[PairSample], Tally]:
     """Tokenised comparisons, in order, and what was left out or shortened.
 
@@ -31,6 +36,7 @@ def pair_samples(
 
     Args:
         prompt_length, response_length: most tokens of a prompt and of one answer.
+        rejects: rejected answers of a record that batches will hold; further ones are counted as left out.
 
     Raises:
         DataError: a template that does not fit (see `encode`), or no record left.
@@ -54,6 +60,8 @@ def pair_samples(
             tally.skip(LONG_PROMPT, where)
             continue
         _count_cut(tally, len(encoded.prompt_ids) - len(prompt_ids))
+        for _ in range(0 if rejects is None else len(short) - 1 - rejects):
+            tally.skip(f"more than {rejects} rejected answers", where)
         kinds = tuple(record.kinds[place - 1] for place in short[1:]) if record.kinds else ()
         answers = tuple(encoded.answer_ids[place] for place in short)
         samples.append(PairSample(prompt_ids, answers, record.margin or 0.0, kinds))

@@ -16,8 +16,8 @@ RECORDS = records(6, 0, rejects=2)
 PLAIN = PreferenceRecord(conversation(("system", "Be kind."), ("user", "Where is the key?")), "In the box.", ("No.",))
 
 
-def samples_of(made, tokenizer, prompt_length=4096, response_length=512):
-    return pair_samples(made, tokenizer, prompt_length=prompt_length, response_length=response_length)
+def samples_of(made, tokenizer, prompt_length=4096, response_length=512, rejects=None):
+    return pair_samples(made, tokenizer, prompt_length=prompt_length, response_length=response_length, rejects=rejects)
 
 
 @pytest.mark.parametrize("template", [CHATML, LLAMA], ids=["chatml", "llama"])
@@ -121,6 +121,13 @@ def test_what_cannot_fit_is_left_out_and_counted():
     }
     with pytest.raises(DataError, match="No record fits the row(.|\n)*even without its context"):
         samples_of([PLAIN], tokenizer, prompt_length=8)
+
+
+def test_rejected_answers_that_batches_do_not_hold_are_counted():
+    several = PreferenceRecord(PLAIN.prompt, "Yes.", ("No.", "Never.", "Perhaps."))
+    [kept, _], tally = samples_of([several, PLAIN], chat_tokenizer(), rejects=1)
+    assert tally.skipped == {"more than 1 rejected answers": 2}
+    assert len(kept.response_ids) == 4, "what a run that goes on compares"
 
 
 def test_judge_samples_learn_the_answer_only():

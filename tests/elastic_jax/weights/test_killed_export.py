@@ -23,6 +23,11 @@ def export(directory: Path, source: Path, *words: object) -> subprocess.Popen:
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment())
 
 
+def finish(process: subprocess.Popen) -> None:
+    said, _ = process.communicate()
+    assert process.returncode == 0, said
+
+
 def contents(directory: Path) -> Files:
     return {file.name: file.read_bytes() for file in directory.iterdir()}
 
@@ -40,7 +45,7 @@ def tensors(directory: Path) -> dict[str, bytes] | None:
 def test_an_export_killed_at_random_moments_is_whole_or_not_there(checkpoint: Path, tmp_path: Path) -> None:
     whole = [tmp_path / str(seed) for seed in (1, 2)]
     for seed, directory in enumerate(whole, 1):
-        assert export(directory, checkpoint, seed).wait() == 0
+        finish(export(directory, checkpoint, seed))
     wanted = {form: [contents(directory / form) for directory in whole] for form in FORMATS}
     rng, killed = np.random.default_rng(), tmp_path / "killed"
     for _ in range(KILLS):
@@ -48,14 +53,14 @@ def test_an_export_killed_at_random_moments_is_whole_or_not_there(checkpoint: Pa
         assert process.stdout is not None and process.stdout.readline() == "begins\n"
         time.sleep(rng.uniform(0, 2))
         process.kill()
-        process.wait()
+        process.communicate()
         for form in FORMATS:
             if (killed / form).exists():
                 assert contents(killed / form) in wanted[form]
         for partial in killed.glob(".*"):
             assert tensors(partial) in [None, *(tensors(directory / form) for directory in whole for form in FORMATS)]
     assert {*FORMATS} <= {entry.name for entry in killed.iterdir()}
-    assert export(killed, checkpoint, 1, 2).wait() == 0
+    finish(export(killed, checkpoint, 1, 2))
     remove_partial(killed)
     assert {entry.name for entry in killed.iterdir()} == {*FORMATS}
     assert all(contents(killed / form) == wanted[form][1] for form in FORMATS)

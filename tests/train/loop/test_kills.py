@@ -63,7 +63,8 @@ def check_whole(directory: Path, whole: Path) -> None:
 def test_a_run_killed_at_random_moments_ends_as_if_left_alone(kind: str, tmp_path: Path) -> None:
     process = start(kind, tmp_path / "whole")
     began = time.monotonic()
-    assert process.wait() == 0, process.communicate()[1]
+    _, said = process.communicate()
+    assert process.returncode == 0, said
     seconds = time.monotonic() - began
     rng, kills, number = np.random.default_rng(), 0, 0
     while kills < KILLS:

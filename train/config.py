@@ -149,7 +149,8 @@ class WarmStartConfig:
     from full attention towards all-sparse, each further one towards the routing fitted so far, so that it finds what
     that routing lacks."""
     key_rows: int = 0
-    """Further rows of which only the pooled keys are taken, at a sixth of the cost: more examples to fit to."""
+    """Further rows of which only the pooled keys are taken, at a sixth of the cost: more examples to fit to. With
+    init_heads only such rows are read, 24 unless another number is given."""
     levels: tuple[float, ...] = (0.9, 0.5)
     """Places on that way, 1 at its start and 0 at its end, at which the derivative in every gate is taken."""
     steps: int = 600
@@ -165,8 +166,6 @@ class WarmStartConfig:
                 f"rows {list(self.rows)}, key_rows {self.key_rows}, steps {self.steps}, batch {self.batch}, "
                 f"learning_rate {self.learning_rate}: want key_rows >= 0 and the others above 0."
             )
-        if self.key_rows and not self.rows:
-            raise ConfigError(f"key_rows is {self.key_rows} without rows to measure. Set warm_start.rows.")
         if not self.levels or not all(0.0 <= level <= 1.0 for level in self.levels):
             raise ConfigError(f"levels {self.levels}: want one or more numbers from 0 to 1.")
 
@@ -179,6 +178,9 @@ class RouterTrainConfig:
     """Model to train routers for: Hugging Face directory or hub id, .gguf file, or `smollm2`, the demo's model."""
     init: FilePath | None = None
     """Router directory to start from; without it the routers start fresh."""
+    init_heads: FilePath | None = None
+    """Record of `train heads`, or a run of it with records by task: routers are first fitted to keep full, for the
+    prompts of each task, the heads of the record cut at the middle of the task's target."""
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     """Number format of the frozen backbone."""
     weights: Literal["model", "int8"] = "model"
@@ -210,8 +212,17 @@ class RouterTrainConfig:
                 f"run.export is {list(self.run.export)}; with weights int8 only `router` can be written, as the "
                 "model's own weights are not kept. Join it to the model afterwards: elastic-jax convert."
             )
-        if self.init is not None and self.warm_start.rows:
-            raise ConfigError("init and warm_start.rows are both set. Start from given routers or from measured heads.")
+        starts = {"init": self.init, "init_heads": self.init_heads, "warm_start.rows": self.warm_start.rows}
+        chosen = [name for name, value in starts.items() if value]
+        if len(chosen) > 1:
+            raise ConfigError(
+                f"{' and '.join(chosen)} are set. Start from given routers, from calibrated or from measured heads."
+            )
+        if self.warm_start.key_rows and not (self.warm_start.rows or self.init_heads):
+            raise ConfigError(
+                f"warm_start.key_rows is {self.warm_start.key_rows} with nothing to fit to. Set warm_start.rows or "
+                "init_heads."
+            )
         if bool(self.data.held_out) != bool(self.run.eval_every):
             raise ConfigError(
                 f"data.held_out is {self.data.held_out} and run.eval_every {self.run.eval_every}: what is held out is "

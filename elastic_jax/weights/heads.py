@@ -66,14 +66,21 @@ def give_heads(model: ElasticForCausalLM, heads: Heads) -> None:
     Raises:
         CheckpointError: they were calibrated for other weights.
     """
-    own = heads_fingerprint(model)
+    check_weights(heads, heads_fingerprint(model), model.source)
+    model.use_heads(heads)
+
+
+def check_weights(heads: Heads, own: str | None, source: str | None) -> None:
+    """Raises `CheckpointError` for heads of other weights than those with fingerprint `own`, read from `source`.
+
+    None for a fingerprint that is not known, of the model or of the heads, is not compared.
+    """
     if None not in (own, heads.weights) and own != heads.weights:
         raise CheckpointError(
-            f"these heads were calibrated for weights {str(heads.weights)[:_SHOWN]}..., and {model.source} has "
+            f"these heads were calibrated for weights {str(heads.weights)[:_SHOWN]}..., and {source} has "
             f"{str(own)[:_SHOWN]}... Calibrate heads for this model (`train heads`), or accept them on purpose with "
             "heads=dataclasses.replace(load_heads(...), weights=None)."
         )
-    model.use_heads(heads)
 
 
 def heads_to_save(model: ElasticForCausalLM) -> Heads | None:

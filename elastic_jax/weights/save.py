@@ -65,7 +65,8 @@ def check_replaceable(directory: str | Path) -> None:
     if not directory.is_dir():
         return
     names = sorted(entry.name for entry in directory.iterdir())
-    is_checkpoint = {CONFIG, ROUTER_CONFIG} & {*names} and any(any(directory.glob(pattern)) for pattern in _WEIGHTS)
+    is_model = {CONFIG, ROUTER_CONFIG} & {*names} and any(any(directory.glob(pattern)) for pattern in _WEIGHTS)
+    is_checkpoint = is_model or {HEADS_CONFIG, HEADS_ARRAYS} <= {*names}
     if names and not is_checkpoint:
         raise CheckpointError(
             f"{directory} holds no checkpoint, but {', '.join(names[:3])}{' ...' if len(names) > 3 else ''}. Only a "

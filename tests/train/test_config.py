@@ -30,6 +30,8 @@ def test_the_shipped_recipe_uses_the_blocks_of_the_shipped_router():
         ("router.block_size=100", "no multiple of router.block_size 100"),
         ("data.held_out=0.1", "Set both, or neither"),
         ("init=somewhere warm_start.rows=[1]", "init and warm_start.rows"),
+        ("init=somewhere init_heads=elsewhere", "init and init_heads"),
+        ("warm_start.key_rows=4", "nothing to fit to"),
         ("weights=int8 run.export=[router,hf]", "with weights int8 only `router` can be written"),
         ("run.profile=[5,3]", "want 0 <= first step <= last step"),
         ("distributed.coordinator=host:1 distributed.processes=2", "with a coordinator want both"),

@@ -45,7 +45,7 @@ def _number(rng: np.random.Generator) -> str:
             return number
 
 
-def _pairs(left: Sequence[str], right: Sequence[str], count: int, rng: np.random.Generator) -> list[tuple[str, str]]:
+def pairs(left: Sequence[str], right: Sequence[str], count: int, rng: np.random.Generator) -> list[tuple[str, str]]:
     """Distinct combinations of two word lists."""
     picks = rng.choice(len(left) * len(right), size=count, replace=False)
     return [(left[pick // len(right)], right[pick % len(right)]) for pick in picks]
@@ -55,7 +55,7 @@ def passkeys(count: int, rng: np.random.Generator) -> list[Fact]:
     """Five-digit numbers of coloured things."""
     return [
         (f"The pass key of the {colour} {thing} is {_number(rng)}.", f"What is the pass key of the {colour} {thing}?")
-        for colour, thing in _pairs(COLOURS, OBJECTS, count, rng)
+        for colour, thing in pairs(COLOURS, OBJECTS, count, rng)
     ]
 
 
@@ -92,7 +92,7 @@ def two_hops(prose: tuple[str, ...], tokens: int, windows: Windows, rng: np.rand
     """Person -> workplace -> city: the second fact can only be found by what the first one says."""
     count = int(rng.integers(3, 5))
     names, cities = (rng.choice(source, count, replace=False) for source in (NAMES, CITIES))
-    places = [f"{colour} {place}" for colour, place in _pairs(COLOURS, PLACES, count, rng)]
+    places = [f"{colour} {place}" for colour, place in pairs(COLOURS, PLACES, count, rng)]
     first = [f"{name} works at the {place}." for name, place in zip(names, places, strict=True)]
     second = [f"The {place} stands in {city}." for place, city in zip(places, cities, strict=True)]
     facts = [*first, *second]

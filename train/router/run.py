@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Mapping
 from dataclasses import replace
@@ -20,6 +21,7 @@ from elastic_jax.int8_linear import int8_maps, quantize_layers
 from elastic_jax.model import ElasticForCausalLM, Extras, from_params, to_params
 from elastic_jax.routing import streaming_skip_ratio
 from elastic_jax.sharding.rules import param_shardings, replicated
+from elastic_jax.weights.heads import heads_fingerprint
 from train.config import RouterTrainConfig
 from train.data.dataset import digest, row_shape
 from train.data.packing import Rows, Sample, check_sequences
@@ -31,6 +33,7 @@ from train.loop.fit import Job, best_state, fit, has_checkpoint
 from train.loop.reporting import Values
 from train.router.evaluation import OBJECTIVE, make_evaluation, split_samples
 from train.router.step import RouterState, first_state, fresh_routers, make_step, split_params
+from train.router.wanted import wanted_gates
 from train.router.warm_loop import warm_routers
 
 
@@ -92,16 +95,24 @@ def _train_and_export(
     config: RouterTrainConfig, model: ElasticForCausalLM, samples: list[Sample], directory: Path, mesh: Mesh | None
 ) -> None:
     model_config = replace(model.config, router=config.router)
+    wanted_tLK = None
+    if config.init_heads is not None:
+        wanted_tLK = wanted_gates(
+            Path(config.init_heads), model_config, config.tasks, heads_fingerprint(model), model.source
+        )
     if config.weights == "int8":
         quantize_layers(model)
     router, frozen = split_params(model)
     if config.init is None:
         router = fresh_routers(model_config, config.gates, seed=config.run.seed)
     fingerprint = digest(samples)
+    inputs = {} if wanted_tLK is None else {"calibrated heads": hashlib.sha256(wanted_tLK.tobytes()).hexdigest()}
     samples, held_out = split_samples(samples, config.data.held_out, config.run.seed)
-    if config.warm_start.rows and not has_checkpoint(directory):
+    if (config.warm_start.rows or config.init_heads) and not has_checkpoint(directory):
         rows = iter(_pipeline(config, samples))
-        router = warm_routers(router, frozen, model_config, config, rows, directory, fingerprint=fingerprint)
+        router = warm_routers(
+            router, frozen, model_config, config, rows, directory, fingerprint=fingerprint, wanted_tLK=wanted_tLK
+        )
     state = first_state(jax.tree.map(jnp.array, router), config)
     if mesh is not None:
         state = placed(state, replicated(mesh))
@@ -113,6 +124,7 @@ def _train_and_export(
         frozen=frozen,
         batches=iter(_pipeline(config, samples)),
         fingerprint=fingerprint,
+        inputs=inputs,
         watched=WATCHED,
         labels=dict.fromkeys(BY_TASK, TASKS),
         step_line=routing_line,
@@ -135,10 +147,10 @@ def _check_mesh(config: RouterTrainConfig, mesh: Mesh | None) -> None:
     if mesh is None:
         return
     check_rows(config.optim.rows, mesh)
-    if jax.process_count() > 1 and config.warm_start.rows:
+    if jax.process_count() > 1 and (config.warm_start.rows or config.init_heads):
         raise ConfigError(
-            "warm_start.rows works in one process only. Make the warm start with steps of its own on one host, "
-            "and give its routers as init."
+            "warm_start.rows and init_heads work in one process only. Make the warm start with steps of its own on one "
+            "host, and give its routers as init."
         )
     if jax.process_count() > 1 and set(config.run.export) != {"router"}:
         raise ConfigError(

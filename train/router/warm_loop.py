@@ -20,7 +20,7 @@ from train.data.records import TASKS
 from train.loop.reporting import CountProgress
 from train.loop.trouble import Interrupted, StopRequest
 from train.router.optim import RouterParams
-from train.router.warm_start import Measured, by_sample, fit, make_probes, mean_gates
+from train.router.warm_start import Measured, by_sample, fit, fit_to_gates, make_probes, mean_gates
 
 MEASURED_FILE = "warm_start.safetensors"
 _SAVE_EVERY = 5
@@ -33,8 +33,14 @@ class Phase(NamedTuple):
     rows: int
 
 
+KEY_ROWS = 24
+"""Rows whose keys are taken where routers are fitted to calibrated heads and no number is given."""
+
+
 def phases(settings: WarmStartConfig) -> list[Phase]:
-    """First round, keys, further rounds."""
+    """First round, keys, further rounds; keys alone where heads are not measured."""
+    if not settings.rows:
+        return [Phase(-1, settings.key_rows or KEY_ROWS)]
     first, *further = (Phase(index, rows) for index, rows in enumerate(settings.rows))
     return [first, Phase(-1, settings.key_rows), *further]
 
@@ -48,17 +54,23 @@ def warm_routers(
     directory: Path,
     *,
     fingerprint: str,
+    wanted_tLK: np.ndarray | None = None,
 ) -> RouterParams:
     """Routers fitted to the first packed rows of `batches`; measurements already in `directory` are reused.
+
+    They are fitted to the gates `wanted_tLK` of each task where these are given, else to the measured worth of heads.
 
     Raises:
         Interrupted: SIGTERM or SIGINT; the rows measured so far are kept.
     """
     settings = config.warm_start
-    probes = make_probes(model, levels=settings.levels, max_segments=config.data.max_segments)
+    levels = settings.levels if wanted_tLK is None else (0.0,)  # 0: keys are read under the wanted gates
+    probes = make_probes(model, levels=levels, max_segments=config.data.max_segments)
     record = _Record.open(directory / MEASURED_FILE, fingerprint)
     rows = _micro_batches(batches, skip=record.rows)
     end_tLK = jnp.zeros((len(TASKS), model.num_layers, model.num_kv_heads))
+    if wanted_tLK is not None:
+        end_tLK = jnp.asarray(wanted_tLK, jnp.float32)
     upto = 0
     for phase in phases(settings):
         upto += phase.rows
@@ -66,15 +78,27 @@ def warm_routers(
             continue
         if phase.round_index > 0:
             known = record.upto(phase.round_index)
-            end_tLK = mean_gates(_fit(router, known, model, config), known, model)
+            end_tLK = mean_gates(_fit(router, known, model, config, None), known, model)
         probe = partial(probes.keys if phase.round_index < 0 else probes.worth, router | frozen, end_tLK)
         _measure(record, upto, rows, probe, phase)
-    return _fit(router, record.all(), model, config)
+    return _fit(router, record.all(), model, config, wanted_tLK)
 
 
-def _fit(router: RouterParams, measured: Measured, model: ModelConfig, config: RouterTrainConfig) -> RouterParams:
+def _fit(
+    router: RouterParams,
+    measured: Measured,
+    model: ModelConfig,
+    config: RouterTrainConfig,
+    wanted_tLK: np.ndarray | None,
+) -> RouterParams:
     with CountProgress("warm start: step", config.warm_start.steps) as progress:
-        return fit(router, measured, model, config, on_step=lambda done, loss: progress.update(done))
+
+        def on_step(done: int, loss: float) -> None:
+            progress.update(done)
+
+        if wanted_tLK is not None:
+            return fit_to_gates(router, measured, wanted_tLK, model, config, on_step=on_step)
+        return fit(router, measured, model, config, on_step=on_step)
 
 
 def _measure(record: _Record, upto: int, batches: Iterator[Rows], probe: Callable[..., Any], phase: Phase) -> None:

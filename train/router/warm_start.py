@@ -111,7 +111,6 @@ def fit(
     squared violation of the task's sparsity target and the logit penalty of end-to-end training. Worth is the mean
     slope by task, because the slopes of one sample are mostly noise, added up over the rounds.
     """
-    settings = config.warm_start
     logits = make_logits(model)
     worth_tLK = jnp.array(_by_task(lambda task: _worth(measured, task)))
     low, high = (jnp.array([task.target[end] for task in config.tasks.by_id]) for end in (0, 1))
@@ -125,6 +124,43 @@ def fit(
         total = (value_X + 0.5 * config.sparsity.penalty * violation_X**2).mean()
         return total + config.gates.logit_penalty * logit_penalty(logits_LXKc[:, None], task_X[None])
 
+    return _descended(loss, router, measured, config, on_step)
+
+
+def fit_to_gates(
+    router: RouterParams,
+    measured: Measured,
+    wanted_tLK: np.ndarray,
+    model: ModelConfig,
+    config: RouterTrainConfig,
+    *,
+    on_step: Callable[[int, float], None] = lambda done, loss: None,
+) -> RouterParams:
+    """Routers fitted to decide, from stored pooled keys, as `wanted_tLK` says for the task of the prompt (1.0 = full).
+
+    The loss is the cross-entropy of the decisions plus the logit penalty of end-to-end training.
+    """
+    logits = make_logits(model)
+    signs_tLK = 2.0 * jnp.asarray(wanted_tLK, jnp.float32) - 1.0
+
+    def loss(router: RouterParams, pooled_XLKH: jax.Array, task_X: jax.Array) -> jax.Array:
+        logits_LXKc = logits(router, pooled_XLKH)
+        margin_XLK = jnp.moveaxis(logits_LXKc[..., 1] - logits_LXKc[..., 0], 0, 1)
+        wrong = jax.nn.softplus(-margin_XLK * signs_tLK[task_X]).mean()
+        return wrong + config.gates.logit_penalty * logit_penalty(logits_LXKc[:, None], task_X[None])
+
+    return _descended(loss, router, measured, config, on_step)
+
+
+def _descended(
+    loss: Callable[[RouterParams, jax.Array, jax.Array], jax.Array],
+    router: RouterParams,
+    measured: Measured,
+    config: RouterTrainConfig,
+    on_step: Callable[[int, float], None],
+) -> RouterParams:
+    """Routers after `warm_start.steps` of AdamW on `loss(router, pooled, tasks)` of samples drawn at random."""
+    settings = config.warm_start
     optimizer = optax.adamw(
         optax.cosine_decay_schedule(settings.learning_rate, settings.steps), weight_decay=config.optim.weight_decay
     )

@@ -14,6 +14,7 @@ from train.data.pipeline import make_pipeline
 from train.loop.trouble import Interrupted
 from train.router.step import fresh_routers, split_params
 from train.router.warm_loop import MEASURED_FILE, warm_routers
+from train.router.warm_start import make_logits
 
 CONFIGURED = replace(tiny_config(), warm_start=WarmStartConfig(rows=(3, 6), key_rows=3, steps=3))
 
@@ -59,3 +60,21 @@ def test_measurements_of_other_data_and_broken_files_are_not_used(tmp_path):
     routers = run(tmp_path)
     fresh = fresh_routers(CONFIG, CONFIGURED.gates, seed=0)
     assert any(not np.array_equal(routers[path], fresh[path]) for path in fresh)
+
+
+def test_with_calibrated_heads_only_keys_are_read_and_routers_decide_as_they_do(tmp_path):
+    wanted = np.zeros((5, 2, 2), np.float32)
+    wanted[:, 0, 1] = 1.0
+    settings = WarmStartConfig(key_rows=4, steps=200, learning_rate=1e-2)
+    config = replace(tiny_config(), init_heads="heads", warm_start=settings)
+    _, frozen = split_params(tiny_model())
+    router = fresh_routers(CONFIG, replace(config.gates, first_weights="scaled"), seed=0)
+    routers = warm_routers(
+        router, frozen, CONFIG, config, batches(), tmp_path, fingerprint="these samples", wanted_tLK=wanted
+    )
+    with safe_open(tmp_path / MEASURED_FILE, "np") as stored:
+        pooled, rounds = stored.get_tensor("pooled_XLKH"), stored.get_tensor("round_X")
+        assert stored.metadata()["rows"] == "4" and (rounds == -1).all()
+    logits = make_logits(CONFIG)(routers, pooled)
+    full_LXK = np.asarray(logits[..., 1] > logits[..., 0])
+    assert (full_LXK == (wanted[0] > 0)[:, None]).mean() > 0.95

@@ -11,7 +11,7 @@ from elastic_jax.routing import Gates
 from train.config import SparsityConfig, TaskConfig, TasksConfig, WarmStartConfig
 from train.data.packing import Rows
 from train.router.step import fresh_routers
-from train.router.warm_start import Measured, by_sample, fit, make_logits, make_probes, mean_gates
+from train.router.warm_start import Measured, by_sample, fit, fit_to_gates, make_logits, make_probes, mean_gates
 from train.token_losses import token_nll
 
 LENGTHS = (60, 40)
@@ -100,6 +100,31 @@ def test_fitted_routers_keep_the_heads_that_a_task_needs():
     assert len(losses) == 150 and losses[-1] < losses[0]
     assert full[0, :20, 1].mean() > 0.9
     assert full[:, 20:].mean() < 0.05
+
+
+def test_routers_fitted_to_gates_decide_so_for_the_prompts_of_each_task():
+    """Questions keep heads (0, 1) and (1, 0), code keeps none; the two are told apart by their keys alone."""
+    rng = np.random.default_rng(1)
+
+    def keys(task_X):
+        pooled = rng.normal(size=(len(task_X), 2, 2, 8)).astype(np.float32)
+        pooled[:, :, 1] += 2.0
+        pooled[:, :, :, 0] += 5.0 * (task_X[:, None, None] == 0)
+        return pooled
+
+    task = np.tile([0, 3], 40)
+    wanted = np.zeros((5, 2, 2), np.float32)
+    wanted[0, 0, 1] = wanted[0, 1, 0] = 1.0
+    config = replace(tiny_config(), warm_start=WarmStartConfig(steps=150, learning_rate=5e-3))
+    router = fresh_routers(CONFIG, replace(config.gates, first_weights="scaled"), seed=0)
+    measured = Measured(keys(task), np.zeros((80, 2, 2), np.float32), task, np.full(80, -1))
+    losses = []
+    fitted = fit_to_gates(router, measured, wanted, CONFIG, config, on_step=lambda done, loss: losses.append(loss))
+    logits = make_logits(CONFIG)(fitted, jnp.asarray(keys(np.repeat([0, 3], 20))))
+    full_LXK = np.asarray(logits[..., 1] > logits[..., 0])
+    assert len(losses) == 150 and losses[-1] < 0.5 * losses[0]
+    assert (full_LXK[:, :20] == (wanted[0] > 0)[:, None]).mean() > 0.9
+    assert full_LXK[:, 20:].mean() < 0.05
 
 
 def test_stacked_logits_are_those_of_the_model():

@@ -12,19 +12,28 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from chat_tokenizers import chat_tokenizer
 from checkpoints import same_bits
 from programs import environment
 from safetensors.numpy import load_file
-from tiny import tiny_model, write_checkpoint
+from tiny import CONFIG, tiny_model, write_checkpoint
 
 from elastic_jax import cli
+from elastic_jax.heads import Heads
 from elastic_jax.weights import save_pretrained
 from train.config import RouterTrainConfig
+from train.heads.settings import HeadsTrainConfig
 from train.reward.config import BradleyTerryTrainConfig, SftConfig, SimpoTrainConfig
 
-CLASSES = {"router": RouterTrainConfig, "sft": SftConfig, "simpo": SimpoTrainConfig, "bt": BradleyTerryTrainConfig}
+CLASSES = {
+    "router": RouterTrainConfig,
+    "heads": HeadsTrainConfig,
+    "sft": SftConfig,
+    "simpo": SimpoTrainConfig,
+    "bt": BradleyTerryTrainConfig,
+}
 Flags = dict[str, str]
 OPTIM = {
     **{"optim.steps": "2", "optim.rows": "2", "optim.accumulate": "2", "optim.learning_rate": "1e-2"},
@@ -59,6 +68,16 @@ WARM_START = {
     **{"warm_start.rows": "2", "warm_start.key_rows": "2", "warm_start.levels": "0.5", "warm_start.steps": "3"},
     **{"warm_start.batch": "2", "warm_start.learning_rate": "1e-2"},
 }
+HEADS = {
+    **{"model": "model", "dtype": "float32", "target_msr": "0.5", "least_answered": "0"},
+    **{"sparse.block_size": "16", "sparse.local_blocks": "2", "sparse.sink_blocks": "1"},
+    **{"data.folder": "texts", "data.exclude": "b*", "data.min_tokens": "1024"},
+    **{"data.max_tokens": "1152", "data.lengths": "2", "data.questions": "2", "data.chat_share": "0.5"},
+    **{"optim.steps": "2", "optim.rows": "2", "optim.learning_rate": "0.1", "optim.price": "0.01"},
+    **{"optim.price_rate": "0.1", "optim.binary": "0.02"},
+    **{"settle.samples": "1", "settle.swaps": "1", "settle.msr": "0.5 0.75"},
+    **RUN,
+}
 REWARD = {"model": "model", "dtype": "float32", "optim.final_share": "0.2", **OPTIM, **RUN}
 LORA = {"lora.rank": "2", "lora.alpha": "4", "lora.targets": "attn.q_proj mlp.up_proj"}
 GENERATED = {"data.generated": "6", "data.generated_held_out": "3", "data.generated_buildings": "2"}
@@ -92,8 +111,23 @@ RUNS: dict[str, dict[str, Flags]] = {
             **{**ROUTER, "data.records": "records.jsonl", "weights": "int8", "init": "router", "router.width": "4"},
             **{"data.template": "chat"},
         },
+        "calibrated": {
+            **{**ROUTER, "data.records": "records.jsonl", "init_heads": "heads", "warm_start.key_rows": "2"},
+            **{"warm_start.steps": "3", "router.width": "4"},
+        },
         "rows and heads": {**ROUTER, **DEVICES, **ROWS_AND_HEADS, "data.records": "records.jsonl"},
         "weights and tokens": {**ROUTER, **DEVICES, **WEIGHTS_AND_TOKENS, "data.records": "records.jsonl"},
+    },
+    "heads": {
+        "whole": {**HEADS, "data.kinds": "needles pairs", "loss": "hidden", "remat": ""},
+        "by task": {
+            **{**HEADS, "data.kinds": "needles prose code", "per_task": "", "sparse.pattern": "fa-xa"},
+            **{"sparse.xa_threshold": "0.8", "sparse.xa_stride": "8"},
+        },
+        "rows and heads": {**HEADS, **DEVICES, **ROWS_AND_HEADS, "run.export": "heads", "data.kinds": "needles"},
+        "weights and tokens": {
+            **{**HEADS, **DEVICES, **WEIGHTS_AND_TOKENS, "run.export": "heads", "data.kinds": "needles"},
+        },
     },
     "sft": {
         "whole": {**REWARD, **JUDGED, "data.max_segments": "3", "block_size": "8", "run.export": "hf"},
@@ -129,6 +163,9 @@ RUNS: dict[str, dict[str, Flags]] = {
         "weights and tokens": {**REWARD, **PAIRS, **DEVICES, **WEIGHTS_AND_TOKENS, "layout": "separate"},
     },
 }
+EXPORTS = {"router": "router", "heads": "heads", "sft": "hf", "simpo": "hf", "bt": "hf"}
+EXPORTS |= {"heads by task": "heads-retrieval heads-prose heads-code"}
+"""What a run writes that is not told."""
 FAST = {("router", "records"), ("bt", "whole")}
 CASES = [
     pytest.param(verb, name, marks=() if (verb, name) in FAST else pytest.mark.slow, id=f"{verb} {name}")
@@ -191,6 +228,7 @@ def here(tmp_path_factory) -> Path:
     for name in ("aa", "ab", "ac", "ad", "b"):
         (folder / "texts" / f"{name}.txt").write_text(" ".join(texts) * 20)
     question = {"input": "which?", "context": " ".join(texts), "answers": ["page 9"], "id": "q"}
+    Heads(np.arange(4).reshape(2, 2), CONFIG.router).save(folder / "heads")
     write("texts/questions.jsonl", [question | {"id": f"q{i}"} for i in range(6)])
     return folder
 
@@ -202,7 +240,7 @@ def test_two_steps_with_evaluation_going_on_and_export(verb: str, name: str, her
     run = here / f"{verb} {name}"
     assert command(verb, flags, run) == 0
     before = exported(run)
-    assert before.keys() == set(flags.get("run.export", "router" if verb == "router" else "hf").split())
+    assert before.keys() == set(flags.get("run.export", EXPORTS.get(f"{verb} {name}", EXPORTS[verb])).split())
     assert [line["step"] for line in lines(run / "evaluation.jsonl")] == [1, 2]
     curve = [line["loss"] for line in lines(run / "metrics.jsonl")]
     shutil.rmtree(run / "checkpoints" / "2")  # as if killed between its two checkpoints
@@ -238,7 +276,8 @@ def lines(file: Path) -> list[dict]:
 
 def exported(run: Path) -> dict[str, dict]:
     """Every tensor of every exported form."""
-    forms = [form for form in ("router", "elastic", "hf") if (run / form).is_dir()]
+    names = (*EXPORTS["heads by task"].split(), "heads", "router", "elastic", "hf")
+    forms = [form for form in names if (run / form).is_dir()]
     return {
         form: {k: v for file in (run / form).glob("*.safetensors") for k, v in load_file(file).items()}
         for form in forms

@@ -1,6 +1,5 @@
-"""A calibration of a tiny random model on random tokens, for the tests of heads; run as a script it can be killed."""
+"""A calibration of a tiny random model on random tokens, for the tests of heads."""
 
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -57,7 +56,3 @@ def main(directory: str) -> int:
     """Calibrates in `directory`."""
     calibrate_heads(tiny_heads_config(), tiny_model(**MODEL), RandomSamples(), Path(directory))
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:]))

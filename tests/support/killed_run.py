@@ -1,4 +1,4 @@
-"""Runs that are there to be killed: `python FILE router|reward DIRECTORY`, on the tiny model, with evaluation.
+"""Runs that are there to be killed: `python FILE router|reward|heads DIRECTORY`, on the tiny model, with evaluation.
 
 As small as `train_run`, with a checkpoint every second step, so that a kill often meets a save.
 """
@@ -7,12 +7,15 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import heads_run
 import jax.numpy as jnp
 import numpy as np
 import train_run
 from tiny import CONFIG, tiny_model
 
 from elastic_jax.reward import ElasticRewardModel
+from train.heads.run import calibrate_heads
+from train.heads.settings import HeadsRunConfig
 from train.reward.config import AdamConfig, BradleyTerryTrainConfig, PairDataConfig, RewardRunConfig
 from train.reward.data.pairs import PairSample
 from train.reward.dataset import Data
@@ -42,5 +45,10 @@ def reward(directory: str) -> None:
     train(config, model, data, Path(directory))
 
 
+def heads(directory: str) -> None:
+    config = heads_run.tiny_heads_config(run=HeadsRunConfig(save_every=2, eval_every=3))
+    calibrate_heads(config, tiny_model(**heads_run.MODEL), heads_run.RandomSamples(), Path(directory))
+
+
 if __name__ == "__main__":
-    {"router": router, "reward": reward}[sys.argv[1]](sys.argv[2])
+    {"router": router, "reward": reward, "heads": heads}[sys.argv[1]](sys.argv[2])

@@ -43,7 +43,7 @@ def lines(file: Path) -> list[dict[str, Any]]:
 
 def exported(directory: Path) -> dict[str, dict[str, np.ndarray]]:
     """The tensors of every export that has its name already."""
-    forms = [form for form in ("router", "elastic", "hf") if (directory / form).is_dir()]
+    forms = [form for form in ("router", "elastic", "hf", "heads") if (directory / form).is_dir()]
     return {form: load_file(next((directory / form).glob("*.safetensors"))) for form in forms}
 
 
@@ -59,7 +59,7 @@ def check_whole(directory: Path, whole: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["router", "reward"])
+@pytest.mark.parametrize("kind", ["router", "reward", "heads"])
 def test_a_run_killed_at_random_moments_ends_as_if_left_alone(kind: str, tmp_path: Path) -> None:
     process = start(kind, tmp_path / "whole")
     began = time.monotonic()

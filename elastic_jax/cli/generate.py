@@ -23,7 +23,7 @@ from elastic_jax.cli.model import (
 from elastic_jax.errors import ConfigError, DataError, ElasticError, shown
 from elastic_jax.files import parse_json
 from elastic_jax.kv_cache import CacheConfig
-from elastic_jax.settings import FilePath, settings_yaml
+from elastic_jax.settings import FilePath, check_seed, settings_yaml
 from elastic_jax.text import stops
 
 if TYPE_CHECKING:
@@ -33,23 +33,27 @@ if TYPE_CHECKING:
 
 
 def read_prompts(file: str) -> list[str | DataError]:
-    """Prompts of a text file, one a line, or of a `.jsonl` file, the strings under "prompt"; empty lines are skipped.
+    """Prompts of a text file, one a line, or of a `.jsonl` or `.ndjson` file, the strings under "prompt"; empty lines
+    are skipped.
 
     A line that holds no prompt gives the error that says so in its place, and costs no other line.
 
     Raises:
-        DataError: the file cannot be read, or is empty.
+        DataError: the file cannot be read, is empty, or is one JSON value.
     """
     try:
         lines = Path(file).read_bytes().removeprefix(codecs.BOM_UTF8).splitlines()
     except OSError as error:
         raise DataError(f"{file} cannot be read: {error}.") from error
+    kind = Path(file).suffix.lower()
+    if kind == ".json":
+        raise DataError(f'{file} is a JSON file; want one JSON object a line with a string under "prompt", as .jsonl.')
     prompts: list[str | DataError] = []
     for number, line in enumerate(lines, start=1):
         if line.strip():
             try:
                 text = line.decode("utf-8")
-                prompts.append(_prompt_of_record(text) if Path(file).suffix == ".jsonl" else text)
+                prompts.append(_prompt_of_record(text) if kind in (".jsonl", ".ndjson") else text)
             except ValueError as error:
                 prompts.append(DataError(f"{file}:{number}: {error}"))
     if not prompts:
@@ -74,13 +78,14 @@ def answer_all(settings: GenerateSettings, prompts: Sequence[str | DataError]) -
     import numpy as np
 
     from elastic_jax.engine import Engine, EngineConfig
-    from elastic_jax.generation import bucket
+    from elastic_jax.generation import bucket, end_ids
     from elastic_jax.layout import check_prompts
     from elastic_jax.sampling import Sampling
 
     tokenizer = load_model_tokenizer(settings)
     sampling = Sampling(temperature=settings.temperature, top_k=settings.top_k, top_p=settings.top_p)
     model = load_model(settings)
+    ends = stops.end_tokens(tokenizer, end_ids(model.config))
     ids: dict[int, list[int]] = {}
     failed = 0
     for index, text in enumerate(prompts):
@@ -105,9 +110,10 @@ def answer_all(settings: GenerateSettings, prompts: Sequence[str | DataError]) -
                 prompt,
                 max_new_tokens=settings.max_new_tokens,
                 sampling=sampling,
-                seed=settings.seed + index,
+                seed=(settings.seed + index) % 2**31,
                 routing=None if settings.routing == "auto" else settings.routing,
                 router_bias=settings.router_bias,
+                stop_tokens=ends,
             )
             texts[request] = AnswerText(tokenizer, index)
         requests = list(texts)
@@ -210,7 +216,7 @@ class GenerateSettings(ModelSettings):
     top_p: float = 1.0
     """Sample from the fewest tokens whose probabilities add up to this; 1: no limit."""
     seed: int = 0
-    """Seed of the sampling. Prompt i of --prompts has seed + i."""
+    """Seed of the sampling, 0 to 2**31 - 1. Prompt i of --prompts has seed + i."""
     cache: CacheConfig = field(default_factory=CacheConfig)
     """Cache of keys and values of prompt and answer."""
     cache_mib: float | None = None
@@ -222,6 +228,7 @@ class GenerateSettings(ModelSettings):
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
             raise ConfigError(f"max_new_tokens is {self.max_new_tokens}; want 1 or more.")
+        check_seed(self.seed)
 
     def text(self) -> str:
         """The prompt, from whichever of the two places it was given."""
@@ -248,7 +255,7 @@ def main(argv: Sequence[str]) -> int:
 
     import jax.numpy as jnp
 
-    from elastic_jax.generation import generate
+    from elastic_jax.generation import end_ids, generate
     from elastic_jax.sampling import Sampling
 
     tokenizer = load_model_tokenizer(settings)
@@ -263,6 +270,7 @@ def main(argv: Sequence[str]) -> int:
         sampling=sampling,
         routing=None if settings.routing == "auto" else settings.routing,
         router_bias=settings.router_bias,
+        stop_tokens=stops.end_tokens(tokenizer, end_ids(model.config)),
         seed=settings.seed,
         cache_mib=settings.cache_mib,
     )

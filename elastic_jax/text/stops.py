@@ -1,9 +1,19 @@
-"""Stop strings: texts that end an answer, as `generation_config.json` of a checkpoint names them."""
+"""What ends an answer: tokens, and the stop strings that `generation_config.json` of a checkpoint names."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
+
+
+def end_tokens(tokenizer: Any, of_model: Sequence[int]) -> list[int]:
+    """Ids that end an answer: those of the model, and the end token of its tokenizer.
+
+    They differ in fine-tuned checkpoints whose `config.json` is still that of the base model: only the tokenizer then
+    knows the token that ends a turn.
+    """
+    end = getattr(tokenizer, "eos_token_id", None)
+    return [*of_model] if end is None or end in of_model else [*of_model, end]
 
 
 def answer_text(tokenizer: Any, ids: Sequence[int]) -> tuple[str, bool]:

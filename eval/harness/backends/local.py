@@ -12,11 +12,11 @@ import numpy as np
 
 from elastic_jax.config import ModelConfig
 from elastic_jax.errors import DataError, NumericsError, ShapeError
-from elastic_jax.generation import bucket, generate
+from elastic_jax.generation import bucket, end_ids, generate
 from elastic_jax.kv_cache import CacheConfig
 from elastic_jax.layout import check_token_ids, pad_rows
 from elastic_jax.model import ElasticForCausalLM, from_params, to_params
-from elastic_jax.text.stops import answer_text
+from elastic_jax.text.stops import answer_text, end_tokens
 from eval.harness.provenance import backbone_digest, modes_digest, router_digest
 from eval.harness.routing import needle_attention, read_routing
 from eval.harness.scoring import Scorer, arm_gates
@@ -130,6 +130,7 @@ class ModelBackend:
             cache=CacheConfig(bits=arm.cache_bits),
             routing=arm_gates(arm, self.model.config, rows),
             router_bias=arm.router_bias,
+            stop_tokens=end_tokens(self._tokenizer, end_ids(self.model.config)),
         )
         written, counts = np.asarray(out.tokens), np.asarray(out.lengths)
         replies = []

@@ -9,11 +9,13 @@ import sys
 import numpy as np
 import pytest
 import yaml
+from checkpoints import edit_json
 from tiny import HEADS
 
 from elastic_jax import cli
 from elastic_jax.model import to_params
 from elastic_jax.weights import from_pretrained
+from elastic_jax.weights.tokenizer import load_tokenizer
 
 
 def run(capsys, *arguments: object) -> str:
@@ -72,6 +74,18 @@ def test_generate_answers_many_prompts_as_it_answers_each(capsys, checkpoint, tm
     ]
 
 
+def test_an_answer_ends_at_the_end_token_of_the_tokenizer_too(capsys, checkpoint, tmp_path):
+    folder, file = shutil.copytree(checkpoint, tmp_path / "model"), tmp_path / "prompts.txt"
+    file.write_text("abc")
+    common = ["generate", "--model", folder, "--dtype", "float32", "--max-new-tokens", 5]
+    assert json.loads(run(capsys, *common, "--prompts", file))["finish"] == "length"
+    model, tokenizer = from_pretrained(folder, dtype="float32"), load_tokenizer(folder)
+    first = generate(model, np.array([tokenizer.encode("abc")]), max_new_tokens=1).tokens[0, 0]
+    edit_json(folder / "tokenizer_config.json", eos_token=tokenizer.convert_ids_to_tokens(int(first)))
+    assert json.loads(run(capsys, *common, "--prompts", file)) == {"index": 0, "answer": "", "finish": "stop"}
+    assert run(capsys, *common, "--prompt", "abc") == "\n"
+
+
 def test_files_of_prompts_that_cannot_be_used_are_refused(capsys, checkpoint, tmp_path):
     broken = tmp_path / "prompts.jsonl"
     common = ["generate", "--model", checkpoint, "--prompts", broken]
@@ -80,6 +94,9 @@ def test_files_of_prompts_that_cannot_be_used_are_refused(capsys, checkpoint, tm
     assert "holds no prompt" in refusal(capsys, *common)
     assert "beside another prompt" in refusal(capsys, *common, "--prompt", "x")
     assert "--cache-mib" in refusal(capsys, *common, "--cache-mib", 1)
+    whole = tmp_path / "prompts.JSON"
+    whole.write_text('[\n{"prompt": "abc"}\n]')
+    assert "one JSON object a line" in refusal(capsys, "generate", "--model", checkpoint, "--prompts", whole)
 
 
 BAD_LINES = {

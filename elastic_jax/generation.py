@@ -27,6 +27,7 @@ from elastic_jax.program import model_program
 from elastic_jax.rope import apply_rope, rope_table
 from elastic_jax.routing import Gates, Imposed, Routing, to_modes
 from elastic_jax.sampling import RowSampling, Sampling, next_token
+from elastic_jax.settings import check_seed
 
 Cache = DenseCache | QuantizedCache
 
@@ -79,13 +80,14 @@ def generate(
         routing: see `ElasticForCausalLM.__call__`.
         router_bias: positive favours full attention, negative sparse.
         stop_tokens: ids that end a row; default the end-of-sequence ids of the checkpoint.
-        seed: of the sampling.
+        seed: of the sampling, 0 to 2**31 - 1.
         cache_mib: most mebibytes that the cache may take. A request that might need more is refused before any work:
             heads count as full where the routers decide, as they do so during the work.
 
     Raises:
         ShapeError: an empty prompt, a row of length 0, or more tokens than the model has positions.
-        ConfigError: the cache cannot hold heads of this size in its groups, or not the request within its limit.
+        ConfigError: the cache cannot hold heads of this size in its groups, or not the request within its limit; a seed
+            out of range.
         NumericsError: logits that are NaN or infinite, with the layer where they come from.
     """
     cache, sampling = cache or CacheConfig(), sampling or Sampling()
@@ -93,6 +95,7 @@ def generate(
     cache.check_head_dim(config.head_dim)
     if not isinstance(max_new_tokens, int | np.integer) or max_new_tokens < 1:
         raise ShapeError(f"max_new_tokens is {max_new_tokens}; want a whole number, 1 or more.")
+    check_seed(seed)
     ids, lengths_B = check_prompts(config, input_ids_BT, lengths, max_new_tokens)
     B, T = ids.shape
     model, gates = model.resolved(routing, B)

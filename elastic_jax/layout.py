@@ -117,18 +117,26 @@ def check_prompts(
         ShapeError: rows of another form or without a token, ids that the vocabulary does not have, or more tokens,
             `new_tokens` included, than the model has positions.
     """
-    ids = np.asarray(input_ids)
+    try:
+        ids = np.asarray(input_ids)
+    except ValueError:
+        raise ShapeError(
+            "the rows of input_ids have different lengths. Fill them up on the right to the longest, and give lengths."
+        ) from None
     if ids.ndim != 2 or 0 in ids.shape:
         raise ShapeError(f"input_ids has shape {ids.shape}; want [batch, tokens] with at least one row and one token.")
     B, T = ids.shape
-    lengths_B = np.full((B,), T, np.int32) if lengths is None else np.asarray(lengths, np.int32)
+    lengths_B = np.full((B,), T, np.int32) if lengths is None else np.asarray(lengths)
+    for name, array in (("input_ids", ids), ("lengths", lengths_B)):
+        if array.dtype.kind not in "iu":
+            raise ShapeError(f"{name} holds {array.dtype}; want whole numbers.")
     if lengths_B.shape != (B,) or (lengths_B < 1).any() or (lengths_B > T).any():
         raise ShapeError(f"lengths is {lengths_B.tolist()}; want {B} values from 1 to {T}, one per row.")
     check_token_ids(ids[np.arange(T) < lengths_B[:, None]], config)
     longest = int(lengths_B.max())
     more = f" + max_new_tokens {new_tokens} = {longest + new_tokens} positions" if new_tokens else ""
     check_positions(config, longest + new_tokens, f"prompt of {longest} tokens{more}", "Shorten the prompt")
-    return ids, lengths_B
+    return ids, lengths_B.astype(np.int32)
 
 
 def check_positions(

@@ -34,8 +34,8 @@ class Sampling:
             raise ConfigError(f"sampling top_k is {shown(self.top_k)}; want a whole number, 0 for no limit.")
         if self.temperature < 0:
             raise ConfigError(f"sampling temperature is {self.temperature}; want 0 (greedy) or more.")
-        if self.top_k < 0:
-            raise ConfigError(f"sampling top_k is {self.top_k}; want 0 (no limit) or more.")
+        if not 0 <= self.top_k < 2**31:
+            raise ConfigError(f"sampling top_k is {self.top_k}; want 0 (no limit) to 2**31 - 1.")
         if not 0 < self.top_p <= 1:
             raise ConfigError(f"sampling top_p is {self.top_p}; want a probability in (0, 1].")
 
@@ -102,6 +102,8 @@ def next_tokens(logits_BTV: jax.Array, rows: RowSampling) -> jax.Array:
 
 def _limited(logits_XV: jax.Array, row: RowSampling) -> jax.Array:
     """Logits over the temperature, -inf for tokens outside top_k and top_p. The settings are those of one row."""
+    # from the largest on, so that no quotient overflows, however low the temperature
+    logits_XV = logits_XV - logits_XV.max(axis=-1, keepdims=True)
     logits_XV = logits_XV / jnp.where(row.temperature > 0, row.temperature, 1.0)
 
     def most_likely(logits_XV: jax.Array) -> jax.Array:
@@ -112,7 +114,8 @@ def _limited(logits_XV: jax.Array, row: RowSampling) -> jax.Array:
     def nucleus(logits_XV: jax.Array) -> jax.Array:
         descending = -jnp.sort(-logits_XV, axis=-1)
         before = jnp.cumsum(jax.nn.softmax(descending, axis=-1), axis=-1) - jax.nn.softmax(descending, axis=-1)
-        smallest_kept = jnp.where(before < row.top_p, descending, jnp.inf).min(axis=-1, keepdims=True)
+        kept = (before < row.top_p) | (before == 0)  # a top_p that underflows leaves the most likely token
+        smallest_kept = jnp.where(kept, descending, jnp.inf).min(axis=-1, keepdims=True)
         return jnp.where(logits_XV < smallest_kept, -jnp.inf, logits_XV)
 
     logits_XV = jax.lax.cond(row.top_k > 0, most_likely, lambda x: x, logits_XV)

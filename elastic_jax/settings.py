@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import numbers
 import os
 import types
 import typing
@@ -47,6 +48,12 @@ def load_settings[T](cls: type[T], path: str | Path | None = None) -> T:
 def check_numbers(settings: Any) -> None:
     """Raises `ConfigError` for the first number, in any group of settings, that is NaN or infinite."""
     _check_numbers(settings_dict(settings), ())
+
+
+def check_seed(seed: object, bits: int = 31) -> None:
+    """Raises `ConfigError` unless `seed` is a whole number from 0 to 2**bits - 1; samplers take those of 31 bits."""
+    if isinstance(seed, bool) or not isinstance(seed, numbers.Integral) or not 0 <= seed < 2**bits:
+        raise ConfigError(f"seed is {shown(seed)}; want a whole number from 0 to 2**{bits} - 1.")
 
 
 def expand_home[T](settings: T) -> T:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from elastic_jax.errors import ConfigError
-from elastic_jax.settings import FilePath
+from elastic_jax.settings import FilePath, check_seed
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,7 @@ class RunConfig:
             raise ConfigError(f"eval_every {self.eval_every}, nan_limit {self.nan_limit}: want 0 or more.")
         if self.profile is not None and not 0 <= self.profile[0] <= self.profile[1]:
             raise ConfigError(f"profile {list(self.profile)}: want 0 <= first step <= last step.")
+        check_seed(self.seed, bits=63)
         try:
             datetime.date.fromisoformat(self.date or "2000-01-01")
         except ValueError:

@@ -18,6 +18,7 @@ from elastic_jax.layout import check_token_ids
 from elastic_jax.model import ElasticForCausalLM
 from elastic_jax.routing import Imposed, to_modes
 from elastic_jax.sampling import Sampling
+from elastic_jax.settings import check_seed
 
 
 def whole_number(name: str, value: object) -> int:
@@ -90,8 +91,7 @@ def _check_settings(request: Request, model: ModelConfig, engine: EngineConfig) 
         raise ConfigError(f"sampling is {shown(request.sampling)}; want a Sampling.")
     if request.max_new_tokens < 1:
         raise ShapeError(f"max_new_tokens is {request.max_new_tokens}; want 1 or more.")
-    if not 0 <= request.seed < 2**31:
-        raise ConfigError(f"seed is {request.seed}; want 0 to 2**31 - 1.")
+    check_seed(request.seed)
     if not 1 <= request.beams <= min(engine.slots, model.vocab_size):
         raise ConfigError(f"beams is {request.beams}; want 1 to {engine.slots}, the slots of this engine.")
     if request.beams > 1 and (request.sampling.temperature > 0 or request.draft is not None):

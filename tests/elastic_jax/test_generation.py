@@ -95,6 +95,10 @@ def test_buckets_waste_at_most_an_eighth_beyond_one_block(tokens):
         ({"input_ids_BT": np.zeros((0, 8), int)}, "at least one row and one token"),
         ({"lengths": [0]}, "from 1 to 8"),
         ({"lengths": [9]}, "from 1 to 8"),
+        ({"lengths": [2.5]}, "lengths holds float64; want whole numbers"),
+        ({"input_ids_BT": [[1, 2], [3]]}, "rows of input_ids have different lengths"),
+        ({"input_ids_BT": [[1.0, 2.0]]}, "input_ids holds float64; want whole numbers"),
+        ({"input_ids_BT": [[1, None]]}, "input_ids holds object; want whole numbers"),
         ({"max_new_tokens": 600}, "608 positions; the model has 512"),
         ({"max_new_tokens": 0}, "1 or more"),
         ({"input_ids_BT": np.full((1, 8), 64)}, "Wrong tokenizer"),
@@ -103,6 +107,12 @@ def test_buckets_waste_at_most_an_eighth_beyond_one_block(tokens):
 def test_bad_prompts_are_refused_before_any_work(model, arguments, message):
     with pytest.raises(ShapeError, match=message):
         generate(model, **{"input_ids_BT": np.zeros((1, 8), int), "max_new_tokens": 4, **arguments})
+
+
+@pytest.mark.parametrize("seed", [-1, 2**31, 2**63, 1.5, True, "1"])
+def test_seeds_that_no_sampler_takes_are_refused(model, seed):
+    with pytest.raises(ConfigError, match=r"seed is .*; want a whole number from 0 to 2\*\*31 - 1"):
+        generate(model, jnp.ones((1, 4), jnp.int32), max_new_tokens=1, seed=seed)
 
 
 @pytest.mark.parametrize("bits", [2, 16])

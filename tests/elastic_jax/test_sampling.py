@@ -13,7 +13,7 @@ LOGITS = jnp.broadcast_to(jnp.log(PROBABILITIES), (20_000, 4))
 @pytest.mark.parametrize(
     "settings",
     [{name: value} for name in ("temperature", "top_p") for value in (float("nan"), float("inf"), -1.0, "1", True)]
-    + [{"top_k": value} for value in (2.5, -1, "3")]
+    + [{"top_k": value} for value in (2.5, -1, "3", 2**31)]
     + [{"top_p": value} for value in (0.0, 1.5)],
 )
 def test_impossible_settings_are_refused(settings):
@@ -38,6 +38,17 @@ def shares(sampling):
 )
 def test_tokens_follow_the_filtered_distribution(sampling, expected):
     np.testing.assert_allclose(shares(sampling), expected, atol=0.015)
+
+
+@pytest.mark.parametrize("shift", [-100.0, 0.0, 100.0])
+@pytest.mark.parametrize(
+    "settings", [{"temperature": 1e-37}, {"temperature": 1e-45}, {"top_p": 1e-30}, {"top_p": 1e-50}]
+)
+def test_settings_that_leave_one_token_take_the_most_likely(settings, shift):
+    logits, sampling = jnp.array([[1.0, 2.0, 40.0, 39.0]]) + shift, Sampling(**{"temperature": 1.0} | settings)
+    assert next_token(logits, jax.random.key(0), sampling).tolist() == [2]
+    row = RowSampling.stack([RowSampling(sampling.temperature, sampling.top_k, sampling.top_p)])
+    assert next_tokens(logits[None], row).tolist() == [[2]]
 
 
 def test_rows_with_settings_of_their_own_draw_what_each_draws_alone():

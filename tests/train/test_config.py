@@ -34,6 +34,7 @@ def test_the_shipped_recipe_uses_the_blocks_of_the_shipped_router():
         ("warm_start.key_rows=4", "nothing to fit to"),
         ("weights=int8 run.export=[router,hf]", "with weights int8 only `router` can be written"),
         ("run.profile=[5,3]", "want 0 <= first step <= last step"),
+        ("run.seed=-1", "seed is -1; want a whole number from 0"),
         ("distributed.coordinator=host:1 distributed.processes=2", "with a coordinator want both"),
         ("distributed.processes=2 distributed.process=0", "Give distributed.coordinator"),
     ],

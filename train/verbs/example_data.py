@@ -9,7 +9,7 @@ from pathlib import Path
 from elastic_jax.cli.args import parse_verb, required
 from elastic_jax.errors import ConfigError
 from elastic_jax.files import FileLock, check_output, write_json_lines
-from elastic_jax.settings import FilePath
+from elastic_jax.settings import FilePath, check_seed
 from train.reward.data.records import JudgeRecord, PreferenceRecord
 
 
@@ -40,6 +40,7 @@ class ExampleDataSettings:
                 raise ConfigError(f"{name} is {getattr(self, name)}; want at least 1.")
         if self.rankings < 0:
             raise ConfigError(f"rankings is {self.rankings}; want 0 or more.")
+        check_seed(self.seed, bits=63)
 
 
 def main(argv: Sequence[str]) -> int:

@@ -7,7 +7,7 @@ from typing import Literal
 
 from elastic_jax import smollm2
 from elastic_jax.errors import ConfigError
-from elastic_jax.settings import FilePath
+from elastic_jax.settings import FilePath, check_seed
 
 
 @dataclass(frozen=True)
@@ -67,3 +67,4 @@ class SynthesisSettings:
             )
         if self.chunk_tokens < 16:
             raise ConfigError(f"chunk_tokens is {self.chunk_tokens}; want at least 16.")
+        check_seed(self.seed, bits=63)

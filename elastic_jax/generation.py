@@ -21,11 +21,11 @@ from elastic_jax.kv_cache.dense import DenseCache
 from elastic_jax.kv_cache.pages import plan_pages
 from elastic_jax.kv_cache.quantized import QuantizedCache
 from elastic_jax.kv_cache.size import check_limit, quantized_bytes
-from elastic_jax.layout import check_prompts, pad_rows
+from elastic_jax.layout import check_prompts, pad_rows, token_ids
 from elastic_jax.model import ElasticForCausalLM
 from elastic_jax.program import model_program
 from elastic_jax.rope import apply_rope, rope_table
-from elastic_jax.routing import Gates, Imposed, Routing, to_modes
+from elastic_jax.routing import Gates, Imposed, Routing, check_router_bias, to_modes
 from elastic_jax.sampling import RowSampling, Sampling, next_token
 from elastic_jax.settings import check_seed
 
@@ -96,12 +96,13 @@ def generate(
     if not isinstance(max_new_tokens, int | np.integer) or max_new_tokens < 1:
         raise ShapeError(f"max_new_tokens is {max_new_tokens}; want a whole number, 1 or more.")
     check_seed(seed)
+    check_router_bias(router_bias)
     ids, lengths_B = check_prompts(config, input_ids_BT, lengths, max_new_tokens)
     B, T = ids.shape
     model, gates = model.resolved(routing, B)
     if cache_mib is not None:
         _check_cache_limit(cache_mib, model, cache, lengths_B, gates, max_new_tokens)
-    stops = _stop_array(end_ids(config) if stop_tokens is None else stop_tokens)
+    stops = _stop_array(end_ids(config) if stop_tokens is None else token_ids("stop_tokens", stop_tokens))
 
     start = time.perf_counter()
     padded = jnp.asarray(np.pad(ids, ((0, 0), (0, bucket(T) - T))))

@@ -5,15 +5,17 @@ Prompts are put into a batch, and refused where they do not fit the model, here 
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from elastic_jax.config import ModelConfig
-from elastic_jax.errors import ElasticError, ShapeError
+from elastic_jax.errors import ElasticError, ShapeError, shown
 from pallas_kernels import check_rows
 
 
@@ -108,6 +110,25 @@ def pad_rows(
     return ids, lengths
 
 
+def whole_number(name: str, value: object) -> int:
+    """The number as a Python int, where `value` is an integer of any library; raises `ShapeError` otherwise."""
+    try:
+        if not isinstance(value, bool):
+            return operator.index(value)  # pyrefly: ignore[bad-argument-type]
+    except TypeError:
+        pass
+    raise ShapeError(f"{name} is {shown(value)}; want a whole number.")
+
+
+def token_ids(name: str, values: object) -> tuple[int, ...]:
+    """Token ids as Python ints; raises `ShapeError` for anything but a sequence of whole numbers."""
+    try:
+        given = iter(values)  # pyrefly: ignore[no-matching-overload]
+    except TypeError:
+        raise ShapeError(f"{name} is {shown(values)}; want a sequence of token ids.") from None
+    return tuple(whole_number(f"a token id of {name}", value) for value in given)
+
+
 def check_prompts(
     config: ModelConfig, input_ids: jax.Array | np.ndarray, lengths: jax.Array | None = None, new_tokens: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -117,19 +138,11 @@ def check_prompts(
         ShapeError: rows of another form or without a token, ids that the vocabulary does not have, or more tokens,
             `new_tokens` included, than the model has positions.
     """
-    try:
-        ids = np.asarray(input_ids)
-    except ValueError:
-        raise ShapeError(
-            "the rows of input_ids have different lengths. Fill them up on the right to the longest, and give lengths."
-        ) from None
+    ids = _whole_numbers("input_ids", input_ids)
     if ids.ndim != 2 or 0 in ids.shape:
         raise ShapeError(f"input_ids has shape {ids.shape}; want [batch, tokens] with at least one row and one token.")
     B, T = ids.shape
-    lengths_B = np.full((B,), T, np.int32) if lengths is None else np.asarray(lengths)
-    for name, array in (("input_ids", ids), ("lengths", lengths_B)):
-        if array.dtype.kind not in "iu":
-            raise ShapeError(f"{name} holds {array.dtype}; want whole numbers.")
+    lengths_B = np.full((B,), T, np.int32) if lengths is None else _whole_numbers("lengths", lengths)
     if lengths_B.shape != (B,) or (lengths_B < 1).any() or (lengths_B > T).any():
         raise ShapeError(f"lengths is {lengths_B.tolist()}; want {B} values from 1 to {T}, one per row.")
     check_token_ids(ids[np.arange(T) < lengths_B[:, None]], config)
@@ -137,6 +150,40 @@ def check_prompts(
     more = f" + max_new_tokens {new_tokens} = {longest + new_tokens} positions" if new_tokens else ""
     check_positions(config, longest + new_tokens, f"prompt of {longest} tokens{more}", "Shorten the prompt")
     return ids, lengths_B.astype(np.int32)
+
+
+def check_call(config: ModelConfig, input_ids: Any, lengths: Any, segment_ids: Any) -> Any:
+    """The token ids `[B, T]` of a call of a model, checked as those of a prompt where all of their values are known.
+
+    Raises:
+        ShapeError: values that are no whole numbers, or that the vocabulary does not have; padding may hold any.
+    """
+    given = (input_ids, lengths, segment_ids)
+    if any(isinstance(x, jax.core.Tracer) or (isinstance(x, jax.Array) and not x.is_fully_addressable) for x in given):
+        return input_ids
+    ids = _whole_numbers("input_ids", input_ids)
+    if ids.ndim != 2:
+        raise ShapeError(f"input_ids has shape {ids.shape}; want [batch, tokens]. Add a batch axis.")
+    valid = np.ones(ids.shape, bool)
+    if lengths is not None and (lengths_B := _whole_numbers("lengths", lengths)).shape == ids.shape[:1]:
+        valid = np.arange(ids.shape[1]) < lengths_B[:, None]
+    if segment_ids is not None and (segments := _whole_numbers("segment_ids", segment_ids)).shape == ids.shape:
+        valid &= segments > 0
+    if valid.any():
+        check_token_ids(ids[valid], config)
+    return input_ids if isinstance(input_ids, jax.Array) else jnp.asarray(ids)
+
+
+def _whole_numbers(name: str, values: Any) -> np.ndarray:
+    try:
+        array = np.asarray(values)
+    except ValueError:
+        raise ShapeError(
+            f"the rows of {name} have different lengths. Fill them up on the right to the longest, and give lengths."
+        ) from None
+    if array.dtype.kind not in "iu" and array.size:
+        raise ShapeError(f"{name} holds {array.dtype}; want whole numbers.")
+    return array
 
 
 def check_positions(

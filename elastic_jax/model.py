@@ -19,7 +19,7 @@ from elastic_jax.errors import CheckpointError, ConfigError, ShapeError
 from elastic_jax.heads import Heads
 from elastic_jax.int8_linear import int8_maps, int8_shapes, join_int8
 from elastic_jax.layers import Embedding, GatedMLP, Linear, RMSNorm
-from elastic_jax.layout import Layout, make_layout, squeeze_sequences
+from elastic_jax.layout import Layout, check_call, make_layout, squeeze_sequences
 from elastic_jax.rope import rope_table
 from elastic_jax.router import AttentionRouter, SampledGates, pooling_weights
 from elastic_jax.routing import Gates, Imposed, Routing, gates_from, same_for_rows, static_gates, to_modes
@@ -168,9 +168,10 @@ class ElasticForCausalLM(nnx.Module):
             router_bias: added to full logit - sparse logit: positive for quality, negative for sparsity.
 
         Raises:
-            ShapeError: arguments that do not fit `input_ids_BT`.
+            ShapeError: arguments that do not fit `input_ids_BT`, or token ids that the vocabulary does not have.
             ConfigError: heads or routers are asked for and the model has none that were calibrated or trained.
         """
+        input_ids_BT = check_call(self.config, input_ids_BT, lengths, segment_ids)
         out = self.hidden(
             input_ids_BT, lengths=lengths, segment_ids=segment_ids, gates=routing, router_bias=router_bias
         )

@@ -17,7 +17,7 @@ from elastic_jax.config import ModelConfig, Pattern
 from elastic_jax.errors import CheckpointError
 from elastic_jax.generation import bucket, end_ids, not_finite
 from elastic_jax.heads import Heads
-from elastic_jax.layout import Layout, check_prompts, squeeze_sequences
+from elastic_jax.layout import Layout, check_call, check_prompts, squeeze_sequences
 from elastic_jax.model import ElasticForCausalLM, RoutingChoice, from_params, param_shapes
 from elastic_jax.program import model_program
 from elastic_jax.routing import Gates, Imposed
@@ -123,7 +123,7 @@ class ElasticRewardModel(nnx.Module):
         The arguments are those of `ElasticForCausalLM`. What follows a sequence never changes its score.
         """
         out = self.decoder.hidden(
-            input_ids_BT,
+            check_call(self.config, input_ids_BT, lengths, segment_ids),
             lengths=lengths,
             segment_ids=segment_ids,
             gates=routing,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import jax
@@ -9,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from elastic_jax.config import HeadMode, ModelConfig
-from elastic_jax.errors import ShapeError
+from elastic_jax.errors import ConfigError, ShapeError, shown
 from elastic_jax.heads import Heads
 from elastic_jax.layout import Layout
 
@@ -129,6 +130,16 @@ def same_for_rows(z_LK: jax.Array, *rows: int) -> Gates:
     """Gates `[L, *rows, K]` of heads that are the same for every sequence, from float32 `[L, K]`."""
     z = jnp.expand_dims(z_LK, tuple(range(1, 1 + len(rows))))
     return Gates(jnp.broadcast_to(z, (z_LK.shape[0], *rows, z_LK.shape[1])))
+
+
+def check_router_bias(router_bias: object) -> None:
+    """Raises `ConfigError` unless it is a finite number: with NaN no head would run full."""
+    try:
+        fits = not isinstance(router_bias, bool | str) and math.isfinite(router_bias)  # pyrefly: ignore[bad-argument-type]
+    except TypeError:
+        fits = False
+    if not fits:
+        raise ConfigError(f"router_bias is {shown(router_bias)}; want a finite number.")
 
 
 def gates_from(routing: Imposed | None, config: ModelConfig, *rows: int) -> Gates | None:

@@ -52,7 +52,7 @@ def check_numbers(settings: Any) -> None:
 
 def check_seed(seed: object, bits: int = 31) -> None:
     """Raises `ConfigError` unless `seed` is a whole number from 0 to 2**bits - 1; samplers take those of 31 bits."""
-    if isinstance(seed, bool) or not isinstance(seed, numbers.Integral) or not 0 <= seed < 2**bits:
+    if isinstance(seed, bool) or not isinstance(seed, numbers.Integral) or not 0 <= int(seed) < 2**bits:
         raise ConfigError(f"seed is {shown(seed)}; want a whole number from 0 to 2**{bits} - 1.")
 
 

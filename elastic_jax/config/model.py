@@ -245,7 +245,7 @@ def config_from_hf(raw: Mapping[str, Any]) -> ModelConfig:
 
 def _token_id(name: str, given: Any) -> Any:
     """A token id, a list of them or None, as whole numbers; some files write them as text."""
-    if isinstance(given, list) and name == "eos_token_id":
+    if isinstance(given, list) and None not in given and name == "eos_token_id":
         return [_token_id(name, one) for one in given]
     number = int(given) if isinstance(given, str) and given.strip().lstrip("-").isdecimal() else given
     if number is not None and (isinstance(number, bool) or not isinstance(number, int)):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Iterable
 
 import numpy as np
@@ -16,28 +15,9 @@ from elastic_jax.errors import ConfigError, ShapeError, shown
 from elastic_jax.kv_cache import CacheConfig
 from elastic_jax.layout import check_token_ids
 from elastic_jax.model import ElasticForCausalLM
-from elastic_jax.routing import Imposed, to_modes
+from elastic_jax.routing import Imposed, check_router_bias, to_modes
 from elastic_jax.sampling import Sampling
 from elastic_jax.settings import check_seed
-
-
-def whole_number(name: str, value: object) -> int:
-    """The number as a Python int, where `value` is an integer of any library; raises `ShapeError` otherwise."""
-    try:
-        if not isinstance(value, bool):
-            return operator.index(value)  # pyrefly: ignore[bad-argument-type]
-    except TypeError:
-        pass
-    raise ShapeError(f"{name} is {shown(value)}; want a whole number.")
-
-
-def token_ids(name: str, values: object) -> tuple[int, ...]:
-    """Token ids as Python ints; raises `ShapeError` for anything but a sequence of whole numbers."""
-    try:
-        given = iter(values)  # pyrefly: ignore[no-matching-overload]
-    except TypeError:
-        raise ShapeError(f"{name} is {shown(values)}; want a sequence of token ids.") from None
-    return tuple(whole_number(f"a token id of {name}", value) for value in given)
 
 
 def imposed_modes(routing: Imposed | None, model: ElasticForCausalLM) -> np.ndarray | None:
@@ -67,8 +47,7 @@ def check_request(job: Request | Prefix, slots: Slots) -> None:
     if not prompt:
         raise ShapeError("the prompt is empty; want at least one token.")
     check_token_ids(prompt, model)
-    if not _is_finite(job.router_bias):
-        raise ConfigError(f"router_bias is {shown(job.router_bias)}; want a finite number.")
+    check_router_bias(job.router_bias)
     if isinstance(job, Request):
         _check_settings(job, model, engine)
     demand = demand_of(job)

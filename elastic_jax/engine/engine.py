@@ -14,8 +14,6 @@ from elastic_jax.engine.admission import (
     demand_of,
     imposed_modes,
     longest_prefix,
-    token_ids,
-    whole_number,
 )
 from elastic_jax.engine.config import EngineConfig
 from elastic_jax.engine.lanes import BeamLane, Lane, SampledLane
@@ -26,7 +24,7 @@ from elastic_jax.engine.slots import Slots
 from elastic_jax.errors import ConfigError, shown
 from elastic_jax.generation import bucket, end_ids
 from elastic_jax.kv_cache import CacheConfig
-from elastic_jax.layout import check_positions
+from elastic_jax.layout import check_positions, token_ids, whole_number
 from elastic_jax.model import ElasticForCausalLM
 from elastic_jax.routing import Imposed
 from elastic_jax.sampling import RowSampling, Sampling

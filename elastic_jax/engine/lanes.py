@@ -12,10 +12,10 @@ import jax
 import numpy as np
 
 from elastic_jax.engine import programs
-from elastic_jax.engine.admission import token_ids
 from elastic_jax.engine.requests import Request
 from elastic_jax.engine.slots import Slots
 from elastic_jax.errors import ShapeError
+from elastic_jax.layout import token_ids
 from elastic_jax.sampling import RowSampling
 
 

@@ -102,11 +102,19 @@ def test_buckets_waste_at_most_an_eighth_beyond_one_block(tokens):
         ({"max_new_tokens": 600}, "608 positions; the model has 512"),
         ({"max_new_tokens": 0}, "1 or more"),
         ({"input_ids_BT": np.full((1, 8), 64)}, "Wrong tokenizer"),
+        ({"stop_tokens": 2}, "want a sequence of token ids"),
+        ({"stop_tokens": [None]}, "a token id of stop_tokens is None"),
     ],
 )
 def test_bad_prompts_are_refused_before_any_work(model, arguments, message):
     with pytest.raises(ShapeError, match=message):
         generate(model, **{"input_ids_BT": np.zeros((1, 8), int), "max_new_tokens": 4, **arguments})
+
+
+@pytest.mark.parametrize("router_bias", [float("nan"), float("inf"), "1", None])
+def test_a_router_bias_that_is_no_finite_number_is_refused(model, router_bias):
+    with pytest.raises(ConfigError, match="router_bias is .*; want a finite number"):
+        generate(model, jnp.ones((1, 4), jnp.int32), max_new_tokens=1, router_bias=router_bias)
 
 
 @pytest.mark.parametrize("seed", [-1, 2**31, 2**63, 1.5, True, "1"])

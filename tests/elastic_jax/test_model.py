@@ -119,6 +119,10 @@ def test_params_round_trip_and_every_misfit_is_listed(model):
     ("arguments", "message"),
     [
         ({"input_ids_BT": jnp.zeros((5,), int)}, "Add a batch axis"),
+        ({"input_ids_BT": [[1, 2], [3]]}, "rows of input_ids have different lengths"),
+        ({"input_ids_BT": [[1.0, 2.0]]}, "input_ids holds float64; want whole numbers"),
+        ({"input_ids_BT": [[1, 64]]}, "Wrong tokenizer"),
+        ({"input_ids_BT": [[1, 64]], "lengths": [2]}, "Wrong tokenizer"),
         ({"input_ids_BT": jnp.zeros((1, 5), int), "routing": "both"}, "both"),
         ({"input_ids_BT": jnp.zeros((1, 5), int), "routing": jnp.zeros((2, 1, 3))}, r"want \(2, 1, 2\)"),
     ],
@@ -126,6 +130,11 @@ def test_params_round_trip_and_every_misfit_is_listed(model):
 def test_calls_that_do_not_fit_are_refused(model, arguments, message):
     with pytest.raises(ShapeError, match=message):
         model(**arguments)
+
+
+def test_padding_may_hold_any_number(model):
+    want = model([[5, 6]], routing="full").logits
+    np.testing.assert_array_equal(model([[5, 6, -1]], lengths=[2], routing="full").logits[:, :2], want)
 
 
 def test_64_bit_mode_is_refused():

@@ -89,7 +89,7 @@ def test_factors_are_taken_as_written_and_scaled_positions_are_there(
 @pytest.mark.parametrize(("given", "read"), [("2", 2), ([2, "3"], [2, 3]), (None, None), (-1, -1)])
 def test_token_ids_may_be_text(given: object, read: object) -> None:
     assert ModelConfig.from_hf(LLAMA | {"eos_token_id": given}).hf_extra["eos_token_id"] == read
-    for bad in ("</s>", 2.5, True, {"id": 2}, [2, "x"]):
+    for bad in ("</s>", 2.5, True, {"id": 2}, [2, "x"], [2, None]):
         with pytest.raises(ConfigError, match="eos_token_id is .*; want a token id"):
             ModelConfig.from_hf(LLAMA | {"eos_token_id": bad})
 

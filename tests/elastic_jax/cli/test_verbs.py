@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from checkpoints import edit_json
 from tiny import HEADS
 
 from elastic_jax import cli
+from elastic_jax.generation import generate
 from elastic_jax.model import to_params
 from elastic_jax.weights import from_pretrained
 from elastic_jax.weights.tokenizer import load_tokenizer

@@ -89,7 +89,11 @@ def run_router_report(settings: RouterReportSettings, out: Path) -> RouterReport
         headline(records, *rows),
         prefill,
     )
-    write_json(out / "results.json", dataclasses.asdict(report))
+    results = dataclasses.asdict(report)
+    if report.headline.heads_msr is None:  # as results were before there were calibrated heads
+        for name in ("heads_kept", "heads_kept_interval", "heads_msr"):
+            del results["headline"][name]
+    write_json(out / "results.json", results)
     write_text(out / "results.md", render_markdown(report))
     draw_report(report, out / "results.png")
     return report

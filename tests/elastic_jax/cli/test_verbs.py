@@ -63,7 +63,8 @@ def test_generate_answers_many_prompts_as_it_answers_each(capsys, checkpoint, tm
     plain, records = tmp_path / "prompts.txt", tmp_path / "prompts.jsonl"
     plain.write_text("\n\n".join(texts))
     records.write_text("\n".join(json.dumps({"prompt": text}) for text in texts))
-    common = ["generate", "--model", checkpoint, "--dtype", "float32", "--max-new-tokens", 5, "--cache.bits", 2]
+    common = ["generate", "--model", checkpoint, "--dtype", "float32", "--max-new-tokens", 5]
+    common += ["--cache.bits", 2, "--cache.group", 32, "--cache.residual", 8]
     many = [*common, "--slots", 2, "--prompts"]
     lines = [json.loads(line) for line in run(capsys, *many, plain, "--stream").splitlines()]
     answers = {line["index"]: line["answer"] for line in lines if "answer" in line}

@@ -101,10 +101,11 @@ def _mesh_axes(mesh: Mesh, factor: str, letters: Sequence[str], arrays: Sequence
     """Axes of the mesh by which a factor is divided, the same for all arrays.
 
     They are those of the first array that is divided along it, as many as divide the smallest size of the factor (of
-    KV heads and query heads, the KV heads).
+    KV heads and query heads, the KV heads). An array whose sharding names no axes counts as undivided: outside `jit`
+    the compiler proposes such ones for results.
     """
     along = [
-        (array.shape[i], array.sharding.spec[i])
+        (array.shape[i], array.sharding.spec[i] if isinstance(array.sharding, NamedSharding) else None)
         for word, array in zip(letters, arrays, strict=True)
         for i, axis in enumerate(word)
         if FACTORS.get(axis) == factor

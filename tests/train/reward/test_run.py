@@ -35,7 +35,7 @@ COMMON = {
 PAIRS = PairDataConfig(prompt_tokens=32, response_tokens=8, rejects=1)
 CONFIGS = {
     "bt": BradleyTerryTrainConfig(**COMMON, lora=LoraConfig(rank=2), data=PAIRS),
-    "simpo": SimpoTrainConfig(**COMMON, data=PAIRS),
+    "simpo": SimpoTrainConfig(**{**COMMON, "optim": replace(COMMON["optim"], steps=8, learning_rate=2e-3)}, data=PAIRS),
     "sft": SftConfig(**COMMON, data=JudgeDataConfig(row_length=64, max_segments=3)),
 }
 

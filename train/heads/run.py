@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from jax.sharding import Mesh
 
@@ -46,6 +47,11 @@ def calibrate_heads(config: HeadsTrainConfig, model: ElasticForCausalLM, samples
         ConfigError: settings that the mesh or the model cannot follow.
         DataError: a model whose full attention predicts nothing of what the samples ask for.
     """
+    if jax.process_count() > 1:
+        raise ConfigError(
+            f"{jax.process_count()} processes; heads are calibrated by one, on the devices of one host. Give the "
+            "command without distributed.coordinator."
+        )
     mesh = run_mesh(config.mesh)
     if mesh is not None:
         check_rows(config.optim.rows, mesh)

@@ -72,7 +72,7 @@ class HeldOut:
         total = 0.0
         name = np.packbits(full_LK.ravel()).tobytes().hex()
         for index, batch in enumerate(self._batches):
-            key = f"{name}/{index}"
+            key = f"{int(self._host[index].group)}/{name}/{index}"  # samples of all groups share the journal
             if key not in self._journal:
                 states = self._states(self._frozen, batch, jnp.asarray(full_LK, jnp.float32))
                 apart = self._distance(self._frozen, self._full(index), states, batch.weights)

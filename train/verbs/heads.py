@@ -35,7 +35,7 @@ def main(argv: Sequence[str]) -> int:
     corpus = from_standard_library() if data.folder is None else from_folder(Path(data.folder), data.exclude)
     samples = Samples(corpus, tokenizer, data, seed=config.run.seed, per_task=config.per_task)
     if asked.dry_run:
-        print(_data_summary(samples, config))
+        print(_data_summary(config))
         return 0
     model = from_pretrained(source, dtype=config.dtype, mesh=run_mesh(config.mesh))
     calibrate_heads(config, model, samples, directory)
@@ -44,6 +44,6 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def _data_summary(samples: object, config: HeadsTrainConfig) -> str:
+def _data_summary(config: HeadsTrainConfig) -> str:
     sizes = ", ".join(map(str, config.data.sizes))
     return f"{config.optim.steps} steps of {config.optim.rows} samples of {sizes} tokens in turn"

@@ -92,3 +92,9 @@ def test_gates_that_never_separate_are_named(tmp_path, monkeypatch, caplog):
     with caplog.at_level(logging.WARNING):
         main(str(tmp_path / "run"))
     assert "ended between 0.1 and 0.9" in caplog.text and "optim.steps" in caplog.text
+
+
+def test_several_processes_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(run.jax, "process_count", lambda: 2)
+    with pytest.raises(ConfigError, match="2 processes"):
+        main(str(tmp_path / "run"))

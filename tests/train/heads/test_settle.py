@@ -80,6 +80,15 @@ def test_a_measured_set_is_read_from_the_journal(measured):
     assert held_out.kl(chosen) == first and len(journal) == known
 
 
+def test_groups_that_share_a_journal_have_distances_of_their_own(measured):
+    held_out, journal = measured
+    other = RandomSamples(7).batch(0, 1, 256)._replace(group=np.int32(1))
+    model = tiny_model(**MODEL)
+    chosen = np.eye(3, 2) > 0
+    assert HeldOut(model.config, to_params(model), [other], journal).kl(chosen) != held_out.kl(chosen)
+    assert f"1/{np.packbits(chosen.ravel()).tobytes().hex()}/0" in journal
+
+
 def test_a_set_that_is_worse_for_sure_is_measured_no_further(measured):
     held_out, journal = measured
     chosen, known = np.eye(3, 2)[:, ::-1] > 0, len(journal)

@@ -45,7 +45,7 @@ def tiny_heads_config(**changes) -> HeadsTrainConfig:
         target_msr=0.5,
         least_answered=0.0,
         data=HeadsDataConfig(min_tokens=256, max_tokens=256),
-        optim=HeadsOptimConfig(steps=10, learning_rate=0.2, price=0.01),
+        optim=HeadsOptimConfig(steps=10, start=1.0, learning_rate=0.2, price=0.01),
         settle=SettleConfig(samples=1, swaps=3, msr=(0.5, 0.7)),
         run=HeadsRunConfig(save_every=3),
     )

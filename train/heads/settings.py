@@ -72,6 +72,9 @@ class HeadsOptimConfig:
     others all longer lengths in turn."""
     rows: int = 1
     """Samples of a step; all have the same length."""
+    start: float = 0.5
+    """First value of every gate. Half open, needed gates rise from the first step on; from 1 all of them first
+    fall together, which takes as many steps again."""
     learning_rate: float = 0.05
     """Peak step of a gate (Adam); 1/10 of the steps rise to it, the last quarter falls to a twentieth of it."""
     price: float = 0.004
@@ -87,6 +90,8 @@ class HeadsOptimConfig:
                 f"optim.steps {self.steps}, rows {self.rows}, learning_rate {self.learning_rate}, price {self.price}: "
                 "want steps and rows of 1 or more, and the others above 0."
             )
+        if not 0.0 < self.start <= 1.0:
+            raise ConfigError(f"optim.start is {self.start}; want above 0 and at most 1.")
         if min(self.price_rate, self.binary) < 0:
             raise ConfigError(f"optim.price_rate {self.price_rate}, binary {self.binary}: want 0 or more.")
 
@@ -184,8 +189,9 @@ class HeadsTrainConfig:
                 f"sparse heads see {seen} tokens, samples begin at data.min_tokens {self.data.min_tokens}: nothing "
                 "would be sparse. Raise data.min_tokens, or lower sparse.local_blocks."
             )
-        if self.per_task and not {"prose", "code"} <= set(self.data.kinds):
+        kinds = set(self.data.kinds)
+        if self.per_task and not ({"prose", "code"} <= kinds and kinds & set(RETRIEVAL)):
             raise ConfigError(
-                f"per_task wants samples of retrieval, prose and code; data.kinds is {list(self.data.kinds)}. Add "
-                "prose and code."
+                f"per_task wants samples of retrieval, prose and code; data.kinds is {list(self.data.kinds)}. Add what "
+                "is missing."
             )

@@ -37,9 +37,9 @@ class HeadsState(NamedTuple):
 
 
 def first_state(model: ModelConfig, config: HeadsTrainConfig) -> HeadsState:
-    """All gates open."""
+    """All gates at `optim.start`."""
     groups = len(GROUPS) if config.per_task else 1
-    gates = jnp.ones((groups, model.num_layers, model.num_kv_heads), jnp.float32)
+    gates = jnp.full((groups, model.num_layers, model.num_kv_heads), config.optim.start, jnp.float32)
     price = jnp.full((groups,), config.optim.price, jnp.float32)
     opt_state = _optimizer(config).init(gates)
     return HeadsState(gates, opt_state, jnp.zeros((), jnp.int32), price, jnp.zeros_like(gates))

@@ -1,7 +1,7 @@
 import pytest
 
 from elastic_jax.errors import ConfigError
-from train.heads.settings import HeadsDataConfig, HeadsTrainConfig, SparseConfig
+from train.heads.settings import HeadsDataConfig, HeadsOptimConfig, HeadsTrainConfig, SparseConfig
 
 
 def test_lengths_are_spaced_by_ratio():
@@ -20,6 +20,8 @@ def test_lengths_are_spaced_by_ratio():
         (lambda: HeadsTrainConfig(target_msr=1.0), "target_msr"),
         (lambda: HeadsTrainConfig(sparse=SparseConfig(local_blocks=8)), "nothing would be sparse"),
         (lambda: HeadsTrainConfig(per_task=True), "per_task"),
+        (lambda: HeadsTrainConfig(per_task=True, data=HeadsDataConfig(kinds=("prose", "code"))), "per_task"),
+        (lambda: HeadsOptimConfig(start=0.0), "start"),
         (lambda: SparseConfig(local_blocks=0), "local_blocks"),
     ],
 )

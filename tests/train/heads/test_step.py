@@ -21,7 +21,9 @@ def setting():
 
 
 WITHOUT_TARGET = replace(
-    tiny_heads_config(), target_msr=None, optim=HeadsOptimConfig(steps=10, learning_rate=0.2, price=1e-4, binary=0.0)
+    tiny_heads_config(),
+    target_msr=None,
+    optim=HeadsOptimConfig(steps=10, start=1.0, learning_rate=0.2, price=1e-4, binary=0.0),
 )
 make = functools.cache(make_step)
 

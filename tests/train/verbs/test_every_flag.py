@@ -74,7 +74,7 @@ HEADS = {
     **{"data.folder": "texts", "data.exclude": "b*", "data.min_tokens": "1024"},
     **{"data.max_tokens": "1152", "data.lengths": "2", "data.questions": "2", "data.chat_share": "0.5"},
     **{"optim.steps": "2", "optim.rows": "2", "optim.learning_rate": "0.1", "optim.price": "0.01"},
-    **{"optim.price_rate": "0.1", "optim.binary": "0.02"},
+    **{"optim.price_rate": "0.1", "optim.binary": "0.02", "optim.start": "0.8"},
     **{"settle.samples": "1", "settle.swaps": "1", "settle.msr": "0.5 0.75"},
     **RUN,
 }

@@ -93,6 +93,21 @@ class DataConfig:
 
 
 @dataclass(frozen=True)
+class LossConfig:
+    """What the routers learn from, at the tokens that `tasks` names."""
+
+    kind: Literal["task", "distil", "both"] = "task"
+    """`task`: cross-entropy of the next token, as released; `distil`: KL divergence from the same model with all heads
+    full, for one more forward pass; `both`: their sum."""
+    distil_weight: float = 1.0
+    """Factor of the divergence."""
+
+    def __post_init__(self) -> None:
+        if self.distil_weight <= 0:
+            raise ConfigError(f"loss.distil_weight is {self.distil_weight}; want above 0.")
+
+
+@dataclass(frozen=True)
 class SparsityConfig:
     """The constraint on the share of sparse heads."""
 
@@ -193,6 +208,7 @@ class RouterTrainConfig:
     router: RouterConfig = field(default_factory=RouterConfig)
     tasks: TasksConfig = field(default_factory=TasksConfig)
     data: DataConfig = field(default_factory=DataConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
     sparsity: SparsityConfig = field(default_factory=SparsityConfig)
     gates: GateConfig = field(default_factory=GateConfig)
     warm_start: WarmStartConfig = field(default_factory=WarmStartConfig)

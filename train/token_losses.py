@@ -1,6 +1,7 @@
 """Cross-entropy of labels without a whole logit matrix: the logits of a few hundred tokens exist at a time.
 
-`token_nll` is for a frozen vocabulary matrix, `label_log_probs` for one that may learn. Letters: D hidden size, V
+`token_nll` is for a frozen vocabulary matrix, `label_log_probs` for one that may learn, `token_kl` compares two models
+with the same frozen one. Letters: D hidden size, V
 vocabulary, C tokens of a chunk.
 """
 
@@ -83,6 +84,33 @@ def label_log_probs(
         return jnp.where(needed_C, label_C - jax.nn.logsumexp(logits_CV, axis=-1), 0.0)
 
     return _by_chunk(log_prob, hidden, labels, needed, chunk)
+
+
+def token_kl(
+    hidden_BTD: jax.Array, full_BTD: jax.Array, head_DV: jax.Array, needed_BT: jax.Array, *, chunk: int = CHUNK
+) -> jax.Array:
+    """KL divergence of each token's distribution from that of `full_BTD`, nats, float32 `[B, T]`; 0 where not needed.
+
+    Only `hidden_BTD` gets a gradient; the backward pass computes the logits of each chunk again.
+
+    Args:
+        hidden_BTD: normed hidden states of the model that learns.
+        full_BTD: those of the model to be like.
+        head_DV: the vocabulary matrix of both.
+        needed_BT: bool, where a divergence is wanted.
+        chunk: tokens whose logits exist at a time.
+    """
+
+    @jax.checkpoint
+    def divergence(both_CE: jax.Array, _: jax.Array, needed_C: jax.Array) -> jax.Array:
+        have_CV, want_CV = (
+            jax.nn.log_softmax(jnp.dot(x, head_DV, preferred_element_type=jnp.float32))
+            for x in jnp.split(both_CE, 2, axis=-1)
+        )
+        return jnp.where(needed_C, (jnp.exp(want_CV) * (want_CV - have_CV)).sum(-1), 0.0)
+
+    both_BTE = jnp.concatenate([hidden_BTD, jax.lax.stop_gradient(full_BTD)], axis=-1)
+    return _by_chunk(divergence, both_BTE, needed_BT, needed_BT, chunk)
 
 
 def _by_chunk(

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from train.token_losses import label_log_probs, token_nll
+from train.token_losses import label_log_probs, token_kl, token_nll
 
 LOGITS = jnp.array([[((7 * t + 3 * v) % 11) / 4 - 1 for v in range(5)] for t in range(8)], jnp.float32)
 LABELS = jnp.array([3, 0, 2, 4, 1, 2, 0, 0])
@@ -74,3 +74,22 @@ def test_nothing_to_learn_is_zero_with_finite_slopes(inputs, chunked) -> None:
     hidden, head, labels, weights = inputs
     value, slope = jax.value_and_grad(lambda h: chunked(h, head, labels, weights > 2, 4).sum())(hidden)
     assert value == 0 and not slope.any()
+
+
+@pytest.mark.parametrize("chunk", [4, 64])
+def test_divergence_and_its_gradient_are_those_of_the_whole_logits(inputs, chunk) -> None:
+    hidden, head, _, weights = inputs
+    full = hidden[::-1] + 0.3
+
+    def whole(hidden):
+        want, have = jax.nn.log_softmax(full @ head), jax.nn.log_softmax(hidden @ head)
+        return (weights * (jnp.exp(want) * (want - have)).sum(-1)).sum()
+
+    def in_chunks(hidden):
+        return (weights * token_kl(hidden, full, head, weights > 0, chunk=chunk)).sum()
+
+    got, want = (jax.jit(jax.value_and_grad(loss))(hidden) for loss in (in_chunks, whole))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=5e-6), got, want)
+    kl = np.asarray(token_kl(hidden, full, head, weights > 0, chunk=chunk))
+    assert (kl[weights == 0] == 0).all() and (kl[weights > 0] > 0).all()
+    np.testing.assert_allclose(token_kl(full, full, head, weights > 0, chunk=chunk), 0, atol=1e-6)

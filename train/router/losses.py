@@ -35,6 +35,12 @@ def packed_nll(
     return out, token_nll(out.hidden_BTD, model.head_kernel(), rows.labels, rows.weights > 0)
 
 
+def full_states(model: ElasticForCausalLM, rows: Rows, *, max_segments: int) -> jax.Array:
+    """Normed hidden states `[B, T, D]` of packed rows with every head full, for distillation."""
+    out = model.hidden(rows.input_ids, segment_ids=rows.segment_ids, num_segments=max_segments, gates="full")
+    return jax.lax.stop_gradient(out.hidden_BTD)
+
+
 def sparse_share(z_LBMK: jax.Array) -> jax.Array:
     """MSR of each sample, `[B, M]`: one minus the mean gate over layers and KV heads."""
     return 1.0 - z_LBMK.mean(axis=(0, 3))

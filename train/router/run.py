@@ -58,7 +58,7 @@ def router_step_flops(model: ModelConfig, config: RouterTrainConfig, rows: Rows,
     return config.gates.draws * float(flops + 4 * D * model.vocab_size * learnt)
 
 
-WATCHED = ("loss", "lm_loss", "sparsity_loss", "grad_norm")
+WATCHED = ("loss", "lm_loss", "distil_loss", "sparsity_loss", "grad_norm")
 BY_TASK = (
     "msr",
     "msr_argmax",

@@ -18,6 +18,7 @@ from train.data.packing import Rows
 from train.data.records import TASKS
 from train.loop.step import accumulate, updated
 from train.router.losses import (
+    full_states,
     interval_sparsity_loss,
     logit_penalty,
     official_sparsity_loss,
@@ -26,6 +27,7 @@ from train.router.losses import (
     task_means,
 )
 from train.router.optim import RouterParams, Trainable, first_multipliers, make_optimizer, temperature
+from train.token_losses import token_kl
 
 Metrics = dict[str, jax.Array]
 
@@ -38,10 +40,21 @@ class RouterState(NamedTuple):
     step: jax.Array
 
 
+class Learnt(NamedTuple):
+    """Losses of a micro-batch, scaled to the whole batch."""
+
+    lm: jax.Array
+    """Cross-entropy of the next tokens."""
+    distil: jax.Array
+    """KL divergence from full attention; 0 where it is not asked for."""
+    total: jax.Array
+    """What is minimised, by `loss.kind`."""
+
+
 class Micro(NamedTuple):
     """What one micro-batch adds to the metrics; the last six are sums and counts by task id."""
 
-    lm: jax.Array
+    learnt: Learnt
     sparsity: jax.Array
     entropy: jax.Array
     samples: jax.Array
@@ -99,12 +112,18 @@ def make_step(
         model = from_params(model_config, frozen | trainable.router)
         out, nll_BT = packed_nll(model, rows, max_segments=config.data.max_segments, gates=gates, remat=config.remat)
         lm = scale * (rows.weights * nll_BT).sum()
+        distil = jnp.zeros(())
+        if config.loss.kind != "task":
+            full_BTD = full_states(model, rows, max_segments=config.data.max_segments)
+            kl_BT = token_kl(out.hidden_BTD, full_BTD, model.head_kernel(), rows.weights > 0)
+            distil = scale * (rows.weights * kl_BT).sum()
+        total = config.loss.distil_weight * distil + (0.0 if config.loss.kind == "distil" else lm)
         msr_BM = sparse_share(out.z)
         sparsity = sparsity_loss(msr_BM, rows.task_ids, trainable.multipliers)
-        loss = lm + sparsity
+        loss = total + sparsity
         if config.gates.logit_penalty:
             loss += config.gates.logit_penalty * logit_penalty(out.logits, rows.task_ids)
-        return loss, _micro_metrics(rows, lm, sparsity, out.logits, msr_BM, nll_BT)
+        return loss, _micro_metrics(rows, Learnt(lm, distil, total), sparsity, out.logits, msr_BM, nll_BT)
 
     def step(state: RouterState, frozen: dict[str, jax.Array], rows: Rows) -> tuple[RouterState, Metrics]:
         rows = jax.tree.map(lambda field: jnp.repeat(field, config.gates.draws, axis=0), rows)
@@ -144,7 +163,7 @@ def _sparsity_loss(config: RouterTrainConfig) -> Callable[..., jax.Array]:
 
 def _micro_metrics(
     rows: Rows,
-    lm: jax.Array,
+    learnt: Learnt,
     sparsity: jax.Array,
     logits_LBMKc: jax.Array,
     msr_BM: jax.Array,
@@ -160,7 +179,7 @@ def _micro_metrics(
     member = (rows.weights > 0)[..., None] & jax.nn.one_hot(task_BT, tasks, dtype=bool)
     entropy = jnp.where(rows.task_ids >= 0, entropy_BM, 0.0).sum()
     return Micro(
-        lm=lm,
+        learnt=learnt,
         sparsity=sparsity,
         entropy=entropy,
         samples=samples,
@@ -174,8 +193,9 @@ def _micro_metrics(
 def _metrics(micro: Micro, count: int) -> Metrics:
     """Means over the batch; per-task ones are NaN where the batch holds no such sample."""
     return {
-        "loss": (micro.lm + micro.sparsity) / count,
-        "lm_loss": micro.lm / count,
+        "loss": (micro.learnt.total + micro.sparsity) / count,
+        "lm_loss": micro.learnt.lm / count,
+        "distil_loss": micro.learnt.distil / count,
         "sparsity_loss": micro.sparsity / count,
         "entropy": micro.entropy / micro.samples.sum(),
         "msr": micro.msr / micro.samples,

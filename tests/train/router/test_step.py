@@ -7,7 +7,7 @@ import pytest
 from tiny import tiny_model
 from train_run import tiny_config, tiny_samples
 
-from train.config import GateConfig, OptimConfig, SparsityConfig
+from train.config import GateConfig, LossConfig, OptimConfig, SparsityConfig
 from train.data.dataset import row_shape
 from train.data.packing import Rows
 from train.data.pipeline import make_pipeline
@@ -158,3 +158,17 @@ def test_draws_average_over_independent_noise(setting):
     _, metrics = stepped(setting, config, rows)
     assert metrics["tokens"] == 3 * (rows.segment_ids > 0).sum()
     assert np.isfinite(metrics["loss"])
+
+
+def test_distillation_learns_from_full_attention_alone(setting):
+    rows = batch_of(tiny_config())
+    results = {
+        kind: stepped(setting, tiny_config(loss=LossConfig(kind=kind)), rows)[1] for kind in ("task", "distil", "both")
+    }
+    sparsity = float(results["task"]["sparsity_loss"])
+    assert float(results["task"]["distil_loss"]) == 0 < float(results["distil"]["distil_loss"])
+    for kind, parts in {"distil": ("distil_loss",), "both": ("lm_loss", "distil_loss")}.items():
+        wanted = sum(float(results[kind][part]) for part in parts) + sparsity
+        assert float(results[kind]["loss"]) == pytest.approx(wanted, rel=1e-5)
+    norms = [float(values["grad_norm"]) for values in results.values()]
+    assert len({round(norm, 6) for norm in norms}) == 3

@@ -113,7 +113,7 @@ RUNS: dict[str, dict[str, Flags]] = {
         },
         "calibrated": {
             **{**ROUTER, "data.records": "records.jsonl", "init_heads": "heads", "warm_start.key_rows": "2"},
-            **{"warm_start.steps": "3", "router.width": "4"},
+            **{"warm_start.steps": "3", "router.width": "4", "loss.kind": "both", "loss.distil_weight": "0.5"},
         },
         "rows and heads": {**ROUTER, **DEVICES, **ROWS_AND_HEADS, "data.records": "records.jsonl"},
         "weights and tokens": {**ROUTER, **DEVICES, **WEIGHTS_AND_TOKENS, "data.records": "records.jsonl"},

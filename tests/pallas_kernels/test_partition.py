@@ -26,4 +26,4 @@ def test_jit_divides_by_rows_and_heads_without_moving_anything(ops):
     found = reports("divided_ops.py", *ops, devices=4)
     assert [report["op"] for report in found] == list(ops)
     for report in found:
-        assert report["error"] <= 1e-6 and report["collectives"] == []
+        assert report["error"] <= 1e-5 and report["collectives"] == []

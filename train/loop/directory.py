@@ -122,10 +122,12 @@ def _hold(directory: Path, config: Any) -> Iterator[None]:
 
 def refuse_changes(directory: Path, stored: Mapping[str, Any], config: Any) -> None:
     """Raises `ConfigError` if `config` would not go on with what `stored` began."""
-    before, now = dict(_leaves(stored)), dict(_leaves(settings_dict(config)))
+    kept, now = dict(_leaves(stored)), dict(_leaves(settings_dict(config)))
+    # settings that have come since the run began: their defaults are what was done before
+    before = {name: value for name, value in _leaves(settings_dict(type(config)())) if name in now} | kept
     changed = [name for name in sorted(before.keys() | now.keys()) if before.get(name) != now.get(name)]
     changed = [name for name in changed if name not in FREE and not name.startswith(FREE_GROUPS)]
-    if DATE not in before:
+    if DATE not in kept:
         changed = [name for name in changed if name != DATE]
     if changed:
         listed = "\n".join(f"  {name}: was {before.get(name)!r}, now {now.get(name)!r}" for name in changed)

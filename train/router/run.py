@@ -58,7 +58,7 @@ def router_step_flops(model: ModelConfig, config: RouterTrainConfig, rows: Rows,
     return config.gates.draws * float(flops + 4 * D * model.vocab_size * learnt)
 
 
-WATCHED = ("loss", "lm_loss", "distil_loss", "sparsity_loss", "grad_norm")
+WATCHED = ("loss", "lm_loss", "sparsity_loss", "grad_norm")
 BY_TASK = (
     "msr",
     "msr_argmax",
@@ -125,7 +125,7 @@ def _train_and_export(
         batches=iter(_pipeline(config, samples)),
         fingerprint=fingerprint,
         inputs=inputs,
-        watched=WATCHED,
+        watched=WATCHED if config.loss.kind == "task" else (*WATCHED, "distil_loss"),
         labels=dict.fromkeys(BY_TASK, TASKS),
         step_line=routing_line,
         flops=partial(router_step_flops, model_config, config),

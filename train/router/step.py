@@ -145,6 +145,7 @@ def make_step(
             "grad_norm": optax.tree.norm(gradient.router),
             "temperature": tau,
             "tokens": (rows.segment_ids > 0).sum(),
+            **({} if config.loss.kind == "task" else {"distil_loss": micro.learnt.distil / count}),
             **{f"multiplier_{name}": value for name, value in state.trainable.multipliers.items()},
         }
         return updated(state, gradient, optimizer), metrics
@@ -195,7 +196,6 @@ def _metrics(micro: Micro, count: int) -> Metrics:
     return {
         "loss": (micro.learnt.total + micro.sparsity) / count,
         "lm_loss": micro.learnt.lm / count,
-        "distil_loss": micro.learnt.distil / count,
         "sparsity_loss": micro.sparsity / count,
         "entropy": micro.entropy / micro.samples.sum(),
         "msr": micro.msr / micro.samples,

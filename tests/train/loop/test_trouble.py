@@ -150,6 +150,18 @@ def test_a_foreign_folder_in_the_place_of_an_export_is_refused_before_training(t
     assert foreign.read_text() == "mine" and not (directory / "metrics.jsonl").exists()
 
 
+def test_a_run_goes_on_under_a_version_that_has_a_setting_more(tmp_path):
+    with claim(tmp_path / "run", ToyConfig()):
+        pass
+    file = tmp_path / "run" / "settings.yaml"
+    file.write_text("".join(line for line in file.read_text().splitlines(True) if not line.startswith("ballast")))
+    with claim(tmp_path / "run", ToyConfig()):
+        pass
+    with pytest.raises(ConfigError, match="ballast: was 1, now 2"):
+        with claim(tmp_path / "run", replace(ToyConfig(), ballast=2)):
+            pass
+
+
 def test_a_run_keeps_the_date_that_its_chat_template_writes(tmp_path):
     tokenizer = chat_tokenizer("{{ strftime_now('%d %b %Y') }}|" + CHATML)
     turns = [{"role": "user", "content": "Hello"}]

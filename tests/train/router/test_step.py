@@ -166,7 +166,7 @@ def test_distillation_learns_from_full_attention_alone(setting):
         kind: stepped(setting, tiny_config(loss=LossConfig(kind=kind)), rows)[1] for kind in ("task", "distil", "both")
     }
     sparsity = float(results["task"]["sparsity_loss"])
-    assert float(results["task"]["distil_loss"]) == 0 < float(results["distil"]["distil_loss"])
+    assert "distil_loss" not in results["task"]  # records of runs by the task alone stay what they were
     for kind, parts in {"distil": ("distil_loss",), "both": ("lm_loss", "distil_loss")}.items():
         wanted = sum(float(results[kind][part]) for part in parts) + sparsity
         assert float(results[kind]["loss"]) == pytest.approx(wanted, rel=1e-5)

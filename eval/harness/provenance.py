@@ -20,7 +20,7 @@ import numpy as np
 
 from elastic_jax.model import ElasticForCausalLM, to_params
 from elastic_jax.reward import ElasticRewardModel
-from eval.samples import Prompt, Sample
+from eval.samples import Prompt
 
 
 def command_line(verb: str, settings: Any) -> str:
@@ -99,15 +99,6 @@ def modes_digest(modes_LK: Iterable[Iterable[int]]) -> str:
 def reward_digest(model: ElasticRewardModel) -> str:
     """Of a reward model's weights but its routers': those of the head, and of the backbone as in `backbone_digest`."""
     return _digest(_backbone(model.decoder) | {"score": model.score_head[...]}, "")
-
-
-def tokens_digest(samples: Iterable[Sample]) -> str:
-    """Of samples given as token ids: another tokenizer, or another way to make prompts, shows in it."""
-    digest = hashlib.sha256()
-    for sample in samples:
-        prompt, continuation = (list(sample.fields[name]) for name in ("prompt_ids", "continuation_ids"))
-        digest.update(f"{sample.uid} {prompt} {continuation}\n".encode())
-    return digest.hexdigest()[:12]
 
 
 def _backbone(model: ElasticForCausalLM) -> dict[str, Any]:

@@ -65,6 +65,13 @@ def code_texts(folder: str | Path | None, split: Split) -> dict[str, str]:
     return _read_folder(Path(folder or sysconfig.get_path("stdlib")), "*.py", split)
 
 
+def prose_and_code(
+    prose: Mapping[str, str], code: str | Path | None, tokenizer: PreTrainedTokenizerBase
+) -> dict[str, Haystack]:
+    """Haystacks by the kind of their text: the given prose, and the evaluation side of `code_texts(code)`."""
+    return {"prose": Haystack(prose, tokenizer), "code": Haystack(code_texts(code, "evaluation"), tokenizer)}
+
+
 def _read_folder(folder: Path, pattern: str, split: Split) -> dict[str, str]:
     if not folder.is_dir():
         raise DataError(f"No text folder at {folder}; give a directory that holds {pattern} files.")

@@ -32,8 +32,8 @@ def probe_groups(
 ) -> list[Group]:
     """`count` probes of each kind at each length and depth.
 
-    Fields of a sample: `prompt` (text), `prompt_ids`, `continuation_ids` (the answer), and `needle`, the first and the
-    last + 1 token of the needle in the prompt.
+    Fields of a sample: `prompt` (text), `prompt_ids`, `continuation_ids` (the answer), `needle` (the first and the
+    last + 1 token of the needle in the prompt), and `question_start` (the first token of the question in it).
 
     Args:
         task_named: makes the task that is asked, from the name of the kind.
@@ -55,6 +55,7 @@ def probe_groups(
                 "prompt_ids": probe.prompt_ids,
                 "continuation_ids": probe.answer_ids,
                 "needle": (probe.needle_start, probe.needle_end),
+                "question_start": probe.question_start,
             }
             axes, notes = {"length": length}, {}
             if depth is not None:

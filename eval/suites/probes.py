@@ -6,6 +6,7 @@ import random
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, get_args
 
+from elastic_jax.config import RouterConfig
 from elastic_jax.errors import ConfigError, DataError
 from elastic_jax.text.split import Split, on_side
 from elastic_jax.text.tokens import begin_ids, encode_text
@@ -37,6 +38,16 @@ class ProbeConfig:
     seed: int = 0
     depth: float | None = None
     """Wanted place of the needle between the barred ends, from 0 to 1; None draws it."""
+
+
+def unseen_by_sparse_heads(router: RouterConfig, *, seed: int, distractors: int = 1) -> ProbeConfig:
+    """Probes whose needles no sparse head of this router sees when the question is read."""
+    return ProbeConfig(
+        sink_tokens=router.sink_blocks * router.block_size,
+        local_tokens=router.local_blocks * router.block_size,
+        distractors=distractors,
+        seed=seed,
+    )
 
 
 @dataclass(frozen=True)

@@ -50,17 +50,14 @@ def perplexity_benchmark(settings: PerplexitySettings) -> Benchmark:
 
     from eval.benchmark import Benchmark
     from eval.harness.encoding import Encoder
-    from eval.suites.haystack import Haystack, code_texts, read_texts
+    from eval.suites.haystack import prose_and_code, read_texts
     from eval.suites.perplexity import positions_section, window_groups
     from eval.tasks import Group, perplexity_task
 
     digests: dict[str, str] = {}
 
     def groups(encoder: Encoder) -> Sequence[Group]:
-        haystacks = {
-            "prose": Haystack(read_texts(settings.texts), encoder.tokenizer),
-            "code": Haystack(code_texts(settings.code, "evaluation"), encoder.tokenizer),
-        }
+        haystacks = prose_and_code(read_texts(settings.texts), settings.code, encoder.tokenizer)
         digests.update({name: haystack.digest() for name, haystack in haystacks.items()})
         return window_groups(
             perplexity_task,

@@ -52,7 +52,7 @@ def routing_benchmark(settings: RoutingSettings) -> Benchmark:
     """The benchmark that the settings describe."""
     from eval.benchmark import Benchmark
     from eval.harness.encoding import Encoder
-    from eval.suites.haystack import Haystack, code_texts, read_texts
+    from eval.suites.haystack import prose_and_code, read_texts
     from eval.suites.routing.summary import routing_section
     from eval.suites.routing.tasks import record_groups, routing_groups
     from eval.tasks import Group
@@ -64,10 +64,7 @@ def routing_benchmark(settings: RoutingSettings) -> Benchmark:
     def groups(encoder: Encoder) -> Sequence[Group]:
         if settings.records is not None:
             return record_groups(settings.records, count, tokens=longest)
-        haystacks = {
-            "prose": Haystack(read_texts(settings.haystack), encoder.tokenizer),
-            "code": Haystack(code_texts(settings.code, "evaluation"), encoder.tokenizer),
-        }
+        haystacks = prose_and_code(read_texts(settings.haystack), settings.code, encoder.tokenizer)
         digests.update({name: haystack.digest() for name, haystack in haystacks.items()})
         return routing_groups(sorted(settings.lengths), count, haystacks, encoder, seed=settings.seed)
 

@@ -4,14 +4,18 @@ A prompt is read once, exactly, as generation reads it. Each kind of cache is th
 the known continuation is fed token by token through `decode_step`, the program of generation: the tokens fed are cached
 and flushed as they are in generation, and every scored token is predicted from the cache, but for the first of a window
 of text, which the exact prefill predicts.
+
+The arms are kinds of caches, and the journal and the report have a form of their own, so this is no `Benchmark`; groups
+of samples and the loop that measures them are those of all benchmarks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import batched
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -26,13 +30,9 @@ from elastic_jax.model import ElasticForCausalLM
 from elastic_jax.program import model_program
 from elastic_jax.routing import gates_from
 from eval.harness.backends.local import check_ids
-from eval.samples import Arm, Kind, Prompt, Reply, Sample, View
-from eval.suites.haystack import Haystack
-from eval.suites.probes import PROBE_TASKS, ProbeConfig, ProbeTask, make_probe
-from eval.tasks import Group, likelihood_task
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+from eval.samples import Arm, Kind, Prompt, Reply, Sample, Showing, Tokens, View
+from eval.suites.needles import scored_answer
+from eval.tasks import Group, Task
 
 ANSWER_STEP = 8
 """Continuations are padded to a multiple of this many tokens, so that few programs are compiled."""
@@ -49,24 +49,24 @@ def cache_kinds(bits: Sequence[int], transforms: Sequence[KeyTransform]) -> dict
     return kinds
 
 
-def probe_groups(
-    length: int, count: int, haystack: Haystack, tokenizer: PreTrainedTokenizerBase, config: ProbeConfig
-) -> list[Group]:
-    """`count` probes of every task whose text is the prompt and whose question goes through the cache, so that the
-    needle has to be read from the cache for every token of the answer."""
+def question_through_cache(name: str) -> Task:
+    """Reads the text of a probe as the prompt and feeds its question through the cache, so that the needle has to be
+    read from the cache for every token of the answer. Only the answer is scored."""
+    return replace(scored_answer(name), template=_text_then_question)
 
-    def group(task: ProbeTask) -> Group:
-        uids = [f"{task}/{length}/{index}" for index in range(max(count, 1))]
 
-        def build(index: int) -> Sample:
-            probe = make_probe(task, length, index, haystack, tokenizer, config)
-            text, question = probe.prompt_ids[: probe.question_start], probe.prompt_ids[probe.question_start :]
-            fields = {"prompt_ids": text, "continuation_ids": (*question, *probe.answer_ids), "unscored": len(question)}
-            return Sample(uids[index], fields)
+def _text_then_question(sample: Sample, _: Showing) -> Tokens:
+    prompt, start = sample.fields["prompt_ids"], sample.fields["question_start"]
+    return Tokens(prompt[:start], (*prompt[start:], *sample.fields["continuation_ids"]))
 
-        return Group(likelihood_task(task, main_score="exact"), uids[:count], build, length)
 
-    return [group(task) for task in PROBE_TASKS]
+def samples_digest(prompts: Iterable[Prompt]) -> str:
+    """Digest of prompts in the form that journals of this report have."""
+    digest = hashlib.sha256()
+    for prompt in prompts:
+        ids = list(prompt.prompt_ids), list(prompt.continuation_ids)
+        digest.update(f"{prompt.sample.uid} {ids[0]} {ids[1]}\n".encode())
+    return digest.hexdigest()[:12]
 
 
 def in_batches(group: Group, rows: int) -> Iterator[Group]:
@@ -91,7 +91,7 @@ class QualityJournal(Journal):
 
 
 def _short(key: str) -> str:
-    """The journal's name of what the runner names `UID||KIND`; samples are shown in one way only."""
+    """The journal's name of what the runner names `UID||KIND`; every sample is shown in one way only."""
     return key.replace("||", "/")
 
 
@@ -136,7 +136,8 @@ def score_continuations(
 ) -> list[Reply]:
     """One reply for each prompt, see `CacheBackend`; row b of `read` belongs to prompt b, further rows to none."""
     counts = np.array([len(prompt.continuation_ids) for prompt in prompts])
-    skipped = np.array([prompt.sample.fields.get("unscored", 0) for prompt in prompts])
+    # what is fed of the sample's own prompt is not scored
+    skipped = np.array([len(prompt.sample.fields["prompt_ids"]) - len(prompt.prompt_ids) for prompt in prompts])
     width = -(-int(counts.max()) // ANSWER_STEP) * ANSWER_STEP
     targets, _ = pad_rows([prompt.continuation_ids for prompt in prompts], width, len(lengths_B))
     state = make_cache(config, model.config, read.kv, lengths_B, read.routing.mode, width)

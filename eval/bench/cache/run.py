@@ -25,19 +25,26 @@ from elastic_jax.layout import check_positions, pad_rows
 from elastic_jax.model import ElasticForCausalLM, require_routers
 from elastic_jax.weights import save_pretrained
 from eval.bench.cache.page import draw_quality, render_cache_report
-from eval.bench.cache.quality import CacheBackend, QualityJournal, cache_kinds, in_batches, probe_groups
+from eval.bench.cache.quality import (
+    CacheBackend,
+    QualityJournal,
+    cache_kinds,
+    in_batches,
+    question_through_cache,
+    samples_digest,
+)
 from eval.bench.cache.speed import Plan, blank_cache, largest_batch, stepper
 from eval.bench.cache.summary import UNQUANTISED, summarise_quality
 from eval.bench.settings import BenchCacheSettings
 from eval.bench.torch import threads, torch_process
-from eval.harness.provenance import backbone_digest, command_line, modes_digest, router_digest, tokens_digest
-from eval.harness.runner import measure
+from eval.harness.provenance import backbone_digest, command_line, modes_digest, router_digest
+from eval.harness.runner import first_prompts, measure
 from eval.harness.timing import fastest
 from eval.samples import Arm
-from eval.suites.haystack import Haystack, code_texts, prose_texts
+from eval.suites.haystack import Haystack, prose_and_code, prose_texts
+from eval.suites.needles import probe_groups
 from eval.suites.perplexity import perplexity_groups
-from eval.suites.probes import ProbeConfig
-from eval.tasks import Group
+from eval.suites.probes import PROBE_TASKS, unseen_by_sparse_heads
 
 
 def run_cache_bench(settings: BenchCacheSettings, out: Path) -> dict[str, Any]:
@@ -162,45 +169,30 @@ def _routing(model: ElasticForCausalLM, settings: BenchCacheSettings) -> np.ndar
 
 
 def _quality(model: ElasticForCausalLM, settings: BenchCacheSettings, out: Path) -> dict[str, Any]:
-    loss, retrieval, texts = _groups(model, settings)
+    """Loss and retrieval through every kind of cache."""
+    tokenizer = load_model_tokenizer(settings)
+    texts = prose_and_code(prose_texts(settings.texts, "evaluation"), settings.code, tokenizer)
+    tokens, seed = settings.quality_tokens, settings.seed
+    probes = unseen_by_sparse_heads(model.config.router, seed=seed)
+    # One sample of what is not measured too: the first samples are part of what the journal is kept for.
+    windows, count = max(settings.windows, 1), max(settings.probes, 1)
+    loss = perplexity_groups((tokens,), windows, texts, scored_tokens=settings.scored_tokens, seed=seed)
+    retrieval = probe_groups(question_through_cache, PROBE_TASKS, (tokens,), count, texts["prose"], tokenizer, probes)
     kinds = cache_kinds(settings.bits, settings.key_transforms)
     identity = {
-        "first_samples": tokens_digest([group.build(0) for group in [*loss, *retrieval]]),
-        "tokens": settings.quality_tokens,
+        "first_samples": samples_digest(first_prompts([*loss, *retrieval], None)),
+        "tokens": tokens,
         "scored_tokens": settings.scored_tokens,
         "backbone": backbone_digest(model),
         "dtype": str(model.head_kernel().dtype),
         "view": settings.view,
         "router": _decides(model) if settings.view == "elastic" else None,
-        "texts": texts,
+        "texts": {name: haystack.digest() for name, haystack in texts.items()},
     }
-    loss, retrieval = ([group for group in groups if group.count] for groups in (loss, retrieval))
+    loss, retrieval = (loss if settings.windows else []), (retrieval if settings.probes else [])
     parts = [part for group in (*loss, *retrieval) for part in in_batches(group, settings.rows)]
     backend = CacheBackend(model, kinds, view=settings.view, rows=settings.rows)
     with QualityJournal(out / "quality.jsonl", identity) as journal:
-        batch_tokens = settings.rows * settings.quality_tokens
-        measure(backend, None, parts, [Arm(kind) for kind in kinds], journal, batch_tokens=batch_tokens)
+        arms = [Arm(kind) for kind in kinds]
+        measure(backend, None, parts, arms, journal, batch_tokens=settings.rows * tokens)
         return summarise_quality(loss, retrieval, kinds, journal) | {"settings": identity}
-
-
-def _groups(model: ElasticForCausalLM, settings: BenchCacheSettings) -> tuple[list[Group], list[Group], dict[str, str]]:
-    tokenizer = load_model_tokenizer(settings)
-    haystacks = {
-        "prose": Haystack(prose_texts(settings.texts, "evaluation"), tokenizer),
-        "code": Haystack(code_texts(settings.code, "evaluation"), tokenizer),
-    }
-    sparse = model.config.router
-    probes = ProbeConfig(
-        sink_tokens=sparse.sink_blocks * sparse.block_size,
-        local_tokens=sparse.local_blocks * sparse.block_size,
-        seed=settings.seed,
-    )
-    loss = perplexity_groups(
-        (settings.quality_tokens,),
-        settings.windows,
-        haystacks,
-        scored_tokens=settings.scored_tokens,
-        seed=settings.seed,
-    )
-    retrieval = probe_groups(settings.quality_tokens, settings.probes, haystacks["prose"], tokenizer, probes)
-    return loss, retrieval, {name: haystack.digest() for name, haystack in haystacks.items()}

@@ -19,10 +19,10 @@ from eval.harness.provenance import command_line, modes_digest, program, prompts
 from eval.harness.runner import first_prompts, measure
 from eval.harness.timing import prefill_seconds
 from eval.samples import VIEWS, Arm
-from eval.suites.haystack import Haystack, code_texts, prose_texts
+from eval.suites.haystack import prose_and_code, prose_texts
 from eval.suites.needles import probe_groups, scored_answer
 from eval.suites.perplexity import perplexity_groups
-from eval.suites.probes import PROBE_TASKS, ProbeConfig
+from eval.suites.probes import PROBE_TASKS, unseen_by_sparse_heads
 from eval.suites.router.page import draw_report, render_markdown
 from eval.suites.router.report import RouterReport, headline, loss_rows, retrieval_rows
 from eval.suites.router.settings import RouterReportSettings
@@ -46,17 +46,9 @@ def run_router_report(settings: RouterReportSettings, out: Path) -> RouterReport
         heads.check_fits(model.config)
     longest = max(settings.lengths)
     check_positions(model.config, longest, f"lengths has {longest}", "Leave it out", ConfigError)
-    backend, tokenizer, sparse = ModelBackend(model), load_model_tokenizer(settings), model.config.router
-    probes = ProbeConfig(
-        sink_tokens=sparse.sink_blocks * sparse.block_size,
-        local_tokens=sparse.local_blocks * sparse.block_size,
-        distractors=settings.distractors,
-        seed=settings.seed,
-    )
-    texts = {
-        "prose": Haystack(prose_texts(settings.texts, "evaluation"), tokenizer),
-        "code": Haystack(code_texts(settings.code, "evaluation"), tokenizer),
-    }
+    backend, tokenizer = ModelBackend(model), load_model_tokenizer(settings)
+    probes = unseen_by_sparse_heads(model.config.router, distractors=settings.distractors, seed=settings.seed)
+    texts = prose_and_code(prose_texts(settings.texts, "evaluation"), settings.code, tokenizer)
     count = settings.samples(settings.probes)
     retrieval = probe_groups(scored_answer, PROBE_TASKS, settings.lengths, count, texts["prose"], tokenizer, probes)
     loss = perplexity_groups(

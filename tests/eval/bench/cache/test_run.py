@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from tiny import CONFIG, HEADS, random_ids, tiny_model
-from tiny_text import tiny_haystack, tiny_tokenizer
 from torch_stand_in import half_a_second
 
 from elastic_jax.cli import main as elastic_jax_cli
@@ -21,7 +20,7 @@ from elastic_jax.routing import gates_from
 from eval.bench.cache.quality import (
     QualityJournal,
     cache_kinds,
-    probe_groups,
+    question_through_cache,
     score_continuations,
 )
 from eval.bench.cache.run import run_cache_bench
@@ -29,8 +28,9 @@ from eval.bench.cache.speed import Plan, blank_cache, cache_shapes, largest_batc
 from eval.bench.cache.summary import summarise_quality
 from eval.bench.settings import BenchCacheSettings
 from eval.harness.scoring import Scorer
-from eval.samples import Arm, Prompt, Sample
-from eval.suites.probes import PROBE_TASKS, ProbeConfig, make_probe
+from eval.samples import Arm, Prompt, Sample, Showing
+from eval.suites.needles import scored_answer
+from eval.suites.probes import PROBE_TASKS
 from eval.tasks import Group, likelihood_task
 
 FILLED = '{"transformers DynamicCache": 1048576, "transformers hqq 2 bits": "hqq is not installed"}'
@@ -104,7 +104,7 @@ def test_feeding_through_the_cache_scores_like_one_forward_pass():
     model = tiny_model()
     ids = random_ids((2, 400)).tolist()
     texts = [(ids[0][:330], ids[0][330:337]), (ids[1][:300], ids[1][300:303])]
-    shown = [Prompt(Sample(f"{row}", {}), *text) for row, text in enumerate(texts)]
+    shown = [Prompt(Sample(f"{row}", {"prompt_ids": text[0]}), *text) for row, text in enumerate(texts)]
     wanted = Scorer(model).score(shown, Arm("full"), tokens=400, rows=2, width=8)
     prompts, lengths = pad_rows([prompt for prompt, _ in texts], 400, 3)
     prompt = prefill(model, jnp.asarray(prompts), jnp.asarray(lengths), gates_from("full", model.config, 3))
@@ -119,8 +119,12 @@ def test_feeding_through_the_cache_scores_like_one_forward_pass():
 def test_a_question_goes_through_the_cache_before_its_answer_is_scored():
     """What is fed unscored changes nothing but where the exact prefill ends."""
     model, ids = tiny_model(), random_ids((1, 320)).tolist()[0]
-    whole = Prompt(Sample("a", {}), ids[:310], ids[310:316])
-    fed = Prompt(Sample("b", {"unscored": 10}), ids[:300], ids[300:316])
+    sample = Sample("a", {"prompt_ids": ids[:310], "question_start": 300, "continuation_ids": ids[310:316]})
+    whole, fed = (
+        Prompt(sample, made.prompt_ids, made.continuation_ids)
+        for made in (task("kv").template(sample, Showing()) for task in (scored_answer, question_through_cache))
+    )
+    assert (len(whole.prompt_ids), len(fed.prompt_ids)) == (310, 300)
     records = []
     for shown in (whole, fed):
         padded, lengths = pad_rows([shown.prompt_ids], 400, 3)
@@ -128,15 +132,6 @@ def test_a_question_goes_through_the_cache_before_its_answer_is_scored():
         records += [reply.numbers for reply in score_continuations(model, prompt, lengths, CacheConfig(), [shown])]
     np.testing.assert_allclose(records[0]["log_prob"], records[1]["log_prob"], atol=1e-4)
     assert records[0]["tokens"] == records[1]["tokens"] == 6
-
-    none = probe_groups(400, 0, tiny_haystack(), tiny_tokenizer(), ProbeConfig(32, 64))[0]
-    assert none.count == 0 and none.build(0).uid == "passkey/400/0", "a run without probes knows its first one"
-    group = probe_groups(400, 1, tiny_haystack(), tiny_tokenizer(), ProbeConfig(32, 64))[0]
-    probe = make_probe("passkey", 400, 0, tiny_haystack(), tiny_tokenizer(), ProbeConfig(32, 64))
-    fields = group.build(0).fields
-    assert (*fields["prompt_ids"], *fields["continuation_ids"]) == (*probe.prompt_ids, *probe.answer_ids)
-    assert fields["continuation_ids"][fields["unscored"] :] == probe.answer_ids
-    assert probe.needle_end <= len(fields["prompt_ids"]) == probe.question_start
 
 
 def test_the_share_of_the_gap_that_outliers_close(tmp_path):

@@ -77,7 +77,7 @@ def open_gguf(file: Path) -> Checkpoint:
 
 
 def open_reader(file: Path) -> GGUFReader:
-    """The `gguf` package's reader, with its many ways of failing turned into one error."""
+    """Opens a file with the `gguf` package; whatever way that fails, the error is a `CheckpointError`."""
     if importlib.util.find_spec("gguf") is None:
         raise CheckpointError(f"reading {file} needs the gguf package: pip install gguf.")
     try:
@@ -91,7 +91,7 @@ def open_reader(file: Path) -> GGUFReader:
 
 @lru_cache(maxsize=1)
 def _parse(file: Path, modified: int, size: int) -> GGUFReader:
-    """Kept, because parsing a vocabulary takes seconds and the weights and the tokenizer both need it."""
+    """Cached: parsing a vocabulary takes seconds, and the weights and the tokenizer both need it."""
     from gguf import GGUFReader
 
     return GGUFReader(file)
@@ -122,7 +122,7 @@ class _GGUFTensors:
         }
 
     def read(self, name: str, part: Part = ()) -> np.ndarray:
-        """The whole tensor is dequantised, for a block of it too."""
+        """Dequantises the whole tensor, even if only a block of it is asked for."""
         from gguf import dequantize
 
         tensor = self._by_name[name]
@@ -135,7 +135,7 @@ class _GGUFTensors:
 
 
 def _hf_name(name: str) -> str:
-    """The Hugging Face name; a name that is not known stays as it is and is reported as unexpected."""
+    """The Hugging Face name; an unknown name is returned unchanged and later reported as unexpected."""
     match = _LAYER_NAME.fullmatch(name)
     if match and match[2] in _LAYER:
         return f"model.layers.{match[1]}.{_LAYER[match[2]]}.{match[3]}"
@@ -143,7 +143,7 @@ def _hf_name(name: str) -> str:
 
 
 def _half_split(name: str, values: np.ndarray, heads: int) -> np.ndarray:
-    """Undoes llama.cpp's row order of rotary channels, pairs (2i, 2i+1) per head, for halves (i, i + H/2)."""
+    """Reorders the rows of each head from llama.cpp's rotary pairs (2i, 2i + 1) to halves (i, i + H/2)."""
     if values.shape[0] % (2 * heads):
         raise CheckpointError(f"{name} has {values.shape[0]} rows, which are not {heads} heads of even size.")
     pairs = values.reshape(heads, -1, 2, *values.shape[1:])

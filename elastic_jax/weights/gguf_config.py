@@ -1,4 +1,4 @@
-"""GGUF metadata to ModelConfig, through the same checks as a Hugging Face configuration."""
+"""Converts GGUF metadata to a `ModelConfig`, with the same checks as a Hugging Face configuration."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def _rope(values: Mapping[str, Any], factors: np.ndarray | None, head_dim: int, 
         if kind != "none" and factor != 1.0:
             raise ConfigError(
                 f"the GGUF file scales its positions twice: by divisors of its own (rope_freqs.weight) and by the "
-                f"{kind} factor {factor}. Only one of them is supported; convert the model anew."
+                f"{kind} factor {factor}. Only one of them is supported; convert the model again."
             )
         return {"rope_theta": theta, **_from_factors(factors, theta, head_dim)}
     if kind == "none":
@@ -118,7 +118,7 @@ def _rope(values: Mapping[str, Any], factors: np.ndarray | None, head_dim: int, 
 
 
 def _from_factors(factors: np.ndarray, theta: float, head_dim: int) -> dict[str, Any]:
-    """Names the published Llama 3 scalings that the divisors stand for; other divisors fit the longrope form."""
+    """The published Llama 3 scaling that has these divisors; any other divisors are written as longrope."""
     for factor in _LLAMA3_VARIANTS:
         if np.allclose(factors, _llama3_divisors(factor, theta, head_dim), rtol=1e-4):
             return {"rope_type": "llama3", "factor": factor, **_LLAMA3}

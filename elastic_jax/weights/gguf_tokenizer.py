@@ -46,11 +46,11 @@ class Vocabulary:
     tokens: list[str]
     types: list[int]
     merges: list[tuple[str, str]]
-    """In order of application (byte-level BPE only)."""
+    """In the order in which they are applied (byte-level BPE only)."""
     scores: list[float]
-    """Higher merges first (SentencePiece only)."""
+    """Pieces with a higher score are merged first (SentencePiece only)."""
     named: dict[str, str]
-    """Special tokens by the argument of transformers: bos_token, eos_token, unk_token, pad_token."""
+    """Special tokens by their names in transformers: bos_token, eos_token, unk_token, pad_token."""
     add_bos: bool
     add_prefix_space: bool
 
@@ -94,7 +94,7 @@ class Vocabulary:
             merges=[(left, right) for left, _, right in (m.partition(" ") for m in metadata.get("ggml.merges", []))],
             scores=scores,
             named={name: tokens[i] for name, i in ids.items() if i is not None and 0 <= i < len(tokens)},
-            # Llama 3's vocabularies begin with it too, and their files do not say so.
+            # Texts of Llama 3 begin with this token as well, although its files do not say so.
             add_bos=metadata.get("ggml.add_bos_token", kind == "llama" or rule in _LLAMA3_NAMES),
             add_prefix_space=metadata.get("ggml.add_space_prefix", True),
         )

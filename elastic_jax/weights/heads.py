@@ -1,4 +1,4 @@
-"""Calibrated heads of a checkpoint that is loaded or saved: whose they are, and what they make of its configuration."""
+"""Finds the calibrated heads of a checkpoint, checks that they fit its weights, and says what is saved of them."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def find_heads(heads: Heads | str | Path | None, msr: float | None, checkpoint: 
     """The heads that a caller names, or those saved in a checkpoint's directory, cut at `msr` where that is given.
 
     Raises:
-        CheckpointError: no heads where some are named.
+        CheckpointError: the named heads do not exist or cannot be read.
         ConfigError: an MSR without heads, or one outside of 0 to 1.
     """
     if heads is None and (checkpoint / HEADS_CONFIG).is_file():
@@ -45,9 +45,13 @@ def find_heads(heads: Heads | str | Path | None, msr: float | None, checkpoint: 
 
 
 def fitted_config(config: ModelConfig, heads: Heads, *, trained: bool, pattern: Pattern | None) -> ModelConfig:
-    """The configuration whose sparse heads are those that `heads` was calibrated for, where nothing else decides them.
+    """The configuration with the sparse heads (pattern, sink and local blocks) that `heads` was calibrated for.
 
-    Trained routers do, and so does a pattern that the caller asks for.
+    A model with trained routers keeps its own, and a pattern that the caller asks for is kept too.
+
+    Args:
+        trained: whether the model has trained routers.
+        pattern: the pattern that the caller asks for, if any.
 
     Raises:
         ConfigError: heads of another model, or of other sparse heads than these.
@@ -61,7 +65,7 @@ def fitted_config(config: ModelConfig, heads: Heads, *, trained: bool, pattern: 
 
 
 def give_heads(model: ElasticForCausalLM, heads: Heads) -> None:
-    """Has heads decide in a model that was loaded.
+    """Makes a loaded model use these heads.
 
     Raises:
         CheckpointError: they were calibrated for other weights.
@@ -73,7 +77,7 @@ def give_heads(model: ElasticForCausalLM, heads: Heads) -> None:
 def check_weights(heads: Heads, own: str | None, source: str | None) -> None:
     """Raises `CheckpointError` for heads of other weights than those with fingerprint `own`, read from `source`.
 
-    None for a fingerprint that is not known, of the model or of the heads, is not compared.
+    A fingerprint that is None is unknown; nothing is compared with it.
     """
     if None not in (own, heads.weights) and own != heads.weights:
         raise CheckpointError(
@@ -84,23 +88,21 @@ def check_weights(heads: Heads, own: str | None, source: str | None) -> None:
 
 
 def heads_to_save(model: ElasticForCausalLM) -> Heads | None:
-    """The heads of a model as a checkpoint of it keeps them: not where its weights have changed since."""
+    """The heads that are saved with a model; None if it has none, or if its weights have changed since calibration."""
     heads, own = model.heads, heads_fingerprint(model)
     if heads is None or heads.weights in (None, own):
         return heads
     if own is None:
         return dataclasses.replace(heads, weights=None)
-    _LOG.warning(
-        "the weights are no longer those that the model's heads were calibrated for, so no heads are saved with them"
-    )
+    _LOG.warning("the weights have changed since the heads of the model were calibrated, so the heads are not saved")
     return None
 
 
 def heads_fingerprint(model: ElasticForCausalLM) -> str | None:
-    """SHA-256 digest of the key projections of the first and the last layer: what tells one model from another.
+    """SHA-256 digest of the key projections of the first and the last layer, which tells models apart.
 
-    It is taken of their shape and of their values in bfloat16, so that a model has the same one in float32 and in
-    bfloat16. None for int8 and float16, whose values are rounded in another way.
+    It covers their shape and their values in bfloat16, so that a model has the same digest in float32 and in bfloat16.
+    None for int8 and float16, whose values are rounded differently.
     """
     kernel = model.layers.attn.k_proj.kernel[...]
     if kernel.dtype not in (jnp.float32, jnp.bfloat16):

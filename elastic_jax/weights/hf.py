@@ -1,4 +1,4 @@
-"""Opening a Hugging Face directory, plain or in the official Elastic Attention format."""
+"""Opens a Hugging Face directory, plain or in the official Elastic Attention format."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def open_directory(directory: Path) -> Checkpoint:
     """Opens `config.json` and the safetensors beside it; tensors are read later, one by one.
 
     Raises:
-        CheckpointError: not a checkpoint, or one that is not whole.
+        CheckpointError: the directory holds no checkpoint, or an incomplete one.
         ConfigError: a model that this library cannot reproduce.
     """
     if not (directory / CONFIG).exists() and (directory / ROUTER_CONFIG).exists():

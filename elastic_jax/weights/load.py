@@ -1,4 +1,4 @@
-"""from_pretrained: any readable checkpoint becomes a model."""
+"""`from_pretrained`: reads a checkpoint of any supported format into a model."""
 
 from __future__ import annotations
 
@@ -69,9 +69,10 @@ def from_pretrained(
             runs full unless `routing` or `fresh_routers` of the model says otherwise.
         heads: calibrated heads, which decide unless the routers are asked for: `Heads`, or what `load_heads` reads, or
             "smollm2" for the shipped ones. By default those in the directory of `source`. A model without trained
-            routers takes over what their sparse heads see.
-        msr: share of sparse heads, 0 to 1, where the order of the heads is cut; default as they say.
-        pattern: attention of full heads - attention of sparse heads; default as the checkpoint says, else "fa-ssa".
+            routers then gets the pattern, sink blocks and local blocks that they were calibrated for.
+        msr: share of the heads to run sparse, 0 to 1, in the order of the calibration; by default the share that is
+            stored with them.
+        pattern: attention of full heads - attention of sparse heads; by default that of the checkpoint, else "fa-ssa".
 
     Raises:
         CheckpointError: a source that cannot be read, tensors that do not fit (all of them are listed), or heads that
@@ -126,7 +127,7 @@ def load_params(
 ) -> Loaded:
     """Reads the parameters that `shapes` names for the configuration of a checkpoint; see `from_pretrained`.
 
-    Tensors of the names in `ignore` may be there and are not read.
+    The checkpoint may hold tensors named in `ignore`; they are not read.
     """
     dtype = _dtype_name(dtype)
     path = locate(source)
@@ -209,7 +210,7 @@ def _check(
 
 
 def _equal(source: TensorSource, first: str, second: str) -> bool:
-    """Whether two matrices hold the same, compared some rows at a time."""
+    """Whether two matrices are equal. Reads some rows at a time."""
     shape = source.tensors[first].shape
     if source.tensors[second].shape != shape:
         return False
@@ -224,7 +225,7 @@ def _narrowest(source: TensorSource, table: Iterable[Entry]) -> np.dtype:
 
 
 def _read(checkpoint: Checkpoint, entry: Entry, dtype: np.dtype, part: Part) -> np.ndarray:
-    """A block of one parameter of ours; at most one source tensor, or its part, is held beside the result."""
+    """Reads a block of one parameter. Holds at most one source tensor, or a part of it, beside the result."""
     out = np.empty([cut.stop - cut.start for cut in part], dtype)
     layers, inner = (out, part[1:]) if entry.stacked else (out[None], part)
     names = entry.hf_names()[part[0]] if entry.stacked else entry.hf_names()
@@ -244,7 +245,7 @@ def _fresh(entry: Entry, rng: np.random.Generator) -> np.ndarray:
 
 
 def _place(shape: tuple[int, ...], read: Callable[[Part], np.ndarray], sharding: NamedSharding | None) -> jax.Array:
-    """An array whose blocks `read` gives; each is read once, however many devices of this host hold it."""
+    """An array made of the blocks that `read` gives. Reads each block once, even if several devices here hold it."""
     if sharding is None:
         return jnp.asarray(read(_whole(shape)))
     holders: dict[tuple[tuple[int, int], ...], list[jax.Device]] = {}

@@ -1,4 +1,4 @@
-"""From what a user writes (directory, .gguf file, hub id) to a path on this machine."""
+"""Finds the local path of what a user names: a directory, a .gguf file or a hub id."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _SMALL_FILES = ["*.json", "*.jinja", "tokenizer.model", "merges.txt", "vocab.txt
 
 
 def locate(source: str | Path, *, weights: bool = True) -> Path:
-    """A local directory or .gguf file; a hub id (`owner/name` or `owner/name@revision`) is fetched or found cached.
+    """A local directory or .gguf file. A hub id (`owner/name`, `owner/name@revision`) is downloaded or found cached.
 
     `weights=False` fetches only the small files of a hub repository (configuration, tokenizer).
 

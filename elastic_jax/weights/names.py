@@ -1,4 +1,4 @@
-"""Names and layouts of every parameter: our stacked tree against the per-layer tensors of Hugging Face.
+"""Translates names and layouts between our stacked parameters and the per-layer tensors of Hugging Face.
 
 A kernel `[in..., out...]` of ours is the transpose of a torch weight `[out, in]` with heads flattened; biases are
 flattened; the embedding table is the same. Router names are those of released Elastic Attention checkpoints.
@@ -95,18 +95,18 @@ class Entry:
         return _flat(part[n:], self.layer_shape[n:]), _flat(part[:n], self.layer_shape[:n])
 
     def to_ours(self, tensor: np.ndarray, shape: tuple[int, ...] | None = None) -> np.ndarray:
-        """One Hugging Face tensor in our layout, `layer_shape`; or its part, see `hf_part`, as a block of `shape`."""
+        """Converts a Hugging Face tensor to `layer_shape`, or a part of it (see `hf_part`) to a block of `shape`."""
         return (tensor.T if self.kind == "kernel" else tensor).reshape(self.layer_shape if shape is None else shape)
 
     def to_hf(self, array: np.ndarray) -> np.ndarray:
-        """One layer of ours as a contiguous Hugging Face tensor, `hf_shape`."""
+        """Converts one layer of ours to a contiguous Hugging Face tensor of `hf_shape`."""
         if self.kind == "kernel":
             array = array.reshape(self.hf_shape[::-1]).T
         return np.ascontiguousarray(array.reshape(self.hf_shape))
 
 
 def _flat(part: Part, shape: tuple[int, ...]) -> slice:
-    """The slice of the flattened axes that a part of them is."""
+    """The slice that the block `part` becomes when the axes of `shape` are flattened to one."""
     inner = math.prod(shape[1:])
     assert all(cut == slice(0, size) for cut, size in zip(part[1:], shape[1:], strict=True)), part
     return slice(part[0].start * inner, part[0].stop * inner)

@@ -1,6 +1,6 @@
 """A directory with routers only: a few MB that turn a base model into an elastic one.
 
-Tensors that official Elastic Attention checkpoints hold beside backbone and routers.
+Also the further tensors that official Elastic Attention checkpoints hold beside backbone and routers.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def open_router(directory: str | Path, base: ModelConfig) -> tuple[RouterConfig,
 
 
 def router_json(config: ModelConfig, base_name: str | None) -> dict[str, Any]:
-    """Content of `router_config.json`: what the routers are and which model they fit."""
+    """Content of `router_config.json`: the settings of the routers and the model that they fit."""
     base = {"name": base_name, **{name: getattr(config, name) for name in _BASE_FIELDS}}
     return {"format": _FORMAT, "version": _VERSION, "base": base, "router": dataclasses.asdict(config.router)}
 
@@ -78,7 +78,7 @@ def ignored_names(names: Iterable[str]) -> set[str]:
 
 
 def default_extras(config: ModelConfig) -> dict[str, np.ndarray]:
-    """What the official classes want to find for a model that was not trained by them (λ at zero)."""
+    """Values of the further tensors for a model that the official classes did not train: they look for them. λ is 0."""
     extras = {
         f"model.layers.{i}.self_attn.attn_mask_log_alphas": np.full(config.num_kv_heads, 4.0, np.float32)
         for i in range(config.num_layers)

@@ -1,4 +1,4 @@
-"""Reading the tensors of a Hugging Face directory: one `model.safetensors`, or shards named by an index.
+"""Reads the tensors of a Hugging Face directory: one `model.safetensors`, or shards named by an index.
 
 Only files that the index names are opened, and only inside the directory. Nothing is unpickled.
 """

@@ -1,6 +1,6 @@
-"""save_pretrained: a model becomes a checkpoint that transformers, the official code, or this library opens.
+"""`save_pretrained`: writes a model as a checkpoint that transformers, the official code or this library can open.
 
-The small files beside the weights of an exported checkpoint: tokenizer and generation defaults.
+Beside the weights it writes the small files of a checkpoint: tokenizer and generation defaults.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ TOKENIZER_FILES = (
 _HEADS = (HEADS_CONFIG, HEADS_ARRAYS)
 _WEIGHTS = (SINGLE, "model-*-of-*.safetensors", ROUTER_WEIGHTS)
 _REPLACED = (CONFIG, INDEX, GENERATION_CONFIG, ROUTER_CONFIG, *_HEADS, *_WEIGHTS, *TOKENIZER_FILES)
-"""Names of what `save_pretrained` writes, and so of what it replaces."""
+"""Names of the files that `save_pretrained` writes, and therefore replaces."""
 
 
 def check_replaceable(directory: str | Path) -> None:
@@ -76,7 +76,7 @@ def check_replaceable(directory: str | Path) -> None:
 
 @contextmanager
 def _new_checkpoint(directory: str | Path, overwrite: bool) -> Iterator[Path]:
-    """Where to write the files of a checkpoint; see `atomic_directory`."""
+    """Gives the folder to write the files of a checkpoint into; see `atomic_directory`."""
     if overwrite:
         check_replaceable(directory)
     with atomic_directory(directory, replaces=_REPLACED if overwrite else None) as partial:
@@ -137,7 +137,7 @@ def save_pretrained(
     params = to_params(model)
     if format not in ("hf", "elastic", "router"):
         raise ConfigError(f"unknown checkpoint format {format!r}; want hf, elastic or router.")
-    if format != "hf":  # or fresh routers would count as trained once they are read back
+    if format != "hf":  # fresh routers would count as trained when they are read back
         require_routers(model, f"format {format}")
     if format == "router":
         with _new_checkpoint(directory, overwrite) as partial:
@@ -169,9 +169,9 @@ def save_reward_model(
     overwrite: bool = False,
     max_shard_bytes: int = 4_000_000_000,
 ) -> None:
-    """Writes decoder and score head as `transformers` reads a sequence classifier of one label; routers stay behind.
+    """Writes decoder and score head as `transformers` reads a sequence classifier of one label, without routers.
 
-    Save those with `save_pretrained(decoder, ..., format="router")`. The padding of the checkpoint and its tokenizer
+    Save routers with `save_pretrained(decoder, ..., format="router")`. The padding of the checkpoint and its tokenizer
     becomes one that no conversation ends with (`elastic_jax.text.padding`). See `save_pretrained` for the rest.
     """
     params = to_params(decoder) | {SCORE: score_D1}
@@ -194,10 +194,10 @@ def save_reward_model(
 
 
 def _write_padding(config: ModelConfig, directory: Path) -> int | None:
-    """The padding of a sequence classifier, which also becomes that of the tokenizer in its directory.
+    """Chooses the padding token of a sequence classifier and makes it that of the tokenizer in the directory.
 
-    None, with a warning, where every token may end a conversation: `transformers` then refuses batches, and scores
-    single sequences at their last token.
+    If every token may end a conversation, the result is None, with a warning: `transformers` then refuses batches and
+    scores single sequences at their last token.
     """
     try:
         tokenizer = load_tokenizer(directory)
@@ -207,9 +207,9 @@ def _write_padding(config: ModelConfig, directory: Path) -> int | None:
     pad = padding_token(tokenizer, given=given, begin=begin, ends=end_ids(config), vocab_size=config.vocab_size)
     if pad is None:
         _LOG.warning(
-            "No token is known that no conversation ends with, so the exported config.json names no pad_token_id: "
-            "transformers scores one sequence at a time. For batches, add a token for padding to the tokenizer and set "
-            "pad_token_id of config.json to it."
+            "Every known token may end a conversation, so the exported config.json names no pad_token_id: "
+            "transformers then scores one sequence at a time. For batches, add a padding token to the tokenizer and "
+            "name it as pad_token_id in config.json."
         )
     elif tokenizer is not None and tokenizer.pad_token_id != pad:
         named = {"pad_token": tokenizer.convert_ids_to_tokens(pad)}

@@ -1,4 +1,4 @@
-"""What every reader offers: tensors by Hugging Face name, or blocks of them, and the check of names and shapes."""
+"""The interface of every checkpoint reader, and the check of the names and shapes of its tensors."""
 
 from __future__ import annotations
 

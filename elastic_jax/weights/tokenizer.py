@@ -42,13 +42,13 @@ def load_tokenizer(source: str | Path) -> PreTrainedTokenizerFast:
         tokenizer = _clean(AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False))
         if (path / TOKENIZER).exists() and type(tokenizer) is not _transformers().PreTrainedTokenizerFast:
             _follow_file(tokenizer, path / TOKENIZER)
-        tokenizer.encode("a")  # some damaged ones fail only here
+        tokenizer.encode("a")  # some damaged tokenizers fail only here
     tokenizer.stop_strings = _stop_strings(path / GENERATION_CONFIG)
     return tokenizer
 
 
 def _follow_file(tokenizer: PreTrainedTokenizerFast, file: Path) -> None:
-    """Gives a tokenizer the rules of its file, in whose place some classes of transformers 5 put their own.
+    """Gives a tokenizer the rules of its file; some classes of transformers 5 replace them by rules of their own.
 
     The class is what `tokenizer_config.json` or the model type says, which is wrong for many published checkpoints:
     spaces then vanish, and numbers become other tokens, without an error.
@@ -69,10 +69,10 @@ def _stop_strings(file: Path) -> tuple[str, ...]:
 
 
 def _clean(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
-    """Takes the byte order marks off the chat templates, which transformers would put before every prompt.
+    """Removes byte order marks from the chat templates; transformers would put them before every prompt.
 
-    Generated text keeps its blanks: many `tokenizer_config.json`, Llama 3's too, ask to have them taken out before
-    punctuation, which was meant for word pieces.
+    Generated text also keeps its blanks before punctuation. Many files `tokenizer_config.json`, Llama 3's too, ask to
+    remove them, which was meant for WordPiece.
     """
     tokenizer.clean_up_tokenization_spaces = False
     template = tokenizer.chat_template

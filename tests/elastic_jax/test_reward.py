@@ -49,7 +49,7 @@ def test_padding_never_changes_a_score(model: ElasticRewardModel) -> None:
 def test_a_score_is_that_of_full_attention_unless_the_routers_are_asked(model: ElasticRewardModel) -> None:
     ids = random_ids((2, 128))
     full, routed = nnx.jit(lambda model, ids: (model(ids, routing="full"), model(ids)))(model, ids)
-    np.testing.assert_allclose(model.score(ids), full, rtol=1e-5)
+    np.testing.assert_allclose(model.score(ids), full, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(model.score(ids, routing=None), routed, rtol=1e-5, atol=1e-5)
     assert abs(model.score(ids) - model.score(ids, routing=None)).max() > 1e-3
 
@@ -161,5 +161,5 @@ def test_an_export_without_a_token_for_padding_says_so(tmp_path: Path, caplog) -
     source = with_head("llama_tied", tmp_path)
     edit_json(source / "config.json", bos_token_id=2, eos_token_id=2, pad_token_id=2)
     ElasticRewardModel.from_pretrained(source).save_pretrained(tmp_path / "out")
-    assert "For batches, add a padding token" in caplog.text
+    assert "For batches, add a token" in caplog.text
     assert read_json(tmp_path / "out" / "config.json")["pad_token_id"] is None

@@ -32,7 +32,7 @@ def moved():
 
 def test_fresh_adapters_change_nothing() -> None:
     plain = jax.jit(lambda params: from_params(CONFIG, params)(IDS, routing="full").logits)(PARAMS)
-    np.testing.assert_array_equal(adapted(PARAMS, FRESH), plain)
+    np.testing.assert_allclose(adapted(PARAMS, FRESH), plain, rtol=1e-5, atol=1e-5)  # two programs round differently
 
 
 def test_merged_kernels_equal_adapters(moved) -> None:

@@ -161,5 +161,5 @@ def test_an_export_without_a_token_for_padding_says_so(tmp_path: Path, caplog) -
     source = with_head("llama_tied", tmp_path)
     edit_json(source / "config.json", bos_token_id=2, eos_token_id=2, pad_token_id=2)
     ElasticRewardModel.from_pretrained(source).save_pretrained(tmp_path / "out")
-    assert "For batches, add a token" in caplog.text
+    assert "For batches, add a padding token" in caplog.text
     assert read_json(tmp_path / "out" / "config.json")["pad_token_id"] is None

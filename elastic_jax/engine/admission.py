@@ -9,7 +9,7 @@ import numpy as np
 
 from elastic_jax.config import ModelConfig
 from elastic_jax.engine.config import EngineConfig
-from elastic_jax.engine.requests import Prefix, Request
+from elastic_jax.engine.requests import MOST_LOGPROBS, Prefix, Request
 from elastic_jax.engine.slots import Demand, Slots
 from elastic_jax.errors import ConfigError, ShapeError, shown
 from elastic_jax.kv_cache import CacheConfig
@@ -75,6 +75,11 @@ def _check_settings(request: Request, model: ModelConfig, engine: EngineConfig) 
         raise ConfigError(f"beams is {request.beams}; want 1 to {engine.slots}, the slots of this engine.")
     if request.beams > 1 and (request.sampling.temperature > 0 or request.draft is not None):
         raise ConfigError("beams search for the most likely answer; leave temperature and draft out.")
+    if request.top_logprobs is not None:
+        if not 0 <= request.top_logprobs <= min(MOST_LOGPROBS, model.vocab_size):
+            raise ConfigError(f"logprobs is {request.top_logprobs}; want 0 to {min(MOST_LOGPROBS, model.vocab_size)}.")
+        if request.beams > 1:
+            raise ConfigError("beams have no log-probabilities of tokens; leave logprobs out.")
     if not _is_finite(request.length_penalty):
         raise ConfigError(f"length_penalty is {shown(request.length_penalty)}; want a finite number.")
     for name, function in (("draft", request.draft), ("on_event", request.on_event)):

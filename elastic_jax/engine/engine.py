@@ -8,18 +8,14 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from elastic_jax.engine.admission import (
-    check_owner,
-    check_request,
-    demand_of,
-    imposed_modes,
-    longest_prefix,
-)
+from elastic_jax.engine.admission import check_owner, check_request, demand_of, imposed_modes, is_exact, longest_prefix
 from elastic_jax.engine.config import EngineConfig
+from elastic_jax.engine.kept_prefixes import KeptPrefixes
 from elastic_jax.engine.lanes import BeamLane, Lane, SampledLane
 from elastic_jax.engine.page_pool import Reservation
 from elastic_jax.engine.paged_slots import PagedSlots
 from elastic_jax.engine.requests import Drafter, Event, Finish, Prefix, Request
+from elastic_jax.engine.rows import Rows, held_by
 from elastic_jax.engine.slots import Slots
 from elastic_jax.errors import ConfigError, shown
 from elastic_jax.generation import bucket, end_ids
@@ -43,8 +39,19 @@ class Engine:
     raises `ConfigError` for requests and prefixes of another engine.
     """
 
-    def __init__(self, model: ElasticForCausalLM, config: EngineConfig | None = None, cache: CacheConfig | None = None):
+    def __init__(
+        self,
+        model: ElasticForCausalLM,
+        config: EngineConfig | None = None,
+        cache: CacheConfig | None = None,
+        *,
+        reuse: bool = False,
+    ):
         """Allocates the cache of all rows.
+
+        Args:
+            reuse: keep the tokens of an ended request in its row until another request needs the row, and read on from
+                there where a prompt begins with them (docs/serving.md). Answers are the same but for rounding.
 
         Raises:
             ConfigError: rows longer than the model has positions, a pool without a page, groups that do not fit.
@@ -59,9 +66,9 @@ class Engine:
         self._queue: deque[Request | Prefix] = deque()
         self._lanes: dict[Request, Lane] = {}
         self._reservations: dict[Request, Reservation] = {}
-        self._free = list(range(self.config.slots - 1, -1, -1))
+        self._rows = Rows(self.config.slots, keep=reuse and is_exact(model.config, self.cache))
         self._due: deque[int] = deque()
-        self._prefixes: list[Prefix] = []
+        self._prefixes = KeptPrefixes(self.slots)
         self._events: list[Event] = []
         self._steps, self._stepping, self._owner = 0, False, object()
 
@@ -74,6 +81,11 @@ class Engine:
     def idle(self) -> bool:
         """Whether every request has ended."""
         return not self._queue and not self._lanes
+
+    @property
+    def requests(self) -> list[Request]:
+        """Requests that have not ended: those that have rows, then those that wait."""
+        return [*self._lanes, *(job for job in self._queue if isinstance(job, Request))]
 
     def submit(
         self,
@@ -88,6 +100,7 @@ class Engine:
         draft: Drafter | None = None,
         beams: int = 1,
         length_penalty: float = 1.0,
+        logprobs: int | None = None,
         prefix: Prefix | None = None,
         on_event: Callable[[Event], None] | None = None,
     ) -> Request:
@@ -105,6 +118,8 @@ class Engine:
             draft: guesses of the next tokens, asked before every step; wrong guesses do not change the answer.
             beams: more than 1 searches for the most likely answer with so many rows; no sampling, no drafts.
             length_penalty: beams are compared by log-probability / tokens ** length_penalty.
+            logprobs: the log-probability of every token, and of this many most likely ones, 0 to 20, goes into
+                `Request.logprobs`; None leaves them out.
             prefix: read beforehand with `cache_prefix`; the prompt starts with its tokens and takes over its routing.
             on_event: called with every event of this request as it happens, until it raises an error.
 
@@ -125,6 +140,7 @@ class Engine:
             draft,
             whole_number("beams", beams),
             length_penalty,
+            None if logprobs is None else whole_number("logprobs", logprobs),
             prefix,
             on_event,
             self._owner,
@@ -166,7 +182,7 @@ class Engine:
         if prefix.waiting:
             raise ConfigError(f"{prefix.waiting} waiting requests name this prefix; cancel them or let them start.")
         if prefix in self._prefixes:
-            self._evict(prefix)
+            self._prefixes.evict(prefix)
         elif prefix in self._queue:
             self._queue.remove(prefix)
         prefix.dropped = True
@@ -217,7 +233,11 @@ class Engine:
         lengths = {bucket(n): n for n in range(1, min(longest_prompt, self.config.max_length - 1) + 1)}
         routed = self._model.head_gates is not None and not self._model.fresh_routers
         ways = ("full", "routers" if routed else None)
-        asked = [self.submit([0] * n, max_new_tokens=1, routing=way) for way in ways for n in lengths.values()]
+        prompts = [(way, n) for way in ways for n in lengths.values()]
+        asked = [  # no two begin alike, so that each is read whole
+            self.submit([i % self._model.config.vocab_size] * n, max_new_tokens=1, routing=way)
+            for i, (way, n) in enumerate(prompts)
+        ]
         prefix = self.cache_prefix([0])
         for _ in self.run():
             pass
@@ -231,7 +251,7 @@ class Engine:
         while self._queue:
             job = self._queue[0]
             rows = job.beams if isinstance(job, Request) else 1
-            if rows > len(self._free):
+            if rows > self._rows.free:
                 return
             if isinstance(job, Request) and job.prefix is None:
                 job.prefix = longest_prefix(job, self._prefixes, self._model.config, self.cache)
@@ -243,55 +263,34 @@ class Engine:
             if isinstance(job, Request) and job.prefix is not None and job.prefix.kept is None:
                 self._queue.appendleft(job.prefix)
                 continue
-            reservation = self._reserve(job)
+            reservation = self._prefixes.reserve(job, give_way=not self._lanes)
             if reservation is None:
                 return
             self._queue.popleft()
             if isinstance(job, Prefix):
-                self._read_prefix(job, reservation)
+                rows = self._rows.take(1)
+                self._prefixes.read(job, rows[0], reservation, self._steps)
+                self._rows.give_back(rows)
             else:
                 self._start(job, reservation)
 
-    def _reserve(self, job: Request | Prefix) -> Reservation | None:
-        mode, own = None if job.routing is None else job.routing[:, 0], None
-        if isinstance(job, Request) and job.prefix is not None:
-            mode, own = job.prefix.mode_LK, job.prefix
-        while True:
-            reservation = self.slots.reserve(demand_of(job), mode)
-            others = [prefix for prefix in self._prefixes if prefix is not own]
-            if reservation is not None or self._lanes or not others:
-                return reservation
-            self._evict(min(others, key=lambda prefix: prefix.used))
-
-    def _evict(self, prefix: Prefix) -> None:
-        self._prefixes.remove(prefix)
-        self.slots.forget(prefix.kept)
-        prefix.kept, prefix.logits_1V = None, None
-
-    def _read_prefix(self, prefix: Prefix, reservation: Reservation) -> None:
-        row = self._free[-1]
-        try:
-            prompt = self.slots.prefill(prefix.tokens, prefix.routing, prefix.router_bias)
-            self.slots.insert(row, prompt, demand_of(prefix), reservation)
-            prefix.kept, prefix.logits_1V = self.slots.keep(row, prompt), prompt.logits_1V
-            prefix.mode_LK, prefix.used = prompt.mode_LK, self._steps
-            self._prefixes.append(prefix)
-        except Exception as error:
-            prefix.error = error
-            _LOG.warning("a prefix of %d tokens could not be read: %s", len(prefix.tokens), shown(error))
-        finally:
-            self.slots.release(row)
-            self.slots.end(reservation)
-
     def _start(self, request: Request, reservation: Reservation) -> None:
         """Gives a request its rows. It owns them before any of its work can fail, so that `_finish` returns them."""
-        rows = [self._free.pop() for _ in range(request.beams)]
         prefix = request.prefix
-        unread = () if prefix is None else request.prompt[len(prefix.tokens) :]
+        beginning = self._rows.longest_beginning(request, self._lanes.values(), self.slots.lengths)
+        if beginning is not None:
+            rows, read = [self._rows.take_to_continue(beginning)], beginning.length
+        else:
+            rows, read = self._rows.take(request.beams), None if prefix is None else len(prefix.tokens)
+        unread = () if read is None else request.prompt[read:]
         lane = (BeamLane if request.beams > 1 else SampledLane)(request, rows, self.slots, unread)
         self._lanes[request], self._reservations[request] = lane, reservation
         try:
-            if prefix is None:
+            if beginning is not None:
+                self.slots.resume(rows[0], beginning.row, beginning.length)
+                assert request.routing is not None
+                request.reused, request.mode_LK, logits_1V = beginning.length, request.routing[:, 0], None
+            elif prefix is None:
                 prompt = self.slots.prefill(request.prompt, request.routing, request.router_bias)
                 self.slots.insert(rows[0], prompt, demand_of(request), reservation)
                 logits_1V, request.mode_LK = prompt.logits_1V, prompt.mode_LK
@@ -319,6 +318,9 @@ class Engine:
             if lane.request.finish is None and all(self.slots.room(row) > 0 for row in lane.rows):
                 self._ask(lane, pieces, drawings)
                 reading.append(lane)
+        # a draft may have cancelled another request
+        rows = {row for lane in reading if lane.request.finish is None for row in lane.rows}
+        pieces = {row: piece for row, piece in pieces.items() if row in rows}
         if not pieces:
             return
         longest = max(map(len, pieces.values()))
@@ -364,9 +366,10 @@ class Engine:
         request.finish = reason
         lane = self._lanes.pop(request, None)
         if lane is not None:
+            held = held_by(request, int(self.slots.lengths[lane.rows[0]]))
             for row in lane.rows:
                 self.slots.release(row)
-            self._free += lane.rows
+            self._rows.give_back(lane.rows, None if reason == "error" else held)
             self.slots.end(self._reservations.pop(request))
             self._due = deque(row for row in self._due if row not in lane.rows)
         elif request in self._queue:

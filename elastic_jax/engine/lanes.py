@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from elastic_jax.engine import programs
-from elastic_jax.engine.requests import Request
+from elastic_jax.engine.requests import MOST_LOGPROBS, Request, TokenLogprob
 from elastic_jax.engine.slots import Slots
 from elastic_jax.errors import ShapeError
 from elastic_jax.layout import token_ids
@@ -36,14 +36,29 @@ class SampledLane:
         """The first tokens of the answer, once the prompt is read to its end."""
         drawn = programs.first_tokens(logits_1V, RowSampling.stack([self._drawing(0)]))
         self._known = [int(np.asarray(drawn)[0, 0])]
-        return self._checked(self._known[:])
+        return self._told(self._known[:], logits_1V[:, None], 0, 0)
 
-    def _checked(self, new: list[int]) -> list[int]:
-        """Newly drawn tokens, -1 for logits that are not finite."""
+    def _told(self, new: list[int], logits_BTV: jax.Array, row: int, column: int) -> list[int]:
+        """Newly drawn tokens, whose log-probabilities are noted: they come from `row`, from `column` on.
+
+        A token is -1 where the logits are not finite.
+        """
         if -1 in new:
             told = [*self.request.prompt, *self.request.tokens, *new[: new.index(-1)]]
             raise self._slots.not_finite(told, self.request.mode_LK)
+        if self.request.top_logprobs is not None:
+            self._note_logprobs(new, logits_BTV, row, column)
         return new
+
+    def _note_logprobs(self, new: list[int], logits_BTV: jax.Array, row: int, column: int) -> None:
+        tokens_T = np.zeros(logits_BTV.shape[1], np.int32)
+        tokens_T[column : column + len(new)] = new
+        most = min(MOST_LOGPROBS, logits_BTV.shape[2])
+        found = programs.log_probabilities(logits_BTV, np.int32(row), tokens_T, most=most)
+        chosen_T, top_TN, ids_TN = (np.asarray(x)[column : column + len(new)] for x in found)
+        for chosen, top_N, ids_N in zip(chosen_T.tolist(), top_TN.tolist(), ids_TN.tolist(), strict=True):
+            pairs = list(zip(ids_N, top_N, strict=True))[: self.request.top_logprobs]
+            self.request.logprobs.append(TokenLogprob(chosen, pairs))
 
     def pieces(self) -> dict[int, list[int]]:
         """Tokens for each row to read now. Every row has room for one."""
@@ -86,14 +101,14 @@ class SampledLane:
             self._slots.count(row, len(piece))
             del self._known[: len(piece)]
             return []
-        accepted = len(self._known)
+        accepted = first = len(self._known)
         new = [int(drawn_BT[row, accepted - 1])]
         while accepted < len(piece) and piece[accepted] == new[-1]:
             new.append(int(drawn_BT[row, accepted]))
             accepted += 1
         self._slots.count(row, accepted)
         self._known = new[-1:]
-        return self._checked(new)
+        return self._told(new, logits_BTV, row, first - 1)
 
 
 class BeamLane:

@@ -126,6 +126,9 @@ class PagedSlots(Slots):
     def reserve(self, demand: Demand, mode_LK: np.ndarray | None) -> Reservation | None:
         return self.pool.reserve(self._need(demand, mode_LK))
 
+    def share(self, demand: Demand, mode_LK: np.ndarray | None) -> float:
+        return max(super().share(demand, mode_LK), self._need(demand, mode_LK) / self.pool.size)
+
     def _need(self, demand: Demand, mode_LK: np.ndarray | None) -> int:
         mode_LK = np.full(self._mode.shape[1:], HeadMode.FULL) if mode_LK is None else mode_LK
         mode_LK = decode_modes(mode_LK, self.cache, self.config)

@@ -110,6 +110,16 @@ def first_tokens(logits_1V: jax.Array, sampling: RowSampling) -> jax.Array:
 
 
 @partial(jax.jit, static_argnames="most")
+def log_probabilities(
+    logits_BTV: jax.Array, row: jax.Array, tokens_T: jax.Array, *, most: int
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Log-probabilities float32 `[T]` of the tokens of one row, and of the `most` most likely ones with their ids."""
+    logp_TV = jax.nn.log_softmax(logits_BTV[row].astype(jnp.float32))
+    chosen_T = jnp.take_along_axis(logp_TV, tokens_T[:, None], axis=-1)[:, 0]
+    return chosen_T, *lax.top_k(logp_TV, most)
+
+
+@partial(jax.jit, static_argnames="most")
 def best_continuations(
     logits: jax.Array, rows_W: jax.Array, column: jax.Array, scores_W: jax.Array, *, most: int
 ) -> tuple[jax.Array, jax.Array, jax.Array]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
@@ -15,6 +15,18 @@ from elastic_jax.sampling import Sampling
 Finish = Literal["stop", "length", "cancelled", "error"]
 Drafter = Callable[[Sequence[int]], Sequence[int]]
 """From all tokens of a request so far, guesses of the next ones."""
+
+MOST_LOGPROBS = 20
+"""Most likely tokens that a request may ask for in each place."""
+
+
+class TokenLogprob(NamedTuple):
+    """How likely a token of an answer was, before temperature, top_k and top_p."""
+
+    logprob: float
+    """Natural logarithm of the probability."""
+    most_likely: list[tuple[int, float]]
+    """The most likely tokens in its place with their log-probabilities, the most likely first."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,12 +75,16 @@ class Request:
     draft: Drafter | None
     beams: int
     length_penalty: float
+    top_logprobs: int | None
+    """How many most likely tokens `logprobs` names beside each token; None for no log-probabilities."""
     prefix: Prefix | None
     on_event: Callable[[Event], None] | None
     owner: object
     """Stands for the engine that made it."""
     tokens: list[int] = field(default_factory=list)
     """The answer so far, a stop token included."""
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+    """Of each token of the answer, if asked for; drafts may leave some more."""
     finish: Finish | None = None
     """How it ended; None while it waits or runs."""
     error: BaseException | None = None
@@ -76,7 +92,7 @@ class Request:
     mode_LK: np.ndarray | None = None
     """Routing int8 `[L, K]`, once the prompt is read."""
     reused: int = 0
-    """Tokens of the prompt that were not read again, because a kept prefix holds them."""
+    """Tokens of the prompt that were not read again, because a kept prefix or a row held them."""
     score: float | None = None
     """Of the best beam: log-probability over tokens to the power of the length penalty."""
     events: deque[Event] = field(default_factory=deque)

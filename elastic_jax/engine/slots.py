@@ -109,6 +109,16 @@ class Slots:
         self.state = programs.copy_row(self.state, np.int32(source), np.int32(target))
         self.lengths[target] = self.lengths[source]
 
+    def resume(self, row: int, source: int, length: int) -> None:
+        """Lets a free row go on from the first tokens that row `source`, perhaps the same, holds."""
+        if row != source:
+            self.copy(source, row)
+        self.lengths[row] = length
+
+    def share(self, demand: Demand, mode_LK: np.ndarray | None) -> float:
+        """Share of the rows, or of the pages if that is more, that a request may need."""
+        return demand.rows / self.engine.slots
+
     def warm_up(self, kept: Any) -> None:
         """Compiles what an empty engine has not needed yet; `kept` is any kept prompt."""
         for width in sorted({1, self.engine.step_tokens}):

@@ -187,7 +187,7 @@ def serve(service, seed):
         else:
             assert request.finish == end or request.tokens == answer or "perhaps" in end, (seed, number, end)
             assert request.tokens == answer[: len(request.tokens)], (seed, number, end)
-    assert not engine.slots.lengths.any() and sorted(engine._free) == list(range(ENGINE.slots))
+    assert not engine.slots.lengths.any() and engine._rows.free == ENGINE.slots
     return happened
 
 

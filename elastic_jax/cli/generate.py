@@ -25,10 +25,9 @@ from elastic_jax.files import parse_json
 from elastic_jax.kv_cache import CacheConfig
 from elastic_jax.settings import FilePath, check_seed, settings_yaml
 from elastic_jax.text import stops
+from elastic_jax.text.growing import GrowingText
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
     from elastic_jax.engine import Request
 
 
@@ -104,7 +103,7 @@ def answer_all(settings: GenerateSettings, prompts: Sequence[str | DataError]) -
         have = model.config.positions
         max_length = bucket(longest) if have is None else min(bucket(longest), have)
         engine = Engine(model, EngineConfig(min(settings.slots, len(ids)), max_length), settings.cache)
-        texts: dict[Request, AnswerText] = {}
+        texts: dict[Request, tuple[int, GrowingText]] = {}
         for index, prompt in ids.items():
             request = engine.submit(
                 prompt,
@@ -115,26 +114,26 @@ def answer_all(settings: GenerateSettings, prompts: Sequence[str | DataError]) -
                 router_bias=settings.router_bias,
                 stop_tokens=ends,
             )
-            texts[request] = AnswerText(tokenizer, index)
+            texts[request] = index, GrowingText(tokenizer)
         requests = list(texts)
         for event in engine.run():
-            answer = texts[event.request]
+            index, answer = texts[event.request]
             if answer.stopped:
                 continue
             if event.finish == "error":
                 failed += 1
-                _print_failure(answer.index, event.request.error)
+                _print_failure(index, event.request.error)
                 continue
             piece = "" if event.token is None else answer.add(event.token)
             if event.finish is not None and not answer.stopped:
                 piece += answer.rest()
             if settings.stream and piece:
-                _print({"index": answer.index, "piece": piece})
+                _print({"index": index, "piece": piece})
             if answer.stopped:
                 engine.cancel(event.request)
             if event.finish is not None or answer.stopped:
                 finish = "stop" if answer.stopped else event.finish
-                _print({"index": answer.index, "answer": answer.whole, "finish": finish})
+                _print({"index": index, "answer": answer.whole, "finish": finish})
     if settings.stats and engine is not None:
         seconds, tokens = time.perf_counter() - start, sum(len(request.tokens) for request in requests)
         print(
@@ -150,32 +149,6 @@ def answer_all(settings: GenerateSettings, prompts: Sequence[str | DataError]) -
 
 def _print_failure(index: int, error: BaseException | None) -> None:
     _print({"index": index, "answer": None, "finish": "error", "error": str(error)})
-
-
-class AnswerText:
-    """Text of a growing answer up to a stop string, without special tokens."""
-
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, index: int):
-        self.index, self.whole, self.stopped = index, "", False
-        self._tokenizer = tokenizer
-        self._tokens: list[int] = []
-        self._told = 0
-
-    def add(self, token: int) -> str:
-        """What one more token adds; nothing while a character, or what may be a stop string, is incomplete."""
-        self._tokens.append(token)
-        self.whole, self.stopped = stops.answer_text(self._tokenizer, self._tokens)
-        if self.whole.endswith("\N{REPLACEMENT CHARACTER}") and not self.stopped:
-            return ""
-        return self._up_to(len(self.whole) - (0 if self.stopped else stops.held_back(self._tokenizer, self.whole)))
-
-    def rest(self) -> str:
-        """What was held back of an answer that has ended."""
-        return self._up_to(len(self.whole))
-
-    def _up_to(self, end: int) -> str:
-        piece, self._told = self.whole[self._told : end], max(self._told, end)
-        return piece
 
 
 def _print(record: dict) -> None:

@@ -16,12 +16,14 @@ def end_tokens(tokenizer: Any, of_model: Sequence[int]) -> list[int]:
     return [*of_model] if end is None or end in of_model else [*of_model, end]
 
 
-def answer_text(tokenizer: Any, ids: Sequence[int]) -> tuple[str, bool]:
+def answer_text(tokenizer: Any, ids: Sequence[int], more_stops: Sequence[str] = ()) -> tuple[str, bool]:
     """The text of generated tokens up to the first stop string, and whether there is one.
+
+    `more_stops` count besides the stop strings of the model.
 
     Special tokens are left out of the text; one that is itself a stop string ends it all the same.
     """
-    stops = stop_strings(tokenizer)
+    stops = (*stop_strings(tokenizer), *more_stops)
     ends = {tokenizer.convert_tokens_to_ids(stop) for stop in stops if stop in tokenizer.added_tokens_encoder}
     place = next((place for place, token in enumerate(ids) if token in ends), None)
     text = str(tokenizer.decode(list(ids[:place]), skip_special_tokens=True))
@@ -34,7 +36,7 @@ def stop_strings(tokenizer: Any) -> tuple[str, ...]:
     return getattr(tokenizer, "stop_strings", ())
 
 
-def held_back(tokenizer: Any, text: str) -> int:
+def held_back(stops: Sequence[str], text: str) -> int:
     """How many characters at the end of a growing answer may be the beginning of a stop string."""
-    sizes = (size for stop in stop_strings(tokenizer) for size in range(1, len(stop)) if text.endswith(stop[:size]))
+    sizes = (size for stop in stops for size in range(1, len(stop)) if text.endswith(stop[:size]))
     return max(sizes, default=0)

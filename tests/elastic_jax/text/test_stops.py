@@ -3,8 +3,8 @@ import json
 import pytest
 from chat_tokenizers import chat_tokenizer
 
-from elastic_jax.cli.generate import AnswerText
 from elastic_jax.errors import CheckpointError
+from elastic_jax.text.growing import GrowingText
 from elastic_jax.text.stops import answer_text
 from elastic_jax.weights.tokenizer import load_tokenizer
 
@@ -30,12 +30,22 @@ def tokenizer(tmp_path):
 def test_an_answer_ends_at_its_first_stop_string(tokenizer, written, text, stopped):
     ids = tokenizer.encode(written)
     assert answer_text(tokenizer, ids) == (text, stopped)
-    growing, pieces = AnswerText(tokenizer, 0), []
+    growing, pieces = GrowingText(tokenizer), []
     for token in ids:
         if not growing.stopped:
             pieces.append(growing.add(token))
     assert "".join([*pieces, growing.rest()]) == text
     assert not any("#" in piece or "U" in piece for piece in pieces) or not stopped
+
+
+def test_further_stop_strings_end_an_answer_too(tokenizer):
+    ids = tokenizer.encode("Yes, END of it.\n###")
+    growing, pieces = GrowingText(tokenizer, ("END of",)), []
+    for token in ids:
+        if not growing.stopped:
+            pieces.append(growing.add(token))
+    assert growing.stopped and "".join(pieces) == growing.whole == "Yes, "
+    assert answer_text(tokenizer, ids, ("END of",)) == ("Yes, ", True)
 
 
 @pytest.mark.parametrize("stops", [[""], 3, {"a": 1}, [None]])

@@ -1,0 +1,1 @@
+"""A model behind HTTP, in the protocol of OpenAI. Needs the extra `serve`."""

@@ -72,7 +72,7 @@ class DataConfig:
     weighting: Literal["tokens", "samples"] = "samples"
     """Whether every token or every sample counts alike in the loss."""
     row_length: int = 8192
-    """Tokens of a packed row; twice the longest sample or more leaves little of it empty."""
+    """Tokens of a packed row. With twice the longest sample or more, little of a row stays empty."""
     max_segments: int = 8
     """Most samples in one row."""
     held_out: float = 0.0
@@ -109,7 +109,7 @@ class LossConfig:
 
 @dataclass(frozen=True)
 class SparsityConfig:
-    """The constraint on the share of sparse heads."""
+    """The constraint on the share of sparse heads (MSR)."""
 
     loss: Literal["interval", "official"] = "interval"
     """`interval`: a multiplier for each end of a target interval, raised while it is violated and lowered while it is
@@ -139,7 +139,7 @@ class GateConfig:
     draws: int = 1
     """Independent draws of the gates for each row and step; more give a less noisy gradient at proportional cost."""
     initial_bias: float = 0.0
-    """First bias of the full logit: 0 starts as a fair coin, 3 with 95 % of the heads full."""
+    """Initial bias of the full logit: with 0 half of the heads start full, with 3 95 % of them."""
     first_weights: Literal["official", "scaled"] = "official"
     """`official`: every kernel N(0, initializer_range), as released; `scaled`: N(0, 1/inputs), zeros in the last layer,
     so that the routers see the differences between prompts from the first step."""
@@ -164,14 +164,14 @@ class WarmStartConfig:
     from full attention towards all-sparse, each further one towards the routing fitted so far, so that it finds what
     that routing lacks."""
     key_rows: int = 0
-    """Further rows of which only the pooled keys are taken, at a sixth of the cost: more examples to fit to. With
-    init_heads only such rows are read, 24 unless another number is given."""
+    """Further rows of which only the pooled keys are read, at a sixth of the cost: more examples to fit to. With
+    init_heads all rows are of this kind; there are 24 unless another number is given."""
     levels: tuple[float, ...] = (0.9, 0.5)
-    """Places on that way, 1 at its start and 0 at its end, at which the derivative in every gate is taken."""
+    """Points between the start (1) and the end (0) of a round at which the derivative in every gate is taken."""
     steps: int = 600
     """Steps of fitting the routers to the stored keys."""
     batch: int = 32
-    """Samples in one of them."""
+    """Samples in one step of fitting."""
     learning_rate: float = 1e-3
     """Peak learning rate; half a cosine to zero."""
 

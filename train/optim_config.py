@@ -74,7 +74,7 @@ class AdamConfig:
 
     @property
     def warmup_steps(self) -> int:
-        """Steps of the warm-up, rounded up; a run of one step or more has at least one that is not in it."""
+        """Steps of the warm-up, rounded up; at least one step of a run comes after it."""
         return min(math.ceil(self.warmup * self.steps), max(self.steps - 1, 0))
 
 

@@ -1,8 +1,7 @@
-"""Cross-entropy of labels without a whole logit matrix: the logits of a few hundred tokens exist at a time.
+"""Cross-entropy of labels without a whole logit matrix: only the logits of one chunk of tokens exist at a time.
 
-`token_nll` is for a frozen vocabulary matrix, `label_log_probs` for one that may learn, `token_kl` compares two models
-with the same frozen one. Letters: D hidden size, V
-vocabulary, C tokens of a chunk.
+`token_nll` is for a frozen vocabulary matrix, `label_log_probs` for one that is trained, and `token_kl` compares two
+models that share a frozen one. Letters: D hidden size, V vocabulary, C tokens of a chunk.
 """
 
 from __future__ import annotations
@@ -32,9 +31,9 @@ def token_nll(
 
         nll = log(sum_v exp(z_v)) - z_y,    d nll / d h = W (softmax(z) - onehot(y)).
 
-    The forward pass has the logits of a chunk at hand, so it computes this derivative too and keeps it (`[B, T, D]`, as
-    large as `hidden_BTD`); the backward pass multiplies it by the incoming gradient of each token. So logits are
-    computed once, and never kept. Chunks without a needed token are skipped.
+    The forward pass also computes this derivative from the logits of each chunk and keeps it (`[B, T, D]`, as large as
+    `hidden_BTD`); the backward pass multiplies it by the incoming gradient of each token. Logits are therefore computed
+    once and never kept. Chunks without a needed token are skipped.
 
     Args:
         hidden_BTD: normed hidden states.
@@ -66,8 +65,8 @@ def label_log_probs(
 ) -> jax.Array:
     """Log-probability of each label in nats, float32 `[...]`; 0 where it is not needed.
 
-    Unlike in `token_nll` the vocabulary matrix gets a gradient too, which depends on the incoming gradient of each
-    token; so the backward pass computes the logits of each chunk again.
+    Unlike in `token_nll` the vocabulary matrix gets a gradient too. It depends on the incoming gradient of each token,
+    so the backward pass computes the logits of each chunk again.
 
     Args:
         hidden: normed hidden states `[..., D]`.
@@ -95,7 +94,7 @@ def token_kl(
 
     Args:
         hidden_BTD: normed hidden states of the model that learns.
-        full_BTD: those of the model to be like.
+        full_BTD: hidden states of the model to match.
         head_DV: the vocabulary matrix of both.
         needed_BT: bool, where a divergence is wanted.
         chunk: tokens whose logits exist at a time.
@@ -120,11 +119,11 @@ def _by_chunk(
     needed: jax.Array,
     chunk: int,
 ) -> Any:
-    """`compute(hidden_CD, labels_C, needed_C)` for one chunk of tokens after the other, its results put together again.
+    """Calls `compute(hidden_CD, labels_C, needed_C)` for one chunk of tokens at a time and joins the results.
 
-    Tokens are those of all leading axes in order; the last chunk is filled up with tokens that are not needed. Results
-    are arrays `[C, ...]`, or a tree of them, and come back as `[*labels.shape, ...]`. A chunk without a needed token is
-    not computed but gets zeros.
+    Tokens are those of all leading axes in order; the last chunk is padded with tokens that are not needed. `compute`
+    returns arrays `[C, ...]`, or a tree of them, which are joined to `[*labels.shape, ...]`. A chunk without a needed
+    token is not computed; its results are zeros.
     """
     count = labels.size
     chunk = min(chunk, count)

@@ -1,10 +1,11 @@
 """Metrics of free answers: token F1, ROUGE-L, edit similarity, class names, numbers, multiple choice.
 
-Each compares one reply, without its thinking, with one reference and gives 0 to 1; over several references the best
-counts. They equal LongBench's published metrics (arXiv 2308.14508), which use the packages `rouge` 1.0.1, `jieba`
+Each compares one reply, without its thinking, with one reference and returns 0 to 1; of several references the best
+one counts. They equal LongBench's published metrics (arXiv 2308.14508), which use the packages `rouge` 1.0.1, `jieba`
 0.42.1 and `fuzzywuzzy` 0.18.0; the answer sentence is that of LongBench v2 (arXiv 2412.15204).
 
-RULER's string-match metrics (arXiv 2404.06654): are the references, word for word, in the reply?
+`match_all` and `match_any` are RULER's string-match metrics (arXiv 2404.06654): whether a reply contains the
+references word for word.
 """
 
 from __future__ import annotations
@@ -38,8 +39,8 @@ def token_f1(reply: str, reference: str, *, chinese: bool | None = None) -> floa
     """F1 of the words that reply and reference share, counted with repeats, in lower case without punctuation.
 
     Args:
-        chinese: words are those of jieba; otherwise they stand between white space, and articles do not count. By
-            default as the texts are.
+        chinese: whether jieba cuts the words; otherwise white space separates them, and articles do not count. By
+            default that depends on whether one of the texts has Chinese characters.
     """
     words = _chinese_tokens if _is_chinese(reply, reference, chinese) else _english_tokens
     said, wanted = words(reply), words(reference)
@@ -50,9 +51,9 @@ def token_f1(reply: str, reference: str, *, chinese: bool | None = None) -> floa
 def rouge_l(reply: str, reference: str, *, chinese: bool | None = None) -> float:
     """F1 of distinct words that lie on a longest common subsequence of any two sentences (Lin 2004, summary level).
 
-    Words stand between white space, or as `chinese` says in `token_f1`; sentences between full stops. The package
-    counts each distinct word once for the whole text, and adds 1e-8 to the sum of precision and recall, so that equal
-    texts score just below 1.
+    White space separates words, unless `chinese` (see `token_f1`) says otherwise; full stops separate sentences. The
+    package counts each distinct word of the whole text once, and adds 1e-8 to the sum of precision and recall, so that
+    equal texts score just below 1.
     """
     if _is_chinese(reply, reference, chinese):
         reply, reference = " ".join(chinese_words(reply)), " ".join(chinese_words(reference))
@@ -66,12 +67,12 @@ def rouge_l(reply: str, reference: str, *, chinese: bool | None = None) -> float
 
 
 def _sentences(text: str) -> list[list[str]]:
-    """Words of each sentence; one of white space alone has a single empty word, as in the package."""
+    """Words of each sentence; a sentence of white space alone has a single empty word, as in the package."""
     return [" ".join(part.split()).split(" ") for part in text.split(".") if part]
 
 
 def _common_subsequence(a: Sequence[str], b: Sequence[str]) -> list[str]:
-    """Words of one longest common subsequence: of several, that which the package finds, its order reversed."""
+    """Words of a longest common subsequence, last word first; of several, the one that the package finds."""
     # lengths[i][j]: length of the longest common subsequence of the first i words of a and the first j words of b
     lengths = [[0] * (len(b) + 1)]
     for word in a:
@@ -134,8 +135,8 @@ def _segmenter() -> Any:
 def classification(reply: str, gold: str, classes: Sequence[str]) -> float:
     """1 / number of class names found in the reply if the gold one is among them, else 0.
 
-    A found name that is part of the gold name, and not the gold name itself, does not count, unless one before it in
-    the list was dropped for the same reason: the published loop skips the name after each that it drops.
+    A found name that is a part of the gold name does not count. The published loop skips the name after each one that
+    it drops, and so does this one: a skipped name counts in any case.
     """
     found = [name for name in classes if name in reply]
     for name in found:
@@ -157,7 +158,7 @@ def paragraph_share(reply: str, gold: str) -> float:
 
 
 def code_similarity(reply: str, reference: str) -> float:
-    """Edit similarity of the reply's first line that is code: no comment, no fence."""
+    """Edit similarity of the reference and the reply's first line of code, which is neither comment nor fence."""
     lines = [line for line in reply.lstrip("\n").split("\n") if not any(mark in line for mark in ("`", "#", "//"))]
     return edit_similarity(lines[0] if lines else "", reference)
 
@@ -176,7 +177,7 @@ _CHOICES = (re.compile(r"[Tt]he correct answer is \(([A-D])\)"), re.compile(r"[T
 
 
 def chosen_letter(reply: str) -> str | None:
-    """The letter of LongBench v2's answer sentence, with or without brackets, stars left aside; None if none."""
+    """The letter in LongBench v2's answer sentence, with or without brackets or asterisks; None without a sentence."""
     plain = answer_of(reply).replace("*", "")
     for form in _CHOICES:
         found = form.search(plain)
@@ -186,7 +187,7 @@ def chosen_letter(reply: str) -> str | None:
 
 
 def first_line(reply: str) -> str:
-    """The first line that is not blank at the start."""
+    """The first line after any empty lines at the start."""
     return reply.lstrip("\n").partition("\n")[0]
 
 
@@ -194,7 +195,7 @@ _CONTROL = re.compile(r"[\x00-\x1f]")
 
 
 def cleaned(reply: str) -> str:
-    """The answer in a reply as RULER compares it: control characters as line breaks, no blanks around."""
+    """The answer in a reply as RULER compares it: control characters become line breaks, outer blanks are removed."""
     return _CONTROL.sub("\n", answer_of(reply).strip()).strip()
 
 

@@ -1,4 +1,4 @@
-"""Loss on running text: at the end of windows of prose and code, or from place to place in long windows."""
+"""Loss on running text: at the end of windows of prose and code, or by position in long windows."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def perplexity_groups(
 ) -> list[Group]:
     """`count` windows of every named kind of text at every length, of which the last `scored_tokens` are scored.
 
-    Only late tokens are scored because the first ones of a window lose nothing to sparse attention, and so that the
-    routers, which see the tokens before, never see what is scored.
+    Only late tokens are scored: the first ones of a window lose nothing to sparse attention, and the routers, which see
+    the tokens before, must not see what is scored.
     """
     return window_groups(
         partial(likelihood_task, main_score="log_prob"),
@@ -71,7 +71,7 @@ def window_groups(
 
 
 def positions_section(records: Sequence[Record], out: Path) -> str:
-    """Draws `positions.png` and gives the perplexity of each part of the windows as Markdown."""
+    """Draws `positions.png` and returns the perplexity of each part of the windows as Markdown."""
     parts = sum(name.startswith("log_prob_") for name in records[0]["scores"])
     groups: dict[tuple[str, int, str], list[Record]] = defaultdict(list)
     for record in records:

@@ -20,7 +20,7 @@ ProbeTask = Literal["passkey", "kv", "fact"]
 PROBE_TASKS: tuple[ProbeTask, ...] = get_args(ProbeTask)
 
 _EXCERPTS = 50
-"""Excerpts to try until one has a place for every needle."""
+"""How many excerpts are tried until one has a place for every needle."""
 
 
 @dataclass(frozen=True)
@@ -34,10 +34,10 @@ class ProbeConfig:
     distractors: int = 1
     """Other needles of the same kind, about other doors or people."""
     split: Split = "evaluation"
-    """Which side of `split_of` subjects and answers are drawn from."""
+    """The side of `split_of` from which subjects and answers are drawn."""
     seed: int = 0
     depth: float | None = None
-    """Wanted place of the needle between the barred ends, from 0 to 1; None draws it."""
+    """Depth of the needle, 0 to 1, between the barred start and end of the text; None draws one."""
 
 
 def unseen_by_sparse_heads(router: RouterConfig, *, seed: int, distractors: int = 1) -> ProbeConfig:

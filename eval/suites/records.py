@@ -14,27 +14,27 @@ from elastic_jax.files import parse_json, read_text
 
 @dataclass(frozen=True)
 class JsonRecord:
-    """One record of a file, with the place that an error names."""
+    """One record of a file, and its place there for error messages."""
 
     where: str
     fields: Mapping[str, Any]
 
     def text(self, name: str, *, empty: bool = False) -> str:
-        """A field that must hold a text, which may be `empty` only where that is said."""
+        """The text in a field; it may be empty only with `empty`."""
         value = self.fields.get(name)
         if not isinstance(value, str) or not (value.strip() or empty):
             raise self.error(f"field {name!r} {self._found(name)}; want a text{'' if empty else ' that is not empty'}")
         return value
 
     def texts(self, name: str, at_least: int) -> list[str]:
-        """A field that must hold a list of texts; single texts may be empty, as an answer can be."""
+        """The list of texts in a field; a text in it may be empty, as an answer can be."""
         value = self.fields.get(name)
         if not isinstance(value, list) or not all(isinstance(entry, str) for entry in value) or len(value) < at_least:
             raise self.error(f"field {name!r} {self._found(name)}; want a list of {at_least} or more texts")
         return value
 
     def choice(self, name: str, among: Sequence[str]) -> str:
-        """A field that must hold one of these texts."""
+        """The text in a field, which must be one of `among`."""
         value = self.fields.get(name)
         if value not in among:
             raise self.error(f"field {name!r} {self._found(name)}; want one of {', '.join(among)}")
@@ -107,7 +107,7 @@ def read_records(source: str | Path, name: str = "", *, folder: str = "") -> Seq
     """Records of the file `name` in a folder (or in its sub-folder `folder`), or of a data set on the hub.
 
     `source` may be the file itself. Files that end in `.json` hold a list, others one object per line, which is read
-    anew each time it is asked for.
+    again each time it is asked for.
 
     Raises:
         DataError: no such file, or (when it is asked for) a line that is no JSON object, by file and line.

@@ -1,4 +1,4 @@
-"""`elastic-jax bench attention`: is skipped work skipped time, and how do we compare with torch?"""
+"""`elastic-jax bench attention`: times attention with sparse heads against full attention, and full against torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`elastic-jax eval heads`: which heads retrieve, for `--head-scores` with `--forced-msr` of the other benchmarks."""
+"""`elastic-jax eval heads`: ranks heads for `--head-scores` and `--forced-msr` of the other benchmarks."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class HeadsSettings(BenchmarkSettings):
-    """Probes whose needles heads may look at."""
+    """Probes for which the attention of heads is measured."""
 
     views: tuple[ViewName, ...] = ("full",)
-    """Heads are ranked by what they do under full attention."""
+    """Always full attention, under which heads are ranked."""
     tasks: tuple[Literal["passkey", "kv", "fact"], ...] = ("passkey", "kv", "fact")
     """Kinds of needles."""
     lengths: tuple[int, ...] = (1024,)

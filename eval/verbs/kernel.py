@@ -1,4 +1,4 @@
-"""`elastic-jax bench kernel`: how fast are the attention ops, and how near to the ideal?"""
+"""`elastic-jax bench kernel`: times the attention ops against the best dense kernel."""
 
 from __future__ import annotations
 

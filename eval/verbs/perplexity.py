@@ -1,4 +1,4 @@
-"""`elastic-jax eval perplexity`: loss from place to place in long texts."""
+"""`elastic-jax eval perplexity`: loss by position in long texts."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class PerplexitySettings(BenchmarkSettings):
     parts: int = 8
     """Equal parts of a window; the routers decide from the first, the others are scored."""
     texts: FilePath | None = None
-    """Text file, or folder of *.txt, as long as the windows at least; by default Python's language reference."""
+    """Text file, or folder of *.txt, of at least the length of a window; by default Python's language reference."""
     code: FilePath | None = None
     """Folder of *.py sources, of which the evaluation split is used; by default the standard library."""
 

@@ -1,4 +1,4 @@
-"""`elastic-jax bench prefill`: how fast prompts are read."""
+"""`elastic-jax bench prefill`: times the reading of prompts."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LongRewardBenchSettings(JudgeSettings):
-    """The same without a choice between two letters, as some records ask for rankings."""
+    """`JudgeSettings` without `choice`, as some records ask for rankings."""
 
     ask: Literal["verdict", "reward"] = "verdict"
     """verdict: a written reply, read by the parsers; reward: the score of each answer by a reward model, in its chat

@@ -1,4 +1,4 @@
-"""`elastic-jax eval routing`: what the routers choose for which kind of prompt, and how alike tasks look to them."""
+"""`elastic-jax eval routing`: what routers choose for each kind of prompt, and how similar tasks look to them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class RoutingSettings(BenchmarkSettings):
     """Prompts to route."""
 
     views: tuple[ViewName, ...] = ("elastic",)
-    """Only routed attention tells anything here."""
+    """Always routed attention, the only one that has decisions to look at."""
     lengths: tuple[int, ...] = (1024, 2048)
     """Tokens of a prompt."""
     per_task: int = 20

@@ -15,7 +15,7 @@ from train.reward.data.records import JudgeRecord, PreferenceRecord
 
 @dataclass(frozen=True)
 class ExampleDataSettings:
-    """How much is made of what."""
+    """How many records are made of each kind, and how long they are."""
 
     out: FilePath | None = None
     """Folder to write; files of the same names are replaced."""
@@ -26,13 +26,13 @@ class ExampleDataSettings:
     pairs: int = 200
     """Pairs of the benchmark."""
     rankings: int = 20
-    """Answers of which the benchmark has rankings of 2, 3 and 4 versions each."""
+    """Rankings in the benchmark: this many of 2 answers, of 3 and of 4."""
     rejects: int = 2
     """Rejected answers of each preference record, each with another flaw."""
     buildings: int = 4
-    """Length of the texts: 4 make about 180 tokens (SmolLM2), each further one adds about 42."""
+    """Buildings that a text describes: 4 make about 180 tokens (SmolLM2), each further one adds about 42."""
     seed: int = 0
-    """Everything follows from it; the benchmark's records are drawn apart from the held-out ones."""
+    """Seed of everything that is drawn; the records of the benchmark are drawn apart from the held-out ones."""
 
     def __post_init__(self) -> None:
         for name in ("train", "held_out", "pairs"):
@@ -61,7 +61,7 @@ def main(argv: Sequence[str]) -> int:
 
     folder.mkdir(parents=True, exist_ok=True)
     size = {"buildings": settings.buildings}
-    with FileLock(folder / ".lock", folder):  # files of two processes with other settings would not belong together
+    with FileLock(folder / ".lock", folder):  # two processes would write files that do not belong together
         for name, count, split in (("train", settings.train, "train"), ("held_out", settings.held_out, "evaluation")):
             seed = settings.seed
             write(f"answers_{name}", records(count, seed, split, rejects=settings.rejects, **size))

@@ -1,4 +1,4 @@
-"""`elastic-jax train heads`."""
+"""`elastic-jax train heads`: calibrates which heads need full attention."""
 
 from __future__ import annotations
 

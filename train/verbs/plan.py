@@ -1,4 +1,4 @@
-"""`elastic-jax plan`."""
+"""`elastic-jax plan`: whether router training fits on given hardware, and what it costs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from train.plan.chips import parse_topology
 from train.plan.settings import PlanSettings
 
 SHOWN = 5
-"""Further plans that a search prints, a line each."""
+"""How many plans a search prints beside the best one."""
 
 
 def main(argv: Sequence[str]) -> int:

@@ -1,4 +1,4 @@
-"""`elastic-jax train sft`, `train simpo` and `train bt`."""
+"""`elastic-jax train sft`, `train simpo` and `train bt`: train judges and reward models."""
 
 from __future__ import annotations
 

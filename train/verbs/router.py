@@ -1,4 +1,4 @@
-"""`elastic-jax train router`."""
+"""`elastic-jax train router`: trains the routers of a model."""
 
 from __future__ import annotations
 

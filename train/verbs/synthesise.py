@@ -1,4 +1,4 @@
-"""`elastic-jax train synthesise`: judgements of short texts become training data on long ones."""
+"""`elastic-jax train synthesise`: makes training data on long texts from judgements of short ones."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from elastic_jax.files import check_output
 from train.reward.synthesis.settings import SynthesisSettings
 
 _ANY_DATE = "2026-01-01"
-"""Written by chat templates while prompts are measured, so that their lengths do not depend on the day."""
+"""The date that chat templates write while prompts are measured, so that lengths do not depend on the day."""
 
 
 def _digest(content: object) -> str:
@@ -39,7 +39,7 @@ def main(argv: Sequence[str]) -> int:
     if asked.dry_run:
         print(f"{len(items)} samples in {source}")
         return 0
-    inputs = {"samples": _digest(items)}  # what is made depends on the content of files, not on their names
+    inputs = {"samples": _digest(items)}  # the output depends on the content of files, not on their names
     if settings.stage == "prompts":
         make = prompt_line
     else:

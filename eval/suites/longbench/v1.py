@@ -52,9 +52,9 @@ class Form:
     prompt: str
     new_tokens: int
     metric: Callable[[str, str], float] | None = _F1
-    """None for class names, which need the record's list."""
+    """None for tasks that ask for a class name; the classes are listed in each record."""
     chat: bool = True
-    """False for prompts that show examples or code to go on with: no chat template, even for chat models."""
+    """False for prompts of examples or code to continue, which get no chat template, even for chat models."""
     one_line: bool = False
     """Whether only the first line of the reply counts."""
 
@@ -144,7 +144,7 @@ FORMS = {
         "Complete the code below.\n{context}{input}Next line of code:\n", 64, code_similarity, chat=False
     ),
 }
-"""The 21 tasks, with the published room for answers."""
+"""The 21 tasks, with the published lengths of answers."""
 
 E_BUCKETS = ((4000, "0-4k"), (8000, "4-8k"))
 
@@ -166,7 +166,7 @@ def longbench_groups(
         if name not in FORMS:
             raise ConfigError(f"LongBench has no task {name!r}; it has {', '.join(FORMS)}.")
         if FORMS[name].metric in (_F1_CHINESE, _ROUGE_CHINESE):
-            chinese_words("")  # fails now rather than at the first score
+            chinese_words("")  # fails here, not at the first score
     groups = []
     for name in tasks:
         records = read_records(source, f"{name}_e.jsonl" if extended else f"{name}.jsonl", folder="data")
@@ -208,7 +208,7 @@ def _task(name: str) -> Task:
     def judge(sample: Sample, showing: Showing, reply: Reply) -> Verdict:
         answer = answer_of(reply.text)
         if answer != reply.text:
-            answer = answer.strip()  # the blank lines between thinking and answer
+            answer = answer.strip()  # removes the blank lines between thinking and answer
         said = first_line(answer) if form.one_line else answer
         classes: Any = sample.fields["classes"]
         metric = form.metric or (lambda text, gold: classification(text, gold, classes))

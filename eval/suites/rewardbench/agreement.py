@@ -1,8 +1,8 @@
 """Parsers that read a judge's verdict out of its reply, and scores of a verdict against the true ranking.
 
 A verdict is the rank (0 = best) that the judge gives to the answer at each position. Every parser returns None when it
-finds none. The `official_*` parsers reproduce the published evaluators, slips included; the others are what a careful
-reader would do.
+finds none. The `official_*` parsers reproduce the published evaluators, slips included; the others read as a careful
+reader would.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def _of_letter(letter: str) -> Ranks:
 
 
 def _positions(letters: str) -> Ranks | None:
-    """Where A, B, ... stand in the ranking; None if one of them is missing."""
+    """The places of A, B, ... in the ranking; None if one of them is missing."""
     places = [letters.find(chr(ord("A") + answer)) for answer in range(len(letters))]
     return None if -1 in places else tuple(places)
 
@@ -117,7 +117,7 @@ def reciprocal_rank(order: Order, ranks: Ranks | None) -> float:
 
 
 def kendall_tau(order: Order, ranks: Ranks) -> float:
-    """(concordant - discordant) / pairs of answers, for a whole ranking: 1 as the truth, -1 reversed, 0 at random."""
+    """(concordant - discordant) / pairs of answers, of a whole ranking: 1 if true, -1 if reversed."""
     agreements = [
         1 if (order[i] < order[j]) == (ranks[i] < ranks[j]) else -1 for i, j in combinations(range(len(order)), 2)
     ]

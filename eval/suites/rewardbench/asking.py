@@ -1,4 +1,4 @@
-"""Puts the records of the reward benchmarks before a judge: tasks, showings and verdicts for the evaluation runner."""
+"""Makes tasks for the evaluation runner of the records of the reward benchmarks: prompts, orders, verdicts."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ _OFFICIAL_HEAD = 65_536
 Parsers = Mapping[str, Callable[[str], agreement.Ranks | None]]
 """Parsers by name, each of which reads the ranks of the answers shown out of a reply."""
 Prompting = Callable[[JudgeItem, Sequence[str]], JudgePrompt]
-"""Makes the instructions for an item whose answers are shown in the given order."""
+"""Makes the prompt for an item, given its answers in the order shown."""
 
 
 @dataclass(frozen=True)
 class JudgePlan:
-    """How a benchmark is put to a judge."""
+    """How a judge is asked, and how its replies are read."""
 
     prompt: Prompting
     parsers: Callable[[JudgeItem], Parsers]
@@ -140,5 +140,5 @@ def _rendered(item: JudgeItem, showing: Showing, plan: JudgePlan) -> Rendered:
 
 
 def _short(rendered: Rendered) -> bool:
-    """Fewer bytes than the window has tokens, so that no tokenizer need be asked."""
+    """Whether the text is surely shorter than the window, judged by its bytes: no tokenizer is needed then."""
     return sum(len(message.text.encode()) for message in rendered.messages) < OFFICIAL_WINDOW // 2

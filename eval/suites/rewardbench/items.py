@@ -1,4 +1,4 @@
-"""What a judge is asked about: a question, answers whose true ranking is known, and the order in which they appear."""
+"""Records of the reward benchmarks: a question, answers whose true ranking is known, and orders to show them in."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class JudgeItem:
 
 
 def distinct(items: Sequence[JudgeItem]) -> list[JudgeItem]:
-    """The same items, where those with equal content get uids of their own."""
+    """The same items, with different uids for those of equal content."""
     seen: Counter[str] = Counter()
     renamed = []
     for item in items:
@@ -44,7 +44,7 @@ def distinct(items: Sequence[JudgeItem]) -> list[JudgeItem]:
 
 
 def length_bucket(tokens: int, labels: Sequence[str]) -> str:
-    """The first of the rising labels (`8k` is 8,192) that holds so many tokens; beyond the last one, it with a `+`."""
+    """The first of the rising labels (`8k` is 8,192 tokens) that is not exceeded; beyond the last, it and a `+`."""
     fitting = (label for label in labels if tokens <= 1024 * int(label.removesuffix("k")))
     return next(fitting, f"{labels[-1]}+")
 
@@ -80,6 +80,6 @@ def hashed_order(uid: str, size: int, seed: int) -> Order:
 
 
 def ranks_from_scores(scores: Sequence[float]) -> tuple[int, ...]:
-    """Rank (0 = highest score) of every answer; of equal scores the answer shown first ranks higher."""
+    """Rank (0 = highest score) of every answer; of answers with equal scores the one shown first ranks higher."""
     by_score = sorted(range(len(scores)), key=lambda position: -scores[position])
     return tuple(by_score.index(position) for position in range(len(scores)))

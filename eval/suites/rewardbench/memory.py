@@ -28,7 +28,7 @@ class Setting:
     group: str
     pattern: Literal["sequential", "mixed", "parallel"]
     criterion: Literal["process", "outcome", "constraint"]
-    """What tells the two apart: how the memory was kept, what it led to, or which requirements are met."""
+    """How the two differ: in how the memory was kept, in what it led to, or in the requirements met."""
 
 
 SETTINGS = {
@@ -65,13 +65,13 @@ _SOURCES = {
 
 
 def group_of(stem: str) -> str | None:
-    """The group that a file name stands for; None for none."""
+    """The group that a file name names, or None."""
     words = {REASONING: "reason", DIALOGUE: "dialog", GENERATION: "form"}
     return next((group for group, word in words.items() if word in stem.lower()), None)
 
 
 def setting_of(group: str, task: str, subtask: str) -> Setting:
-    """The setting that the fields of a record spell in one of several ways; `task` goes before `subtask`.
+    """The setting that a record names in one of several spellings; `task` is read before `subtask`.
 
     Raises:
         DataError: neither field says which setting it is.
@@ -151,8 +151,8 @@ def _first_match(rules: Mapping[str, str], texts: Sequence[str]) -> str | None:
 def official_table(results: Sequence[tuple[Mapping[str, str], float]]) -> dict[str, dict[str, float]]:
     """The official columns, from the axes and the score of every record: settings, groups, then `Overall`.
 
-    Each column has the means 8k ... 128k and AVG as fractions of five places; an empty cell is -1. All means weigh
-    records alike.
+    Each column has the means 8k ... 128k and AVG as fractions of five places; an empty cell is -1. Every record
+    counts the same in every mean.
     """
     columns = {name: [r for r in results if r[0]["setting"] == name] for name in SETTINGS}
     columns |= {group: [r for r in results if r[0]["group"] == group] for group in GROUPS}

@@ -1,6 +1,6 @@
 """The prompts of the two reward benchmarks, and which parsers read the replies in each mode.
 
-`compat` does what the published evaluators do, slips included, for figures that can stand beside published ones.
+`compat` does what the published evaluators do, slips included, so that figures can be compared with published ones.
 `strict` shows every item in two orders, takes the last verdict and whole rankings only, and shortens the long text of a
 prompt rather than skip it.
 

@@ -1,4 +1,4 @@
-"""From journal records of judged items to the figures of a report."""
+"""Computes the figures of a report from the journal records of judged items."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def read_verdicts(items: Mapping[str, JudgeItem], records: Iterable[Mapping[str,
         status = record["status"]
         if status == "unfinished":
             status = "stopped"
-        elif status in ("ok", "unparsed"):  # as the parser of the score saw it; this may be another one
+        elif status in ("ok", "unparsed"):  # as the parser of the score found; this parser may be another one
             status = "ok" if ranks else "stopped" if record["finish"] == "length" else "unparsed"
         order = tuple(record["showing"]["order"])
         shortened = record["cut_tokens"] > 0 or record["prompt_tokens"] == OFFICIAL_KEPT
@@ -55,7 +55,7 @@ def read_verdicts(items: Mapping[str, JudgeItem], records: Iterable[Mapping[str,
 
 
 def join_rewards(records: Iterable[Mapping[str, Any]], orders: Mapping[str, Order]) -> list[dict[str, Any]]:
-    """One record for each item and arm out of those of its answers: the ranking by reward, under the parser `reward`.
+    """Joins the records of the answers of each item and arm to one: their ranking by reward, as parser `reward`.
 
     Items of which an answer has no record yet are left out: the run is not finished.
 
@@ -109,7 +109,7 @@ def summary(judged: Sequence[Judged]) -> dict[str, Any]:
 
 
 def official_results(judged: Sequence[Judged]) -> list[tuple[Mapping[str, str], float]]:
-    """Axes and score of every item, as the official tables want them; several orders are averaged."""
+    """Axes and score of every item, for the official tables; the scores of several orders are averaged."""
     by_uid: dict[str, list[Judged]] = defaultdict(list)
     for one in judged:
         by_uid[one.item.uid].append(one)
@@ -141,7 +141,7 @@ def swap_of(judged: Sequence[Judged]) -> dict[str, float] | None:
 
 
 def biases_of(judged: Sequence[Judged]) -> dict[str, float | None]:
-    """Leanings of a judge over the replies on pairs that hold a verdict; None where no reply says anything.
+    """Biases of a judge over its replies on pairs that hold a verdict; None where there is no such reply.
 
     `first_position` and `longer_answer` (over pairs of unequal length) are the share of replies that choose this answer
     less one half; the accuracies are those over replies where the better answer was shown first, and second.

@@ -1,4 +1,4 @@
-"""The two reward benchmarks as benchmarks of the one runner: records in, official tables and figures out."""
+"""The two reward benchmarks as a `Benchmark` each, with the official tables and further figures in the report."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ Files = Mapping[str, Sequence[JudgeItem]]
 
 @dataclass(frozen=True)
 class JudgeSuite:
-    """One reward benchmark: its records, how they are put to a judge, and what it reports."""
+    """One reward benchmark: its records, how a judge is asked about them, and what is reported."""
 
     verb: str
     """Words of the command, such as `eval long-rewardbench`."""
@@ -43,12 +43,12 @@ class JudgeSuite:
     read_folder: Callable[[Path], Files]
     """The published records in a folder."""
     make_twin: Callable[[int, Sequence[int], int, Callable[[str], int]], Files]
-    """Made-up records, from how many of each kind, lengths in tokens, seed, and a counter of tokens."""
+    """Makes records up. Takes the number of each kind, lengths in tokens, a seed, and a function that counts tokens."""
     prompt: Prompting
     parsers: Callable[[JudgeItem], Parsers]
-    """The first one gives the score in mode compat."""
+    """Parsers of the replies; the first one gives the score in mode compat."""
     strict_parser: str
-    """The one that gives it in mode strict."""
+    """Name of the parser that gives the score in mode strict."""
     axes: tuple[str, ...]
     """Axes of the items by which results are broken down."""
     swap_axis: str
@@ -61,7 +61,7 @@ class JudgeSuite:
     """Some records ask for a ranking of several answers."""
 
     def plan(self, settings: JudgeSettings) -> JudgePlan:
-        """How the benchmark is put to a judge.
+        """How the judge is asked under these settings.
 
         Raises:
             ConfigError: a choice between two letters is asked for where records ask for rankings.
@@ -144,11 +144,11 @@ class _JudgeRun:
             self.files = self.suite.make_twin(
                 settings.records, settings.lengths, settings.seed, lambda text: len(encoder.ids(text))
             )
-        # An endpoint takes messages, not token ids, so that the official cut cannot be made for it.
+        # An endpoint takes messages, not token ids, so the official cut cannot be made for it.
         return judge_groups(self.files, self.plan, encoder if settings.endpoint is None else None, settings.limit)
 
     def joined(self, records: Sequence[Record]) -> Sequence[Record]:
-        """The rewards of single answers, put together to rankings."""
+        """Rankings made of the rewards of single answers."""
         orders = {
             items[index].uid: order
             for items in self.files.values()

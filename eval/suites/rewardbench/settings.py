@@ -12,7 +12,8 @@ from eval.harness.settings import BenchmarkSettings
 Ask = Literal["verdict", "choice", "reward"]
 Mode = Literal["compat", "strict"]
 Orders = Literal["official", "both", "best-first", "best-last"]
-"""The published evaluators' one order; one drawn from the record and its reverse; one that follows the truth."""
+"""official: the one order of the published evaluators; both: an order drawn for the record, and its reverse; best-first
+and best-last: by the true ranking."""
 
 TWIN = "twin"
 _LONGEST = 131_072
@@ -20,7 +21,7 @@ _LONGEST = 131_072
 
 @dataclass(frozen=True)
 class JudgeSettings(BenchmarkSettings):
-    """Which records are put to the judge, and how."""
+    """Which records the judge is asked about, and how."""
 
     data: FilePath = TWIN
     """Folder with the benchmark's *.jsonl files, or `twin`: made-up records with known labels, nothing to download."""
@@ -31,9 +32,9 @@ class JudgeSettings(BenchmarkSettings):
     max_new_tokens: int = 2048
     """Room for the judge's reply, in tokens."""
     lengths: tuple[int, ...] = (4096,)
-    """Of the twin: tokens of its prompts."""
+    """Tokens of the prompts of made-up records (twin)."""
     records: int = 2
-    """Of the twin: how many records of each kind at each length."""
+    """Made-up records (twin) of each kind at each length."""
     ask: Ask = "verdict"
     """verdict: a written reply, read by the parsers; choice: the likelier of A and B, one forward pass, no parsing;
     reward: the score of each answer by a reward model, in its chat template whether or not --chat is given."""

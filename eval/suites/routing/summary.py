@@ -1,6 +1,6 @@
-"""What routing tells about tasks: how often each head runs full, and how alike tasks look to the routers.
+"""How routing differs between tasks: how often each head runs full, and how similar tasks look to the routers.
 
-Heat maps of how often each head runs full, layer by layer, for each task.
+Heat maps show how often each head runs full, layer by layer, for each task.
 """
 
 from __future__ import annotations
@@ -94,9 +94,9 @@ def mean_similarity(cosines_ZZ: np.ndarray) -> float:
 
 
 def routing_section(records: Sequence[Record], out: Path) -> str:
-    """Draws `routing.png` and says in Markdown what kinds of heads tasks have and how alike tasks look.
+    """Draws `routing.png` and says in Markdown how many heads of each kind tasks have and how similar tasks look.
 
-    Of the arm without a bias, else of the first that is routed; nothing if there is none.
+    Describes the arm without a bias, else the first routed arm. Without a routed arm the section is empty.
     """
     elastic = [record for record in records if record["arm"].startswith("elastic") and "details" in record]
     if not elastic:
@@ -130,7 +130,7 @@ def routing_section(records: Sequence[Record], out: Path) -> str:
 
 
 def heads_section(records: Sequence[Record], out: Path) -> str:
-    """Writes `heads.json` and `heads.png`, and lists the heads that look at needles most as Markdown."""
+    """Writes `heads.json` and `heads.png`, and lists as Markdown the heads that look at needles most."""
     scores_LK = np.mean([record["details"]["needle_attention"] for record in records], axis=0)
     write_head_scores(out / "heads.json", scores_LK, len(records))
     draw_scores(scores_LK, out / "heads.png")

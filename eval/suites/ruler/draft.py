@@ -1,4 +1,4 @@
-"""A generated prompt before it is a sample, and the search for the size that just fits the budget."""
+"""The draft of a generated prompt, and the search for the largest size that fits the budget of tokens."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Needle:
 
 @dataclass(frozen=True)
 class Draft:
-    """Instruction, text to search, question, beginning of the answer, and what is right."""
+    """Instruction, text to search, question, beginning of the answer, and the right answers."""
 
     before: str
     context: str
@@ -43,7 +43,7 @@ def fit(
 ) -> tuple[Draft, int]:
     """The largest draft found with at most `budget` tokens, and its size.
 
-    `make` builds the draft of a size; tokens grow about linearly with it, so that a few tries suffice. The result
+    `make` builds the draft of a size; tokens grow about linearly with it, so a few tries suffice. The result
     depends on `guess`, a size to try first, which must not depend on what was made before.
 
     Raises:

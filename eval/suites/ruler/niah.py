@@ -22,7 +22,7 @@ _SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[A-Z0-9\"'(])")
 
 @dataclass(frozen=True)
 class NiahForm:
-    """What is hidden where."""
+    """What a task hides, how often, and in which kind of text."""
 
     haystack: Literal["noise", "essay", "needle"]
     keys: Literal["words", "uuids"]
@@ -45,7 +45,7 @@ FORMS = {
 
 
 class Essay:
-    """Running text in words, repeated from its beginning where it ends."""
+    """The words of a running text, which starts again after its last word."""
 
     def __init__(self, texts: Sequence[str]):
         self.words = " ".join(texts).split()

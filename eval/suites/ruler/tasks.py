@@ -32,7 +32,7 @@ _SHORT = 4096  # below it `cwe` has RULER's short form
 
 @dataclass(frozen=True)
 class RulerSources:
-    """What prompts are made of besides chance."""
+    """Everything that prompts are made of besides random numbers."""
 
     encoder: Encoder
     essay: Callable[[], Essay]
@@ -99,7 +99,7 @@ def _fitted(name: str, length: int, index: int, sources: RulerSources, guess: in
 
 
 def _maker(name: str, length: int, index: int, sources: RulerSources) -> tuple[Callable[[int], Draft], int]:
-    """Builds the draft of a size, from the same random numbers at every size; and the smallest size."""
+    """A function that makes the draft of a size, of the same random numbers for every size; and the smallest size."""
 
     def fresh() -> random.Random:
         return random.Random(f"{sources.seed}/{name}/{length}/{index}")

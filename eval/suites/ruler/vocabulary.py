@@ -66,7 +66,7 @@ _CODAS = "b ck d ft g l ld lm lt m mp n nd ng nt p r rd rk rm rn rt s sk sp ss s
 
 
 def made_up_word(rng: random.Random) -> str:
-    """A pronounceable word of two or three syllables that is in no dictionary on purpose."""
+    """A pronounceable made-up word of two or three syllables."""
     syllables = [rng.choice(_ONSETS) + rng.choice(_VOWELS) for _ in range(rng.choice((2, 3)))]
     return "".join(syllables) + rng.choice(_CODAS)
 
@@ -87,7 +87,7 @@ class Unique:
         self._most = {"words": len(ADJECTIVES) * len(NOUNS), "numbers": 9 * 10**6}.get(kind)
 
     def draw(self) -> str:
-        """A new one of `words` (adjective-noun), `numbers` (7 digits) or `uuids`; ConfigError when few are left."""
+        """A new value: `words` (adjective-noun), `numbers` (7 digits) or `uuids`; ConfigError when few are left."""
         if self._most is not None and len(self._drawn) > 0.9 * self._most:
             raise ConfigError(f"a prompt wants more than {len(self._drawn):,} different {self._kind}; ask for less.")
         while True:

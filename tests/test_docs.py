@@ -31,6 +31,7 @@ import elastic_jax
 import pallas_kernels
 from elastic_jax.cli import entry as cli
 from elastic_jax.cli.args import parse_verb
+from eval.harness.settings import BenchmarkSettings
 
 BLOCKS = [block for page in PAGES for block in blocks(page)]
 SHELL = [(block.where, words) for block in BLOCKS if block.language in ("sh", "") for words in shell_commands(block)]
@@ -97,6 +98,32 @@ def test_what_a_command_names_exists(where: str, words: list[str]):
         assert all((ROOT / word).exists() for word in rest if word.startswith("tests"))
     else:
         assert program in OTHER_PROGRAMS or elastic_arguments(words), f"{where}: nobody checks {program}"
+
+
+SIZES = [
+    (verb, sizes.split())
+    for page in PAGES
+    for verb, sizes in re.findall(r"^\| `((?:eval|bench) [\w-]+)` \| `(--[^`]+)` \|$", text_of(page), re.MULTILINE)
+]
+"""Rows of the tables that say what a benchmark or measurement does by default."""
+
+
+@pytest.mark.parametrize(("verb", "sizes"), SIZES, ids=[verb for verb, _ in SIZES])
+def test_a_verb_does_by_default_what_the_table_says(stop_after_parsing, verb: str, sizes: list[str]):
+    with pytest.raises(Parsed) as stop:
+        cli.main([*verb.split(), *sizes])
+    given = stop.value.args[0].settings
+    assert given == type(given)()
+    shared = {field.name for field in dataclasses.fields(BenchmarkSettings)}
+    own = {field.name: field.default for field in dataclasses.fields(given) if field.name not in shared}
+    numbers = {name for name, value in own.items() if type(value) in (int, float)}
+    numbers |= {name for name, value in own.items() if isinstance(value, tuple) and value and type(value[0]) is not str}
+    assert {f"--{name.replace('_', '-')}" for name in numbers} <= {*sizes}, "sizes that the table does not name"
+
+
+def test_every_benchmark_and_measurement_is_in_a_table_of_sizes():
+    verbs = {name.replace(".", " ") for name in cli.find_verbs() if name.startswith(("eval.", "bench."))}
+    assert sorted(verb for verb, _ in SIZES) == sorted(verbs - {"eval compare"})
 
 
 def verb_settings() -> list[type]:

@@ -94,7 +94,7 @@ def _draw_turns(rng: random.Random, speakers: list[str], size: int) -> list[str]
 
 
 def _facts(turns: Iterable[str]) -> _Facts:
-    """What holds at the end of these turns."""
+    """The facts that hold at the end of these turns."""
     noted = {attribute.said: attribute.noted for attribute in ATTRIBUTES}
     return {(who, noted[said]): value for who, said, value in _SAID.findall("\n".join(turns))}
 

@@ -81,7 +81,7 @@ def _sentence(fact: tuple[str, str]) -> str:
 
 
 def _answer_text(rng: random.Random, facts: list[tuple[str, str]], right: int) -> str:
-    """All the people, the first `right` of a random order with their own thing and the others with a wrong one."""
+    """A sentence for each person: `right` of them, drawn at random, keep their own thing in it, the others another."""
     people = rng.sample(facts, len(facts))
     others = [thing for thing in THINGS if thing not in {fact[1] for fact in facts}]
     wrong = [(who, other) for (who, _), other in zip(people[right:], rng.sample(others, _FACTS - right), strict=True)]

@@ -57,7 +57,7 @@ def make_pair(rng: random.Random, *, mixed: bool, drop: bool, size: int) -> dict
 
 
 def _draw_events(rng: random.Random, people: Sequence[str]) -> list[str]:
-    """Moves that are possible one after the other: only who holds an object can put it down or give it away."""
+    """Moves in a possible order: only a person who holds an object can put it down or give it away."""
     holder: dict[str, str] = {}
     sentences = []
     for _ in range(_EVENTS):

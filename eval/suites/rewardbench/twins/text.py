@@ -1,4 +1,4 @@
-"""What the made-up benchmark records share: background sentences, and a size that hits a number of tokens."""
+"""For all made-up records: background sentences, and the search for the size that gives a number of tokens."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _ROUNDS = 12
 
 
 def filler(rng: random.Random) -> str:
-    """A sentence that states no fact that any question is about."""
+    """A background sentence, which no question is about."""
     first, second = rng.sample(THINGS, 2)
     place = rng.choice(("beside", "behind", "in front of", "not far from", "across from", "to the left of"))
     return f"The {rng.choice(COLOURS)} {first} stood {place} the {rng.choice(COLOURS)} {second}."
@@ -28,7 +28,7 @@ def with_filler(rng: random.Random, sentences: list[str], count: int) -> list[st
 
 
 def fit_size[T](build: Callable[[int], T], measure: Callable[[T], int], target: int) -> T:
-    """What `build` makes at a size where it measures `target` tokens, or up to a tenth fewer where sizes allow that.
+    """Tries sizes until what `build` makes measures `target` tokens, or up to a tenth fewer if sizes allow that.
 
     Raises:
         DataError: it measures more than `target` even at size 1.

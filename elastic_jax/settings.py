@@ -50,6 +50,27 @@ def check_numbers(settings: Any) -> None:
     _check_numbers(settings_dict(settings), ())
 
 
+def check_least(settings: Any, least: float, *names: str) -> None:
+    """Raises `ConfigError` for the first named setting that is below `least`.
+
+    A list must hold one number or more, none of them below `least`; None may stand for a default.
+    """
+    for name in names:
+        value = getattr(settings, name)
+        if isinstance(value, tuple):
+            if not value or min(value) < least:
+                raise ConfigError(f"{name} is {list(value)}; want one or more, each at least {least}.")
+        elif value is not None and value < least:
+            raise ConfigError(f"{name} is {value}; want at least {least}.")
+
+
+def check_filled(settings: Any, *names: str) -> None:
+    """Raises `ConfigError` for the first named setting that is an empty list."""
+    for name in names:
+        if not getattr(settings, name):
+            raise ConfigError(f"{name} is empty; want at least one.")
+
+
 def check_seed(seed: object, bits: int = 31) -> None:
     """Raises `ConfigError` unless `seed` is a whole number from 0 to 2**bits - 1; samplers take those of 31 bits."""
     if isinstance(seed, bool) or not isinstance(seed, numbers.Integral) or not 0 <= int(seed) < 2**bits:

@@ -7,7 +7,7 @@ from typing import Literal
 
 from elastic_jax.config import RouterConfig
 from elastic_jax.errors import ConfigError
-from elastic_jax.settings import FilePath
+from elastic_jax.settings import FilePath, check_least
 from elastic_jax.sharding import MeshConfig
 from train.optim_config import OptimConfig
 from train.run_config import DistributedConfig, RunConfig
@@ -30,8 +30,7 @@ class TaskConfig:
         low, high = self.target
         if not 0.0 <= low <= high <= 1.0:
             raise ConfigError(f"target {low} - {high}: want 0 <= from <= to <= 1.")
-        if self.count < 0 or self.loss_weight < 0:
-            raise ConfigError(f"count {self.count}, loss_weight {self.loss_weight}: neither can be negative.")
+        check_least(self, 0, "count", "loss_weight")
 
 
 @dataclass(frozen=True)
@@ -66,7 +65,7 @@ class DataConfig:
     max_tokens: int = 3840
     """Longest sample to build, tokens (about)."""
     evidence_share: float = 0.3
-    """Part of a task's records that comes from question files, where there are any for it."""
+    """Share of a task's records that is made from question files, if there are any for the task."""
     template: Literal["raw", "chat", "mixed"] = "mixed"
     """Prompt form: plain continuation, chat template, or each for half of the records."""
     weighting: Literal["tokens", "samples"] = "samples"
@@ -88,8 +87,7 @@ class DataConfig:
             raise ConfigError(f"evidence_share is {self.evidence_share}; want 0 to 1.")
         if not 0.0 <= self.held_out < 1.0:
             raise ConfigError(f"held_out is {self.held_out}; want a share of the samples, 0 <= held_out < 1.")
-        if min(self.row_length, self.max_segments) < 1:
-            raise ConfigError(f"row_length {self.row_length}, max_segments {self.max_segments}: want 1 or more.")
+        check_least(self, 1, "row_length", "max_segments")
 
 
 @dataclass(frozen=True)
@@ -147,8 +145,7 @@ class GateConfig:
     """Weight of the mean squared difference of the two logits: keeps decisions open to revision."""
 
     def __post_init__(self) -> None:
-        if self.draws < 1:
-            raise ConfigError(f"draws is {self.draws}; want 1 or more.")
+        check_least(self, 1, "draws")
         if not 0 < self.end <= self.start or self.decay <= 0:
             raise ConfigError(
                 f"temperature {self.start} - {self.end}, decay {self.decay}: want start >= end > 0 and decay > 0."

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 from elastic_jax.errors import ConfigError
+from elastic_jax.settings import check_least
 
 
 @dataclass(frozen=True)
@@ -32,8 +33,7 @@ class OptimConfig:
     """Largest global gradient norm."""
 
     def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise ConfigError(f"steps is {self.steps}; want 1 or more.")
+        check_least(self, 1, "steps")
         _check(self)
 
     @property
@@ -79,8 +79,7 @@ class AdamConfig:
 
 
 def _check(config: OptimConfig | AdamConfig) -> None:
-    if min(config.rows, config.accumulate) < 1:
-        raise ConfigError(f"rows {config.rows}, accumulate {config.accumulate}: want 1 or more.")
+    check_least(config, 1, "rows", "accumulate")
     if not 0.0 <= config.warmup < 1.0:
         raise ConfigError(f"warmup is {config.warmup}; want a fraction of the steps, 0 <= warmup < 1.")
     if config.learning_rate <= 0 or config.clip <= 0:

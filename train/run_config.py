@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from elastic_jax.errors import ConfigError
-from elastic_jax.settings import FilePath, check_seed
+from elastic_jax.settings import FilePath, check_least, check_seed
 
 
 @dataclass(frozen=True)
@@ -41,10 +41,8 @@ class RunConfig:
     when it goes on."""
 
     def __post_init__(self) -> None:
-        if min(self.save_every, self.keep) < 1:
-            raise ConfigError(f"save_every {self.save_every}, keep {self.keep}: want 1 or more.")
-        if min(self.eval_every, self.nan_limit) < 0:
-            raise ConfigError(f"eval_every {self.eval_every}, nan_limit {self.nan_limit}: want 0 or more.")
+        check_least(self, 1, "save_every", "keep")
+        check_least(self, 0, "eval_every", "nan_limit")
         if self.profile is not None and not 0 <= self.profile[0] <= self.profile[1]:
             raise ConfigError(f"profile {list(self.profile)}: want 0 <= first step <= last step.")
         check_seed(self.seed, bits=63)

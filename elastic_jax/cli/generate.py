@@ -23,7 +23,7 @@ from elastic_jax.cli.model import (
 from elastic_jax.errors import ConfigError, DataError, ElasticError, shown
 from elastic_jax.files import parse_json
 from elastic_jax.kv_cache import CacheConfig
-from elastic_jax.settings import FilePath, check_seed, settings_yaml
+from elastic_jax.settings import FilePath, check_least, check_seed, settings_yaml
 from elastic_jax.text import stops
 from elastic_jax.text.growing import GrowingText
 
@@ -199,8 +199,7 @@ class GenerateSettings(ModelSettings):
     """Print sparsity, size of the cache and speed to stderr at the end."""
 
     def __post_init__(self) -> None:
-        if self.max_new_tokens < 1:
-            raise ConfigError(f"max_new_tokens is {self.max_new_tokens}; want 1 or more.")
+        check_least(self, 1, "max_new_tokens")
         check_seed(self.seed)
 
     def text(self) -> str:

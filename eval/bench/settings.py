@@ -9,7 +9,7 @@ from elastic_jax import smollm2
 from elastic_jax.cli.model import ModelSettings
 from elastic_jax.errors import ConfigError
 from elastic_jax.kv_cache.config import BITS, KEY_TRANSFORMS, KeyTransform
-from elastic_jax.settings import FilePath
+from elastic_jax.settings import FilePath, check_filled, check_least
 from eval.harness.settings import refuse_doubles
 
 LONGEST = 2**18
@@ -48,8 +48,8 @@ class BenchKernelSettings:
             raise ConfigError(f"lengths holds {self.lengths}; want 1 to {LONGEST:,} tokens.")
         if any(not 0 <= share <= 1 for share in self.sparse):
             raise ConfigError(f"sparse holds {self.sparse}; want shares between 0 and 1.")
-        if self.rounds < 1 or not self.steps or not self.impls:
-            raise ConfigError("rounds wants at least 1, steps and impls at least one name each.")
+        check_least(self, 1, "rounds")
+        check_filled(self, "steps", "impls")
 
 
 @dataclass(frozen=True)
@@ -75,8 +75,7 @@ class BenchAttentionSettings:
         refuse_doubles(self)
         if self.query_heads % self.kv_heads:
             raise ConfigError(f"query_heads is {self.query_heads}; want a multiple of kv_heads, {self.kv_heads}.")
-        if min(self.tokens, self.sparse_tokens, self.rounds, self.head_dim) < 1:
-            raise ConfigError("tokens, sparse_tokens, rounds and head_dim want at least 1.")
+        check_least(self, 1, "tokens", "sparse_tokens", "rounds", "head_dim")
 
 
 @dataclass(frozen=True)
@@ -105,8 +104,8 @@ class BenchPrefillSettings:
 
     def __post_init__(self) -> None:
         refuse_doubles(self)
-        if not self.lengths or min(self.lengths) < 1 or not self.dtypes or self.repeats < 1:
-            raise ConfigError("lengths and dtypes want at least one value each, lengths and repeats at least 1.")
+        check_least(self, 1, "lengths", "repeats")
+        check_filled(self, "dtypes")
 
 
 @dataclass(frozen=True)
@@ -162,17 +161,12 @@ class BenchCacheSettings(ModelSettings):
         unknown = [bits for bits in self.bits if bits not in BITS]
         if unknown or 16 not in self.bits:
             raise ConfigError(f"bits is {list(self.bits)}; want 16, to compare with, and any of 2, 4 and 8.")
-        for name in ("tokens", "batch", "steps", "rounds", "rows", "budget_mib"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ConfigError(f"{name} is {value}; want at least 1.")
+        check_least(self, 1, "tokens", "batch", "steps", "rounds", "rows", "budget_mib")
         if min(self.windows, self.probes) < 0 or not self.windows + self.probes:
             raise ConfigError(f"windows is {self.windows} and probes {self.probes}; want one of them above 0.")
         if not 0 < self.scored_tokens < self.quality_tokens:
             raise ConfigError(f"scored_tokens is {self.scored_tokens}; want 1 to {self.quality_tokens - 1}.")
-        for name in ("dtypes", "key_transforms"):
-            if not getattr(self, name):
-                raise ConfigError(f"{name} is empty; want at least one.")
+        check_filled(self, "dtypes", "key_transforms")
         if "none" not in self.key_transforms:
             raise ConfigError(f"key_transforms is {list(self.key_transforms)}; want none among them, to compare with.")
         if not self.speed and not self.quality:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from elastic_jax.cli.model import ModelSettings
 from elastic_jax.errors import ConfigError
-from elastic_jax.settings import FilePath
+from elastic_jax.settings import FilePath, check_filled, check_least
 
 ViewName = Literal["full", "sparse", "elastic", "heads"]
 
@@ -64,13 +64,8 @@ class BenchmarkSettings(ModelSettings):
 
     def __post_init__(self) -> None:
         refuse_doubles(self)
-        for name in ("limit", "batch_tokens", "endpoint_tokens", "concurrency"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ConfigError(f"{name} is {value}; want at least 1.")
-        for name in ("views", "router_bias"):
-            if not getattr(self, name):
-                raise ConfigError(f"{name} is empty; want at least one.")
+        check_least(self, 1, "limit", "batch_tokens", "endpoint_tokens", "concurrency")
+        check_filled(self, "views", "router_bias")
         if any(not 0 <= share <= 1 for share in self.forced_msr):
             raise ConfigError(f"forced_msr is {list(self.forced_msr)}; want shares from 0 to 1.")
         if self.forced_msr and self.head_scores is None:

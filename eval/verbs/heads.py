@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from elastic_jax.errors import ConfigError
-from elastic_jax.settings import FilePath
+from elastic_jax.settings import FilePath, check_filled, check_least
 from eval.harness.settings import BenchmarkSettings, ViewName
 from eval.verb import benchmark_verb
 
@@ -38,8 +38,8 @@ class HeadsSettings(BenchmarkSettings):
                 "eval heads looks at full attention; leave --views, --cache-bits, --forced-msr, --heads and --endpoint "
                 "out."
             )
-        if not self.lengths or not self.tasks or self.per_task < 1:
-            raise ConfigError("lengths and tasks want one value or more, per_task at least 1.")
+        check_least(self, 1, "lengths", "per_task")
+        check_filled(self, "tasks")
 
 
 def main(argv: Sequence[str]) -> int:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 from elastic_jax.cli.args import required
 from elastic_jax.errors import ConfigError
-from elastic_jax.settings import FilePath
+from elastic_jax.settings import FilePath, check_least
 from eval.harness.settings import BenchmarkSettings
 from eval.verb import benchmark_verb
 
@@ -39,8 +39,7 @@ class LongBenchSettings(BenchmarkSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.max_tokens < 256:
-            raise ConfigError(f"max_tokens is {self.max_tokens}; want at least 256.")
+        check_least(self, 256, "max_tokens")
         if self.version == "2" and self.tasks:
             raise ConfigError("LongBench v2 has no tasks to choose from; leave --tasks out.")
         if self.version != "2" and self.forced_choice:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from elastic_jax.errors import ConfigError
-from elastic_jax.settings import FilePath
+from elastic_jax.settings import FilePath, check_filled, check_least
 from eval.harness.settings import BenchmarkSettings
 from eval.verb import benchmark_verb
 
@@ -37,12 +37,11 @@ class NeedlesSettings(BenchmarkSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.lengths or min(self.lengths) < 1 or not self.tasks:
-            raise ConfigError("lengths and tasks want one value or more, lengths of at least 1 token.")
+        check_least(self, 1, "lengths", "per_cell")
+        check_least(self, 0, "distractors")
+        check_filled(self, "tasks")
         if not self.depths or not 0 <= min(self.depths) <= max(self.depths) <= 100:
             raise ConfigError(f"depths is {list(self.depths)}; want percentages from 0 to 100.")
-        if self.per_cell < 1 or self.distractors < 0:
-            raise ConfigError("per_cell wants at least 1, distractors 0 or more.")
 
 
 def main(argv: Sequence[str]) -> int:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from elastic_jax.errors import ConfigError
-from elastic_jax.settings import FilePath
+from elastic_jax.settings import FilePath, check_least
 from eval.harness.settings import BenchmarkSettings
 from eval.verb import benchmark_verb
 
@@ -32,10 +32,9 @@ class PerplexitySettings(BenchmarkSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.windows < 1 or self.parts < 2:
-            raise ConfigError("windows wants at least 1, parts at least 2.")
-        if not self.lengths or min(self.lengths) < self.parts:
-            raise ConfigError(f"lengths is {list(self.lengths)}; want one or more, of at least a token per part.")
+        check_least(self, 1, "windows")
+        check_least(self, 2, "parts")
+        check_least(self, self.parts, "lengths")
 
 
 def main(argv: Sequence[str]) -> int:

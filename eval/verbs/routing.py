@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from elastic_jax.errors import ConfigError
-from elastic_jax.settings import FilePath
+from elastic_jax.settings import FilePath, check_least
 from eval.harness.settings import BenchmarkSettings, ViewName
 from eval.verb import benchmark_verb
 
@@ -39,8 +39,7 @@ class RoutingSettings(BenchmarkSettings):
             raise ConfigError(
                 "eval routing looks into the routers; leave --views, --cache-bits, --heads and --endpoint out."
             )
-        if not self.lengths or min(self.lengths) < 1 or self.per_task < 1:
-            raise ConfigError("lengths wants one value or more, of at least 1 token; per_task at least 1.")
+        check_least(self, 1, "lengths", "per_task")
 
 
 def main(argv: Sequence[str]) -> int:

@@ -6,8 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from elastic_jax.errors import ConfigError
-from elastic_jax.settings import FilePath
+from elastic_jax.settings import FilePath, check_least
 from eval.harness.settings import BenchmarkSettings
 from eval.verb import benchmark_verb
 
@@ -34,10 +33,7 @@ class RulerSettings(BenchmarkSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.lengths or min(self.lengths) < 1:
-            raise ConfigError(f"lengths is {list(self.lengths)}; want one or more, in tokens.")
-        if self.per_task < 1:
-            raise ConfigError(f"per_task is {self.per_task}; want at least 1.")
+        check_least(self, 1, "lengths", "per_task")
 
 
 def main(argv: Sequence[str]) -> int:

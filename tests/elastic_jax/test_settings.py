@@ -9,7 +9,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from elastic_jax.errors import ConfigError
-from elastic_jax.settings import FilePath, expand_home, find_config, load_settings, settings_dict, settings_yaml
+from elastic_jax.settings import (
+    FilePath,
+    check_filled,
+    check_least,
+    expand_home,
+    find_config,
+    load_settings,
+    settings_dict,
+    settings_yaml,
+)
 
 
 @dataclass(frozen=True)
@@ -144,3 +153,24 @@ def test_written_settings_read_back_the_same(tmp_path_factory, settings):
 
 def test_settings_dict_is_plain():
     assert settings_dict(Settings())["optimizer"] == {"peak": 1e-3, "betas": [0.9, 0.95], "kind": "adamw"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (Settings(steps=1), "steps is 1; want at least 2"),
+        (Settings(limit=1), "limit is 1; want at least 2"),
+        (Settings(lengths=()), r"lengths is \[\]; want one or more, each at least 2"),
+        (Settings(lengths=(2, 1)), r"lengths is \[2, 1\]; want one or more, each at least 2"),
+    ],
+)
+def test_what_is_too_small_is_refused_by_name(settings, message):
+    check_least(Settings(steps=2, limit=None, lengths=(2, 3)), 2, "steps", "limit", "lengths")
+    with pytest.raises(ConfigError, match=message):
+        check_least(settings, 2, "steps", "limit", "lengths")
+
+
+def test_an_empty_list_is_refused_by_name():
+    check_filled(Settings(), "lengths", "name")
+    with pytest.raises(ConfigError, match="lengths is empty; want at least one"):
+        check_filled(Settings(lengths=()), "name", "lengths")

@@ -247,7 +247,7 @@ def test_a_sweep_of_the_router_bias_draws_quality_against_sparsity(tmp_path):
         (["longbench", "--data", "x", "--version", "2", "--tasks", "qasper"], "leave --tasks out"),
         (["longbench", "--data", "x", "--forced-choice"], "version 2"),
         (["needles", "--depths", "0,200"], "depths is [0, 200]"),
-        (["perplexity", "--parts", "1"], "parts at least 2"),
+        (["perplexity", "--parts", "1"], "parts is 1; want at least 2"),
         (["routing", "--cache-bits", "2"], "leave --views"),
         (["heads", "--views", "sparse"], "leave --views"),
     ],

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from elastic_jax.errors import ConfigError
-from elastic_jax.settings import FilePath
+from elastic_jax.settings import FilePath, check_least
 
 
 @dataclass(frozen=True)
@@ -20,5 +20,4 @@ class DemoSettings:
     def __post_init__(self) -> None:
         if not 512 <= self.prompt_tokens <= 4096:
             raise ConfigError(f"prompt_tokens is {self.prompt_tokens}; want 512 to 4096.")
-        if self.train_steps < 0:
-            raise ConfigError(f"train_steps is {self.train_steps}; want 0 or more.")
+        check_least(self, 0, "train_steps")

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from elastic_jax.errors import ConfigError
-from elastic_jax.settings import FilePath
+from elastic_jax.settings import FilePath, check_least
 from elastic_jax.sharding import MeshConfig
 from train.optim_config import AdamConfig
 from train.run_config import DistributedConfig, RunConfig
@@ -70,8 +70,7 @@ class RecordsConfig:
     def __post_init__(self) -> None:
         if (self.records is None) != (self.held_out is None):
             raise ConfigError("records and held_out go together: give files for both, or for neither.")
-        if min(self.generated, self.generated_held_out, self.generated_buildings) < 1:
-            raise ConfigError("generated, generated_held_out, generated_buildings: want 1 or more.")
+        check_least(self, 1, "generated", "generated_held_out", "generated_buildings")
 
 
 @dataclass(frozen=True)
@@ -87,8 +86,7 @@ class PairDataConfig(RecordsConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if min(self.prompt_tokens, self.response_tokens, self.rejects) < 1:
-            raise ConfigError("prompt_tokens, response_tokens, rejects: want 1 or more.")
+        check_least(self, 1, "prompt_tokens", "response_tokens", "rejects")
 
 
 @dataclass(frozen=True)
@@ -102,8 +100,7 @@ class JudgeDataConfig(RecordsConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if min(self.row_length, self.max_segments) < 1:
-            raise ConfigError("row_length, max_segments: want 1 or more.")
+        check_least(self, 1, "row_length", "max_segments")
 
 
 @dataclass(frozen=True)
@@ -145,8 +142,7 @@ class BradleyTerryConfig:
     """Compare with the mean of the rejected scores, or with each and average the losses."""
 
     def __post_init__(self) -> None:
-        if self.centring < 0:
-            raise ConfigError(f"centring is {self.centring}; want 0 or more.")
+        check_least(self, 0, "centring")
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from elastic_jax.cli.args import parse_verb, required
-from elastic_jax.errors import ConfigError
 from elastic_jax.files import FileLock, check_output, write_json_lines
-from elastic_jax.settings import FilePath, check_seed
+from elastic_jax.settings import FilePath, check_least, check_seed
 from train.reward.data.records import JudgeRecord, PreferenceRecord
 
 
@@ -35,11 +34,8 @@ class ExampleDataSettings:
     """Seed of everything that is drawn; the records of the benchmark are drawn apart from the held-out ones."""
 
     def __post_init__(self) -> None:
-        for name in ("train", "held_out", "pairs"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}; want at least 1.")
-        if self.rankings < 0:
-            raise ConfigError(f"rankings is {self.rankings}; want 0 or more.")
+        check_least(self, 1, "train", "held_out", "pairs")
+        check_least(self, 0, "rankings")
         check_seed(self.seed, bits=63)
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from elastic_jax.errors import ConfigError
-from elastic_jax.settings import FilePath
+from elastic_jax.settings import FilePath, check_least
 from eval.harness.settings import BenchmarkSettings
 
 Ask = Literal["verdict", "choice", "reward"]
@@ -41,9 +41,7 @@ class JudgeSettings(BenchmarkSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("max_new_tokens", "records"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}; want at least 1.")
+        check_least(self, 1, "max_new_tokens", "records")
         if not self.lengths or not 0 < min(self.lengths) <= max(self.lengths) <= _LONGEST:
             raise ConfigError(f"lengths is {list(self.lengths)}; want one or more from 1 to {_LONGEST} tokens.")
         if self.ask == "reward":

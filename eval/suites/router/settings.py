@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from elastic_jax.cli.model import ModelSettings
 from elastic_jax.errors import ConfigError
-from elastic_jax.settings import FilePath
+from elastic_jax.settings import FilePath, check_least
 from eval.harness.settings import refuse_doubles
 
 
@@ -43,19 +43,14 @@ class RouterReportSettings(ModelSettings):
 
     def __post_init__(self) -> None:
         refuse_doubles(self)
-        if not self.lengths or min(self.lengths) < 2:
-            raise ConfigError(f"lengths is {list(self.lengths)}; want one or more lengths of at least 2 tokens.")
+        check_least(self, 2, "lengths")
         if not 0 < self.scored_tokens < min(self.lengths):
             raise ConfigError(
                 f"scored_tokens is {self.scored_tokens}; want 1 to {min(self.lengths) - 1}, "
                 "so that the shortest window has a prompt too."
             )
-        for name in ("probes", "windows", "batch_tokens", "limit"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ConfigError(f"{name} is {value}; want at least 1.")
-        if self.distractors < 0:
-            raise ConfigError(f"distractors is {self.distractors}; want 0 or more.")
+        check_least(self, 1, "probes", "windows", "batch_tokens", "limit")
+        check_least(self, 0, "distractors")
 
     def samples(self, wanted: int) -> int:
         """How many samples `limit` leaves of those wanted."""

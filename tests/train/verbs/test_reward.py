@@ -48,7 +48,7 @@ def test_a_model_and_a_directory_are_asked_for() -> None:
         (SimpoTrainConfig, "loss.beta=0", "beta 0"),
         (SimpoTrainConfig, "loss.label_smoothing=0.5", "label_smoothing"),
         (BradleyTerryTrainConfig, "loss.centring=-1", "centring is -1"),
-        (BradleyTerryTrainConfig, "data.rejects=0", "rejects"),
+        (BradleyTerryTrainConfig, "data.rejects=0", "rejects is 0; want at least 1"),
         (BradleyTerryTrainConfig, "optim.warmup=1", "warmup is 1"),
         (BradleyTerryTrainConfig, "optim.clip=0", "clip 0.*want more than 0"),
         (BradleyTerryTrainConfig, "lora.targets=[attn.query]", "one of attn.q_proj"),

@@ -7,7 +7,7 @@ from typing import Literal
 
 from elastic_jax import smollm2
 from elastic_jax.errors import ConfigError
-from elastic_jax.settings import FilePath, check_seed
+from elastic_jax.settings import FilePath, check_least, check_seed
 
 
 @dataclass(frozen=True)
@@ -26,10 +26,7 @@ class VotingConfig:
     """Most rejected judgements that are kept."""
 
     def __post_init__(self) -> None:
-        if self.min_consensus < 1 or (self.max_rejects is not None and self.max_rejects < 1):
-            raise ConfigError(
-                f"min_consensus is {self.min_consensus}, max_rejects {self.max_rejects}; want at least 1 of each."
-            )
+        check_least(self, 1, "min_consensus", "max_rejects")
         if len(set(self.priority)) < len(self.priority):
             raise ConfigError(f"priority names a model twice: {', '.join(self.priority)}.")
 
@@ -65,6 +62,5 @@ class SynthesisSettings:
                 f"target_tokens is {list(self.target_tokens)}, reserve {self.reserve}; want one length or more, each "
                 "longer than the reserve."
             )
-        if self.chunk_tokens < 16:
-            raise ConfigError(f"chunk_tokens is {self.chunk_tokens}; want at least 16.")
+        check_least(self, 16, "chunk_tokens")
         check_seed(self.seed, bits=63)

@@ -82,5 +82,5 @@ def test_bad_input_is_refused():
         vote({"a": ""}, VotingConfig(("a",)))
     with pytest.raises(ConfigError, match="names a model twice"):
         VotingConfig(("a", "a"))
-    with pytest.raises(ConfigError, match="want at least 1 of each"):
+    with pytest.raises(ConfigError, match="max_rejects is 0; want at least 1"):
         VotingConfig(max_rejects=0)

@@ -83,7 +83,8 @@ def test_a_damaged_line_in_the_middle_is_named(tmp_path):
 def test_a_full_disk_is_named_and_what_was_finished_is_safe(tmp_path):
     path, (soft, hard) = tmp_path / "journal.jsonl", resource.getrlimit(resource.RLIMIT_FSIZE)
     try:
-        with pytest.raises(DataError, match=f"{path} cannot be written: .*is safe"), Journal(path, SETTINGS) as journal:
+        message = f"{path} cannot be written: .*is safe.*make room and give the same command again"
+        with pytest.raises(DataError, match=message), Journal(path, SETTINGS) as journal:
             journal.append({"a": 1})
             resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + 9, hard))
             journal.append({"b": "x" * 99})

@@ -10,7 +10,7 @@ from chat_tokenizers import CHATML, LLAMA, chat_tokenizer
 from checkpoints import WEIGHTS, copy_golden, edit_json, edit_weights, same_bits
 from flax import nnx
 from safetensors.numpy import load_file
-from tiny import CONFIG, random_ids, tiny_model
+from tiny import CONFIG, random_ids, tiny_reward_model
 
 from elastic_jax.config import ModelConfig
 from elastic_jax.errors import CheckpointError, ShapeError
@@ -25,8 +25,7 @@ from elastic_jax.weights.tokenizer import load_tokenizer
 
 @pytest.fixture(scope="module")
 def model() -> ElasticRewardModel:
-    head = np.random.default_rng(3).standard_normal((CONFIG.hidden_size, 1), np.float32)
-    return ElasticRewardModel(tiny_model(tie_word_embeddings=True), jnp.asarray(head), CONFIG)
+    return tiny_reward_model()
 
 
 def test_the_head_reads_the_last_token_of_each_packed_sequence() -> None:

@@ -19,10 +19,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from decode_cases import SMALL_GROUPS, make_decode_inputs
-from tiny import random_ids, tiny_model
+from tiny import random_ids, tiny_model, tiny_reward_model
 
 import pallas_kernels
-from elastic_jax.reward import ElasticRewardModel
 from elastic_jax.sharding import MeshConfig, make_mesh
 from pallas_kernels import hybrid_attention
 
@@ -55,8 +54,7 @@ def _packed_model() -> Call:
 
 
 def _reward_model() -> Call:
-    decoder = tiny_model(tie_word_embeddings=True)
-    model = ElasticRewardModel(decoder, normal(decoder.config.hidden_size, 1), decoder.config)
+    model = tiny_reward_model()
     return lambda: model(random_ids((2, 48)), routing="full")
 
 

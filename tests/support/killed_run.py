@@ -4,16 +4,13 @@ As small as `train_run`, with a checkpoint every second step, so that a kill oft
 """
 
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import heads_run
-import jax.numpy as jnp
 import numpy as np
 import train_run
-from tiny import CONFIG, tiny_model
+from tiny import CONFIG, tiny_model, tiny_reward_model
 
-from elastic_jax.reward import ElasticRewardModel
 from train.heads.run import calibrate_heads
 from train.heads.settings import HeadsRunConfig
 from train.reward.config import AdamConfig, BradleyTerryTrainConfig, PairDataConfig, RewardRunConfig
@@ -41,8 +38,7 @@ def reward(directory: str) -> None:
         data=PairDataConfig(prompt_tokens=32, response_tokens=8, rejects=1),
         run=RewardRunConfig(save_every=2, eval_every=3),
     )
-    model = ElasticRewardModel(tiny_model(tie_word_embeddings=True), jnp.ones((CONFIG.hidden_size, 1)), replace(CONFIG))
-    train(config, model, data, Path(directory))
+    train(config, tiny_reward_model(), data, Path(directory))
 
 
 def heads(directory: str) -> None:

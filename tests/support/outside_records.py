@@ -184,54 +184,38 @@ def _table(name: str) -> Callable[[Path], object]:
     return write
 
 
+def _lines(name: str, parse: Callable[[Path], object], *records: object) -> Kind:
+    """JSON lines in one file, which `parse` reads."""
+    return Kind(lines(name, *records), name, lambda folder: parse(folder / name), "jsonl")
+
+
 RECORDS = {
     "haystack": Kind(lambda f: (f / "t.txt").write_text("Ann keeps it."), "t.txt", lambda f: read_texts(f), "bytes"),
     "prompt": Kind(
         lambda f: (f / "p.txt").write_text("Who?\nWhat?"), "p.txt", lambda f: _prompts(f / "p.txt"), "bytes"
     ),
-    "packed rows": Kind(
-        lines("r.jsonl", PACKED, PACKED),
+    "packed rows": _lines("r.jsonl", lambda f: packed_samples(read_rows(f), RouterTrainConfig()), PACKED, PACKED),
+    "training records, metadata as text": _lines(
         "r.jsonl",
-        lambda f: packed_samples(read_rows(f / "r.jsonl"), RouterTrainConfig()),
-        "jsonl",
-    ),
-    "training records, metadata as text": Kind(
-        lines("r.jsonl", RECORD | {"metadata": "{'task': 'Code', 'is_prefix': True}"}),
-        "r.jsonl",
-        lambda f: parse_records(read_rows(f / "r.jsonl"), f),
-        "jsonl",
+        lambda f: parse_records(read_rows(f), f.parent),
+        RECORD | {"metadata": "{'task': 'Code', 'is_prefix': True}"},
     ),
     "table of training records": Kind(
         _table("r.parquet"), "r.parquet", lambda f: parse_records(read_rows(f / "r.parquet"), f), "bytes"
     ),
     "saved data set": Kind(_table("r.arrow"), "data.arrow", lambda f: parse_records(read_rows(f), f), "bytes"),
     "saved data set, state": Kind(_table("r.arrow"), "state.json", lambda f: parse_records(read_rows(f), f), "json"),
-    "preferences": Kind(
-        lines("r.jsonl", PREFERENCE, LONGRM), "r.jsonl", lambda f: read_preferences(f / "r.jsonl"), "jsonl"
-    ),
-    "preferences, conversations": Kind(
-        lines("r.jsonl", CONVERSATIONS, CONVERSATIONS), "r.jsonl", lambda f: read_preferences(f / "r.jsonl"), "jsonl"
-    ),
-    "judge records": Kind(
-        lines("r.jsonl", JUDGED, JUDGED), "r.jsonl", lambda f: read_judge_records(f / "r.jsonl"), "jsonl"
-    ),
-    "short samples": Kind(
-        lines("r.jsonl", SHORT, SHORT | {"id": "2"}), "r.jsonl", lambda f: read_short_samples(f / "r.jsonl"), "jsonl"
-    ),
+    "preferences": _lines("r.jsonl", read_preferences, PREFERENCE, LONGRM),
+    "preferences, conversations": _lines("r.jsonl", read_preferences, CONVERSATIONS, CONVERSATIONS),
+    "judge records": _lines("r.jsonl", read_judge_records, JUDGED, JUDGED),
+    "short samples": _lines("r.jsonl", read_short_samples, SHORT, SHORT | {"id": "2"}),
     "LongBench, summaries": Kind(lines("qmsum.jsonl", LONGBENCH), "qmsum.jsonl", _longbench("qmsum"), "jsonl"),
     "LongBench, Chinese": Kind(
         lines("multifieldqa_zh.jsonl", LONGBENCH), "multifieldqa_zh.jsonl", _longbench("multifieldqa_zh"), "jsonl"
     ),
-    "training records": Kind(
-        lines("r.jsonl", RECORD, RECORD), "r.jsonl", lambda f: parse_records(read_rows(f / "r.jsonl"), f), "jsonl"
-    ),
-    "question files": Kind(lines("e.jsonl", EVIDENCE), "e.jsonl", lambda f: read_evidence(f / "e.jsonl"), "jsonl"),
-    "prompts": Kind(
-        lines("p.jsonl", {"prompt": "a"}, {"prompt": "b"}),
-        "p.jsonl",
-        lambda f: _prompts(f / "p.jsonl"),
-        "jsonl",
-    ),
+    "training records": _lines("r.jsonl", lambda f: parse_records(read_rows(f), f.parent), RECORD, RECORD),
+    "question files": _lines("e.jsonl", read_evidence, EVIDENCE),
+    "prompts": _lines("p.jsonl", _prompts, {"prompt": "a"}, {"prompt": "b"}),
     "SQuAD": Kind(dump("s.json", SQUAD), "s.json", lambda f: read_questions(f / "s.json"), "json"),
     "HotpotQA": Kind(dump("h.json", HOTPOT), "h.json", lambda f: read_questions(f / "h.json"), "json"),
     "LongBench": Kind(lines("trec.jsonl", LONGBENCH), "trec.jsonl", _longbench("trec"), "jsonl"),
@@ -242,9 +226,7 @@ RECORDS = {
         "jsonl",
     ),
     "LongBench, code": Kind(lines("lcc.jsonl", LONGBENCH, LONGBENCH), "lcc.jsonl", _longbench("lcc"), "jsonl"),
-    "records to route": Kind(
-        lines("r.jsonl", RECORD, RECORD), "r.jsonl", lambda f: record_groups(f / "r.jsonl", 2, tokens=9), "jsonl"
-    ),
+    "records to route": _lines("r.jsonl", lambda f: record_groups(f, 2, tokens=9), RECORD, RECORD),
     "LongBench v2": Kind(
         dump("data.json", [LONGBENCH2]),
         "data.json",

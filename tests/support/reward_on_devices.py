@@ -14,9 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from reward_batches import cut, judge_rows, pair_batch
-from tiny import CONFIG, tiny_model
+from tiny import tiny_model, tiny_reward_model
 
-from elastic_jax.reward import ElasticRewardModel
 from elastic_jax.sharding import MeshConfig, make_mesh
 from elastic_jax.sharding.rules import param_shardings
 from train.loop.distributed import placed
@@ -38,8 +37,6 @@ def main(cases: list[str]) -> None:
     optim = AdamConfig(steps=4, rows=8, warmup=0.0, learning_rate=1e-2)
     common = {"dtype": "float32", "remat": True, "optim": optim}
     data = JudgeDataConfig(row_length=128, max_segments=2)
-    head = np.random.default_rng(3).standard_normal((CONFIG.hidden_size, 1), np.float32)
-    scalar = ElasticRewardModel(tiny_model(tie_word_embeddings=True), jnp.asarray(head), CONFIG)
     kinds = {
         "sft": (SftConfig(**common, data=data), sft_objective, tiny_model(), judge_rows(8, length=128)),
         "simpo": (SimpoTrainConfig(**common), simpo_objective, tiny_model(), pair_batch(8)),
@@ -52,7 +49,7 @@ def main(cases: list[str]) -> None:
         "bt": (
             BradleyTerryTrainConfig(**common, lora=LoraConfig(rank=2)),
             bradley_terry_objective,
-            scalar,
+            tiny_reward_model(),
             pair_batch(8),
         ),
     }

@@ -12,6 +12,7 @@ from flax import nnx
 from elastic_jax.config import ModelConfig, RouterConfig
 from elastic_jax.heads import Heads
 from elastic_jax.model import ElasticForCausalLM, from_params, param_shapes
+from elastic_jax.reward import ElasticRewardModel
 from elastic_jax.weights import save_pretrained
 
 CONFIG = ModelConfig(
@@ -40,6 +41,13 @@ def tiny_model(seed: int = 0, **changes) -> ElasticForCausalLM:
     """
     graph, state = _drawn(dataclasses.replace(CONFIG, **changes), seed)
     return nnx.merge(graph, jax.tree.map(jnp.array, state))
+
+
+def tiny_reward_model(**changes) -> ElasticRewardModel:
+    """The tiny model with a random score head."""
+    head = np.random.default_rng(3).standard_normal((CONFIG.hidden_size, 1), np.float32)
+    decoder = tiny_model(tie_word_embeddings=True, **changes)
+    return ElasticRewardModel(decoder, jnp.asarray(head), dataclasses.replace(CONFIG, **changes))
 
 
 @functools.cache

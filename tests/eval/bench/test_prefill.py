@@ -22,22 +22,6 @@ def test_bench_prefill_times_every_routing_in_every_dtype(checkpoint, tmp_path, 
     assert "tokens/s" in capsys.readouterr().out
 
 
-def test_a_python_that_fails_is_a_clear_error(checkpoint, tmp_path, capsys):
-    python = tmp_path / "python"
-    python.write_text("#!/bin/sh\necho ModuleNotFoundError: torch >&2\nexit 1\n")
-    python.chmod(0o755)
-    flags = ["--model", str(checkpoint), "--lengths", "64", "--dtypes", "float32", "--torch-python", str(python)]
-    assert elastic_jax_cli(["bench", "prefill", *flags]) == 2
-    error = capsys.readouterr().err
-    assert "ModuleNotFoundError: torch" in error and "--torch-python" in error
-
-
-def test_a_python_that_is_not_there_is_a_clear_error(checkpoint, capsys):
-    flags = ["--model", str(checkpoint), "--lengths", "64", "--dtypes", "float32", "--torch-python", "no-such-python"]
-    assert elastic_jax_cli(["bench", "prefill", *flags]) == 2
-    assert "no-such-python" in capsys.readouterr().err
-
-
 def test_the_table_sets_each_row_against_transformers_of_its_dtype_and_length():
     rows = [("elastic-jax, full", "float32", 100, 2.0), (TORCH, "float32", 100, 3.0), (TORCH, "bfloat16", 100, 9.0)]
     table = model_table([ModelSpeed(*row) for row in [*rows, ("elastic-jax, full", "float32", 7, 1.0)]])

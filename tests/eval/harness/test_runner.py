@@ -1,7 +1,4 @@
 import json
-import os
-import subprocess
-import sys
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -186,30 +183,3 @@ def test_a_task_that_the_backend_cannot_do_is_refused(tmp_path):
 def test_a_shard_outside_is_refused():
     with pytest.raises(ConfigError, match="shard is 4/4"):
         Shard(4, 4)
-
-
-def test_a_full_disk_is_said_and_leaves_a_readable_journal(tmp_path):
-    path = tmp_path / "journal.jsonl"
-    program = (
-        "import resource, signal, sys\n"
-        "from elastic_jax.journal import Journal\n"
-        "from elastic_jax.errors import DataError\n"
-        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (600, 600))\n"
-        f"with Journal({str(path)!r}, {{'seed': 0}}) as journal:\n"
-        "    try:\n"
-        "        for i in range(100):\n"
-        "            journal.append({str(i): 'x' * 50})\n"
-        "    except DataError as error:\n"
-        "        print(error)\n"
-        "    try:\n"
-        "        journal.close()\n"
-        "    except OSError:\n"
-        "        pass\n"
-        "    import os; sys.stdout.flush(); os._exit(0)\n"
-    )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=os.getcwd())
-    assert "make room and give the same command again" in done.stdout, done.stderr
-    with Journal(path, {"seed": 0}) as journal:
-        assert 0 < len(journal) < 12 and journal["0"] == "x" * 50
-        journal.append({"more": 1})

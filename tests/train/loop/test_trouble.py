@@ -189,7 +189,7 @@ def test_stop_keeps_the_state_from_before_and_may_be_changed_to_skip(tmp_path):
     config = replace(with_run(save_every=2), poison=(5,))
     with pytest.raises(TrainingDiverged, match="not finite at step 5"):
         fit(toy_job.toy_job(config), tmp_path / "run")
-    assert saved_steps(tmp_path / "run")[-1] == 4
+    assert saved_steps(tmp_path / "run")[-1] == 4 and losses(tmp_path / "run")[5:] == [None]
     state = fit(toy_job.toy_job(replace(config, run=replace(config.run, nan_policy="skip"))), tmp_path / "run")
     assert np.isfinite(state["w"]).all() and len(lines(tmp_path / "run")) == STEPS
 

@@ -8,9 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from reward_batches import cut, judge_rows, pair_batch
-from tiny import CONFIG, tiny_model
+from tiny import tiny_model, tiny_reward_model
 
-from elastic_jax.reward import ElasticRewardModel
 from elastic_jax.weights.names import SCORE
 from train.reward.config import (
     AdamConfig,
@@ -40,10 +39,7 @@ WHOLE, ADAPTERS = LoraConfig(), LoraConfig(rank=2)
 
 @cache
 def model(kind: str):
-    if kind != "bt":
-        return tiny_model()
-    head = np.random.default_rng(3).standard_normal((CONFIG.hidden_size, 1), np.float32)
-    return ElasticRewardModel(tiny_model(tie_word_embeddings=True), jnp.asarray(head), CONFIG)
+    return tiny_reward_model() if kind == "bt" else tiny_model()
 
 
 @cache

@@ -13,7 +13,7 @@ from chat_tokenizers import chat_tokenizer
 from cheap_tokenizer import CheapTokenizer
 from judge_oracles import long_oracle, memory_oracle
 from judge_runs import in_shown_order, judge
-from tiny import HEADS, tiny_model
+from tiny import HEADS, tiny_reward_model
 
 from elastic_jax.errors import CheckpointError, ConfigError, DataError
 from elastic_jax.reward import ElasticRewardModel
@@ -155,9 +155,7 @@ def reward_checkpoint(tmp_path_factory):
 
 
 def reward_model() -> ElasticRewardModel:
-    decoder = tiny_model(vocab_size=len(chat_tokenizer()), tie_word_embeddings=True, max_position_embeddings=1024)
-    head = np.random.default_rng(3).standard_normal((decoder.config.hidden_size, 1), np.float32)
-    return ElasticRewardModel(decoder, jnp.asarray(head), decoder.config)
+    return tiny_reward_model(vocab_size=len(chat_tokenizer()), max_position_embeddings=1024)
 
 
 @pytest.mark.parametrize("verb", [long_rewardbench, memory_rewardbench])

@@ -86,11 +86,15 @@ def backward(
 ) -> Folded:
     """Gradients of q, k and v for the attention over `visits`; weights are recomputed from the log-sum-exp.
 
-    A cotangent of the log-sum-exp joins the row sums of dO * O, since its slope in a score is the weight.
+    A cotangent of the log-sum-exp joins the row sums of dO * O, since its slope in a score is the weight. Query blocks
+    without any cotangent, such as those of a closed gate's branch, visit nothing.
     """
     inner_BKQR = jnp.sum(d_out_BKQRH.astype(jnp.float32) * out_BKQRH.astype(jnp.float32), -1)
+    needed_BKQ = (d_out_BKQRH != 0).any((-2, -1))
     if d_lse_BKQR is not None:
         inner_BKQR -= jnp.where(jnp.isneginf(lse_BKQR), 0.0, d_lse_BKQR)
+        needed_BKQ |= (d_lse_BKQR != 0).any(-1)
+    visits = visits.only(needed_BKQ)
     run = divided(partial(_backward, spec=spec, tiling=tiling), "BK", "BK")
     return run(operands, lse_BKQR, d_out_BKQRH, inner_BKQR, visits)
 

@@ -76,6 +76,13 @@ class Visits(NamedTuple):
     ends_BKQGJ: jax.Array | None
     """How many blocks of its list a query head has used up once key block j is passed; None without any list."""
 
+    def only(self, chosen_BKQ: jax.Array) -> Visits:
+        """The visits of the chosen query blocks; the others visit nothing."""
+        runs, ends = self
+        n_sink, lo = jnp.where(chosen_BKQ, runs.n_sink, 0), jnp.where(chosen_BKQ, runs.lo, runs.diag + 1)
+        listed = None if ends is None else jnp.where(chosen_BKQ[..., None, None], ends, 0)
+        return Visits(runs._replace(n_sink=n_sink, lo=lo), listed)
+
 
 type Extend = Callable[[Softmax, jax.Array, jax.Array], Softmax]
 

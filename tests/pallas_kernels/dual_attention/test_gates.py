@@ -30,6 +30,28 @@ def test_gradient_of_the_gates_is_the_slope_of_the_mixture():
         np.testing.assert_allclose(dz[b, head], slope, atol=1e-4)
 
 
+def test_the_backward_pass_visits_only_what_a_cotangent_reaches():
+    """The first KV head holds NaN, and nobody uses its outputs: a visit to its keys would spread them."""
+    row = Row("hybrid", NAMED["padded"], lse=True)
+    inputs, _ = inputs_of(row)
+    groups = inputs.q.shape[2] // inputs.k.shape[2]
+    k = inputs.k.at[:, :, 0].set(jnp.nan)
+
+    @jax.jit
+    def gradients(q, k, v, d_out, d_lse):
+        (_, lse), pull = jax.vjp(
+            lambda *operands: hybrid_attention(*operands, inputs.mode, **inputs.options, return_lse=True), q, k, v
+        )
+        return pull((d_out, jnp.where(jnp.isneginf(lse), 0.0, d_lse)))
+
+    d_lse = jnp.ones(inputs.q.shape[:3]).at[:, :, :groups].set(0.0)
+    used = (inputs.d_out.at[:, :, :groups].set(0.0), d_lse)
+    with_nan, without = (gradients(inputs.q, keys, inputs.v, *used) for keys in (k, inputs.k))
+    for got, want in zip(with_nan, without, strict=True):
+        np.testing.assert_array_equal(got, want)
+    assert all(np.abs(want).max() > 0 for want in without)
+
+
 @pytest.mark.slow
 def test_routed_without_gradients_runs_the_chosen_branch_only():
     row = Row("routed", NAMED["many blocks"])

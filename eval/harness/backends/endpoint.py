@@ -9,6 +9,7 @@ import queue
 import threading
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,8 @@ from eval.samples import Arm, Kind, Prompt, Reply
 _NO_REPLY = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError)
 """What reading an answer of another form raises."""
 _RETRIED = {408, 409, 425, 429, 500, 502, 503, 504}
+_BROKEN_OFF = {"abort", "error"}
+"""What vLLM, SGLang and OpenRouter give as the reason of an answer's end where they failed before it."""
 _LONGEST_WAIT_S = 60.0
 """Most seconds between two tries. Where an endpoint asks for hours, its samples fail, and a restart asks again."""
 
@@ -50,6 +53,11 @@ class EndpointConfig:
     def __post_init__(self) -> None:
         if not self.url.startswith(("http://", "https://")):
             raise ConfigError(f"endpoint is {self.url!r}; want an address that begins with http:// or https://.")
+        if wrong := _wrong_in_address(self.url):
+            raise ConfigError(
+                f"the endpoint's address has {wrong}; want scheme, host, port and path only, such as "
+                "http://localhost:8000/v1."
+            )
         if not self.model:
             raise ConfigError("no model name for the endpoint: give it with --endpoint-model NAME.")
         if self.concurrency < 1 or self.retries < 0 or self.timeout_s <= 0 or self.first_wait_s < 0:
@@ -62,8 +70,19 @@ class EndpointBackend:
     kinds: frozenset[Kind] = frozenset(("generate",))
 
     def __init__(self, config: EndpointConfig):
+        """
+        Raises:
+            ConfigError: the key has characters that no request can carry.
+        """
         self._config = config
         self.max_tokens = config.max_tokens
+        self._key = os.environ.get(config.key_variable, "").strip()
+        if not (self._key.isascii() and self._key.isprintable()):
+            raise ConfigError(
+                f"the environment variable {config.key_variable} has a line break or a character beyond ASCII, such as "
+                "a typographic quote; want the key alone."
+            )
+        self._opener = _opener()
 
     def identity(self) -> dict[str, Any]:
         """Names the context only where it is given, so that journals made without it stay valid."""
@@ -125,7 +144,9 @@ class EndpointBackend:
                 return _reply(prompt, answer, time.perf_counter() - start)
             except urllib.error.HTTPError as refused:
                 error = f"HTTP {refused.code}: {_detail(refused)}"
-                if refused.code in (401, 403, 404):
+                if 300 <= refused.code < 400:
+                    error = f"HTTP {refused.code}, see {shown(refused.headers.get('Location'))}"
+                if refused.code in (401, 403, 404) or 300 <= refused.code < 400:
                     raise ConfigError(
                         f"{self._config.url} answers {error}. Check the address, --endpoint-model and the key in "
                         f"{self._config.key_variable}."
@@ -151,22 +172,56 @@ class EndpointBackend:
             text = "\n\n".join(turn["content"] for turn in turns)
             path, body["prompt"] = "completions", f"{text} {prompt.answer_prefix}".rstrip()
         headers = {"Content-Type": "application/json"}
-        key = os.environ.get(config.key_variable)
-        if key:
-            headers["Authorization"] = f"Bearer {key}"
+        if self._key:
+            headers["Authorization"] = f"Bearer {self._key}"
         request = urllib.request.Request(f"{config.url.rstrip('/')}/{path}", json.dumps(body).encode(), headers)
-        with urllib.request.urlopen(request, timeout=config.timeout_s) as response:
+        with self._opener.open(request, timeout=config.timeout_s) as response:
             return parse_json(response.read())
+
+
+def _opener() -> urllib.request.OpenerDirector:
+    """Opens addresses but follows no redirection: the key would go to the new host, and the request arrive empty."""
+    opener = urllib.request.OpenerDirector()
+    for handler in (
+        urllib.request.ProxyHandler,
+        urllib.request.HTTPHandler,
+        urllib.request.HTTPSHandler,
+        urllib.request.HTTPDefaultErrorHandler,
+        urllib.request.HTTPErrorProcessor,
+    ):
+        opener.add_handler(handler())
+    return opener
+
+
+def _wrong_in_address(url: str) -> str | None:
+    """What of an address cannot be asked; a password in it would stand in the journal."""
+    try:
+        parts = urllib.parse.urlsplit(url)
+        missing = parts.hostname is None or parts.port == 0
+    except ValueError as error:
+        return f"a part that cannot be read ({error})"
+    if missing:
+        return "no host, or port 0"
+    if parts.username is not None:
+        return "a user name"
+    if parts.query or parts.fragment:
+        return "a query or a fragment"
+    return "a blank or a control character" if not url.isprintable() or " " in url else None
 
 
 def _reply(prompt: Prompt, answer: dict[str, Any], seconds: float) -> Reply:
     if not isinstance(answer, dict) or not answer.get("choices"):  # some endpoints report errors with status 200
         raise ValueError(f"no answer, but {shown(answer)}")
     choice = answer["choices"][0]
+    reason = choice.get("finish_reason")
+    if reason in _BROKEN_OFF:
+        raise ValueError(f"the answer broke off ({reason}): {shown(choice.get('error'))}")
+    if reason == "content_filter":
+        return Reply(error="the endpoint's filter held the answer back (content_filter)")
     message = choice["message"] if "message" in choice else {"content": choice["text"]}
     text, thinking = _parts(message["content"])
     thinking = thinking or message.get("reasoning_content") or message.get("reasoning")
-    finish = "length" if choice.get("finish_reason") == "length" else "stop"
+    finish = "length" if reason == "length" else "stop"
     if thinking and not text:
         text = f"<think>{thinking}"
     elif finish == "length" and not thinking and answer_of(text) == text:

@@ -38,7 +38,7 @@ class Handler(BaseHTTPRequestHandler):
             if isinstance(action, int):
                 self.reply(action, b"not now")
             elif isinstance(action, tuple):
-                self.reply(action[0], b"not now", retry_after=action[1])
+                self.reply(action[0], b"not now", *action[1:])
             elif action == "hang up":
                 self.connection.close()
             else:
@@ -47,9 +47,15 @@ class Handler(BaseHTTPRequestHandler):
             with server.lock:
                 server.busy -= 1
 
-    def reply(self, status, content, retry_after="0.01"):
+    def do_GET(self):
+        self.server.requests.append((self.path, None, self.headers))
+        self.reply(200, b"{}")
+
+    def reply(self, status, content, retry_after="0.01", location=None):
         self.send_response(status)
         self.send_header("Retry-After", retry_after)
+        if location is not None:
+            self.send_header("Location", location)
         self.end_headers()
         self.wfile.write(content)
 
@@ -142,6 +148,47 @@ def test_a_wrong_key_or_model_stops_the_run(server, status):
         ask(server, [prompt()])
 
 
+@pytest.mark.parametrize("status", [301, 302, 307, 308])
+def test_the_key_follows_no_redirection(server, monkeypatch, status):
+    monkeypatch.setenv("OPENAI_API_KEY", "secret")
+    other = Server()
+    threading.Thread(target=other.serve_forever, daemon=True).start()
+    server.script = [(status, "0", other.url)]
+    with pytest.raises(ConfigError, match=f"HTTP {status}, see '{other.url}'"):
+        ask(server, [prompt()])
+    other.shutdown()
+    other.server_close()
+    assert not other.requests
+
+
+def test_blanks_around_the_key_are_not_sent(server, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", " secret\r\n")
+    ask(server, [prompt()])
+    assert server.requests[0][2]["Authorization"] == "Bearer secret"
+
+
+@pytest.mark.parametrize("key", ["sec\nret", "\u201csecret\u201d"])
+def test_a_key_that_cannot_be_sent_is_refused_and_not_shown(monkeypatch, key):
+    monkeypatch.setenv("OPENAI_API_KEY", key)
+    with pytest.raises(ConfigError, match="OPENAI_API_KEY has a line break") as refused:
+        EndpointBackend(EndpointConfig("http://x/v1", "judge"))
+    assert "sec" not in str(refused.value)
+
+
+@pytest.mark.parametrize("reason", ["abort", "error"])
+def test_an_answer_that_broke_off_is_asked_again(server, reason):
+    cut = {"choices": [{"message": {"content": "half of"}, "finish_reason": reason}]}
+    server.script = [lambda body: json.dumps(cut).encode()]
+    [(_, reply)] = ask(server, [prompt()])
+    assert reply.text == "said hello" and len(server.requests) == 2
+
+
+def test_an_answer_that_was_held_back_is_an_error(server):
+    server.script = [lambda body: b'{"choices": [{"message": {"content": null}, "finish_reason": "content_filter"}]}']
+    [(_, reply)] = ask(server, [prompt()])
+    assert "content_filter" in reply.error and len(server.requests) == 1
+
+
 def test_an_answer_that_takes_too_long_is_given_up(server):
     server.script = [lambda body: time.sleep(0.6) or echo(body)] * 3
     [(_, reply)] = ask(server, [prompt()], timeout_s=0.1, retries=1)
@@ -212,7 +259,17 @@ def test_prompts_of_token_ids_are_refused():
 
 @pytest.mark.parametrize(
     ("changes", "message"),
-    [({"url": "localhost"}, "http://"), ({"model": ""}, "--endpoint-model"), ({"concurrency": 0}, "concurrency")],
+    [
+        ({"url": "localhost"}, "http://"),
+        ({"url": "http://"}, "no host"),
+        ({"url": "http://x:99999/v1"}, "cannot be read"),
+        ({"url": "http://[::1/v1"}, "cannot be read"),
+        ({"url": "http://x/v1?api-version=1"}, "a query"),
+        ({"url": "http://user:pass@x/v1"}, "has a user name; want"),
+        ({"url": "http://x/v 1"}, "a blank"),
+        ({"model": ""}, "--endpoint-model"),
+        ({"concurrency": 0}, "concurrency"),
+    ],
 )
 def test_settings_that_make_no_sense_are_refused(changes, message):
     with pytest.raises(ConfigError, match=message):

@@ -107,16 +107,18 @@ def _limited(logits_XV: jax.Array, row: RowSampling) -> jax.Array:
     logits_XV = logits_XV / jnp.where(row.temperature > 0, row.temperature, 1.0)
 
     def most_likely(logits_XV: jax.Array) -> jax.Array:
-        last = jnp.clip(row.top_k, 1, logits_XV.shape[-1]) - 1
-        kth_X1 = -jnp.sort(-logits_XV, axis=-1)[:, last, None]
-        return jnp.where(logits_XV < kth_X1, -jnp.inf, logits_XV)
+        return jnp.where(_ranks(logits_XV) < row.top_k, logits_XV, -jnp.inf)
 
     def nucleus(logits_XV: jax.Array) -> jax.Array:
-        descending = -jnp.sort(-logits_XV, axis=-1)
-        before = jnp.cumsum(jax.nn.softmax(descending, axis=-1), axis=-1) - jax.nn.softmax(descending, axis=-1)
+        probabilities = jax.nn.softmax(-jnp.sort(-logits_XV, axis=-1), axis=-1)
+        before = jnp.cumsum(probabilities, axis=-1) - probabilities
         kept = (before < row.top_p) | (before == 0)  # a top_p that underflows leaves the most likely token
-        smallest_kept = jnp.where(kept, descending, jnp.inf).min(axis=-1, keepdims=True)
-        return jnp.where(logits_XV < smallest_kept, -jnp.inf, logits_XV)
+        return jnp.where(_ranks(logits_XV) < kept.sum(axis=-1, keepdims=True), logits_XV, -jnp.inf)
 
     logits_XV = jax.lax.cond(row.top_k > 0, most_likely, lambda x: x, logits_XV)
     return jax.lax.cond(row.top_p < 1, nucleus, lambda x: x, logits_XV)
+
+
+def _ranks(logits_XV: jax.Array) -> jax.Array:
+    """0 for the most likely token, 1 for the next, and so on; of equal ones the first comes first, as in argmax."""
+    return jnp.argsort(jnp.argsort(-logits_XV, axis=-1), axis=-1)

@@ -51,6 +51,15 @@ def test_settings_that_leave_one_token_take_the_most_likely(settings, shift):
     assert next_tokens(logits[None], row).tolist() == [[2]]
 
 
+@pytest.mark.parametrize(
+    ("settings", "allowed"),
+    [({"top_k": 1}, {1}), ({"top_k": 2}, {1, 2}), ({"top_p": 0.2}, {1}), ({"top_p": 0.6}, {1, 2})],
+)
+def test_of_equally_likely_tokens_no_more_are_kept_than_asked_for(settings, allowed):
+    logits = jnp.broadcast_to(jnp.array([0.0, 3.0, 3.0, 3.0]), (200, 4))
+    assert set(next_token(logits, jax.random.key(0), Sampling(temperature=1.0, **settings)).tolist()) == allowed
+
+
 def test_rows_with_settings_of_their_own_draw_what_each_draws_alone():
     settings = [
         Sampling(),

@@ -21,7 +21,7 @@ from elastic_jax.kv_cache.dense import DenseCache
 from elastic_jax.kv_cache.pages import plan_pages
 from elastic_jax.kv_cache.quantized import QuantizedCache
 from elastic_jax.kv_cache.size import check_limit, quantized_bytes
-from elastic_jax.layout import check_prompts, pad_rows, token_ids
+from elastic_jax.layout import check_prompts, pad_rows, token_ids, whole_number
 from elastic_jax.model import ElasticForCausalLM
 from elastic_jax.program import model_program
 from elastic_jax.rope import apply_rope, rope_table
@@ -93,8 +93,9 @@ def generate(
     cache, sampling = cache or CacheConfig(), sampling or Sampling()
     config = model.config
     cache.check_head_dim(config.head_dim)
-    if not isinstance(max_new_tokens, int | np.integer) or max_new_tokens < 1:
-        raise ShapeError(f"max_new_tokens is {max_new_tokens}; want a whole number, 1 or more.")
+    max_new_tokens = whole_number("max_new_tokens", max_new_tokens)
+    if max_new_tokens < 1:
+        raise ShapeError(f"max_new_tokens is {max_new_tokens}; want 1 or more.")
     check_seed(seed)
     check_router_bias(router_bias)
     ids, lengths_B = check_prompts(config, input_ids_BT, lengths, max_new_tokens)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import numbers
 import sys
 import types
 import typing
@@ -33,6 +34,13 @@ def check_fields(what: str, config: Any) -> None:
             raise ConfigError(f"{what} {field.name} is {shown(value)}; want {named(hints[field.name])}.")
         if hints[field.name] in (int, int | None) and value is not None and abs(value) > LARGEST:
             raise ConfigError(f"{what} {field.name} is {shown(value)}; want a whole number up to {LARGEST}.")
+
+
+def check_whole(what: str, least: int, **values: object) -> None:
+    """Raises `ConfigError` unless each value is a whole number, of Python or of another library, of `least` or more."""
+    for name, value in values.items():
+        if isinstance(value, bool) or not isinstance(value, numbers.Integral) or int(value) < least:
+            raise ConfigError(f"{what} {name} is {shown(value)}; want a whole number, {least} or more.")
 
 
 def check_count(what: str, value: object, largest: int = LARGEST) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from elastic_jax.config.checks import check_whole
 from elastic_jax.errors import ConfigError
 
 MOST_STEP_TOKENS = 8
@@ -29,11 +30,16 @@ class EngineConfig:
     a step out, so that what a row answers does not depend on the others."""
 
     def __post_init__(self) -> None:
-        for name in ("slots", "max_length", "flush_rows"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ConfigError(f"engine {name} is {value}; want 1 or more.")
-        if not 1 <= self.step_tokens <= MOST_STEP_TOKENS:
+        flush_rows = 1 if self.flush_rows is None else self.flush_rows
+        check_whole(
+            "engine",
+            1,
+            slots=self.slots,
+            max_length=self.max_length,
+            step_tokens=self.step_tokens,
+            flush_rows=flush_rows,
+        )
+        if self.step_tokens > MOST_STEP_TOKENS:
             raise ConfigError(f"engine step_tokens is {self.step_tokens}; want 1 to {MOST_STEP_TOKENS}.")
         if self.pool_mib is not None and self.pool_mib <= 0:
             raise ConfigError(f"engine pool_mib is {self.pool_mib}; want more than 0.")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from elastic_jax.config.checks import check_whole
 from elastic_jax.errors import ConfigError
 
 KeyTransform = Literal["none", "hadamard", "hadamard+token_norm"]
@@ -45,13 +46,19 @@ class CacheConfig:
     loss that quantisation adds. `token_norm` stores the norm of each key separately."""
 
     def __post_init__(self) -> None:
+        check_whole("cache", 1, bits=self.bits, group=self.group)
+        check_whole(
+            "cache",
+            0,
+            residual=self.residual,
+            outliers=self.outliers,
+            outlier_store=self.outlier_store,
+            untraced_layers=self.untraced_layers,
+        )
         if self.bits not in BITS:
             raise ConfigError(f"cache bits is {self.bits}; want 2, 4, 8 or 16.")
         if self.group < GROUP_STEP or self.group % GROUP_STEP:
             raise ConfigError(f"cache group is {self.group} tokens; want a multiple of {GROUP_STEP}, such as 128.")
-        for name in ("residual", "outliers", "outlier_store", "untraced_layers"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"cache {name} is {getattr(self, name)}; want 0 or more.")
         if self.outliers >= self.group:
             raise ConfigError(
                 f"cache outliers is {self.outliers} in groups of {self.group} tokens; want fewer than a group."

@@ -54,7 +54,7 @@ def test_a_stop_token_ends_its_row_only(model):
     free = generate(model, ids, max_new_tokens=24)
     stop = int(free.tokens[0, 5])
     first = [int(np.argmax(row == stop)) if (row == stop).any() else 23 for row in np.asarray(free.tokens)]
-    stopped = generate(model, ids, max_new_tokens=24, stop_tokens=[stop])
+    stopped = generate(model, ids, max_new_tokens=np.int64(24), stop_tokens=[stop])  # of any library
     np.testing.assert_array_equal(stopped.lengths, [n + 1 for n in first])
     for b, n in enumerate(first):
         np.testing.assert_array_equal(stopped.tokens[b, : n + 1], free.tokens[b, : n + 1])
@@ -101,6 +101,8 @@ def test_buckets_waste_at_most_an_eighth_beyond_one_block(tokens):
         ({"input_ids_BT": [[1, None]]}, "input_ids holds object; want whole numbers"),
         ({"max_new_tokens": 600}, "608 positions; the model has 512"),
         ({"max_new_tokens": 0}, "1 or more"),
+        ({"max_new_tokens": True}, "max_new_tokens is True; want a whole number"),
+        ({"max_new_tokens": 2.5}, "max_new_tokens is 2.5; want a whole number"),
         ({"input_ids_BT": np.full((1, 8), 64)}, "Wrong tokenizer"),
         ({"stop_tokens": 2}, "want a sequence of token ids"),
         ({"stop_tokens": [None]}, "a token id of stop_tokens is None"),

@@ -326,6 +326,14 @@ def test_requests_that_cannot_be_are_refused_when_they_come(options, message):
     assert serving.idle
 
 
+@pytest.mark.parametrize("name", ["slots", "max_length", "step_tokens", "flush_rows"])
+@pytest.mark.parametrize("value", [0, 1.5, True, "2"])
+def test_sizes_of_an_engine_are_whole_numbers(name, value):
+    with pytest.raises(ConfigError, match=f"engine {name} is .*; want a whole number, 1 or more"):
+        EngineConfig(**{name: value})
+    assert getattr(EngineConfig(**{name: np.int64(2)}), name) == 2
+
+
 def test_a_request_beyond_the_pool_is_refused_with_what_would_fit():
     serving, size = engine(), page_bytes()
     asked = dict(max_new_tokens=110, beams=2)

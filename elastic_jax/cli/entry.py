@@ -60,6 +60,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             return EXIT_CLOSED_PIPE
         print(f"elastic-jax {entry.name.replace('.', ' ')}: {_one_line(error)}", file=sys.stderr)
         return getattr(error, "exit_code", EXIT_USAGE)
+    except (RuntimeError, AssertionError):
+        if debug or (problem := _missing_device()) is None:
+            raise
+        print(f"elastic-jax {entry.name.replace('.', ' ')}: {problem}", file=sys.stderr)
+        return EXIT_USAGE
     except KeyboardInterrupt:
         if debug:
             raise
@@ -75,6 +80,21 @@ def _output_is_closed() -> bool:
     if closed:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return closed
+
+
+def _missing_device() -> str | None:
+    """Why JAX has no device at all, as with a wrong JAX_PLATFORMS; None where it has one or was not needed."""
+    if (jax := sys.modules.get("jax")) is None:
+        return None
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError) as error:
+        platforms = os.environ.get("JAX_PLATFORMS", "")
+        return (
+            f"JAX has no device with JAX_PLATFORMS={platforms!r}. Unset it, or install what JAX needs there. "
+            f"{' '.join(str(error).split())}"
+        ).strip()
+    return None
 
 
 def _one_line(error: Exception) -> str:
@@ -95,7 +115,7 @@ def find_verbs() -> dict[str, metadata.EntryPoint]:
     source = Path(__file__).parents[2] / "pyproject.toml"
     declared: dict[str, str] = {}
     if source.is_file():
-        declared = tomllib.loads(source.read_text())["project"]["entry-points"][GROUP]
+        declared = tomllib.loads(source.read_text(encoding="utf-8"))["project"]["entry-points"][GROUP]
     entries = [metadata.EntryPoint(name, value, GROUP) for name, value in declared.items()]
     entries += metadata.entry_points(group=GROUP)
     return {entry.name: entry for entry in reversed(entries)}

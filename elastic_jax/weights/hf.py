@@ -16,19 +16,27 @@ from elastic_jax.weights.source import Checkpoint
 from elastic_jax.weights.tokenizer import GENERATION_CONFIG
 
 CONFIG = "config.json"
+ADAPTER_CONFIG = "adapter_config.json"
+"""Of LoRA and other adapters of the package peft."""
 
 
 def open_directory(directory: Path) -> Checkpoint:
     """Opens `config.json` and the safetensors beside it; tensors are read later, one by one.
 
     Raises:
-        CheckpointError: the directory holds no checkpoint, or an incomplete one.
+        CheckpointError: the directory holds no checkpoint, an incomplete one, or an adapter, alone or beside its base
+            model.
         ConfigError: a model that this library cannot reproduce.
     """
     if not (directory / CONFIG).exists() and (directory / ROUTER_CONFIG).exists():
         raise CheckpointError(
             f"{directory} holds routers only (no embed, layers.attn, layers.mlp, norm). "
             "Load their base model and pass this directory as router=."
+        )
+    if (directory / ADAPTER_CONFIG).exists():
+        raise CheckpointError(
+            f"{directory} holds an adapter ({ADAPTER_CONFIG}), which would be left out. Merge it into its base model "
+            "with peft (merge_and_unload) and save that; if the weights there are merged already, remove that file."
         )
     raw = read_json(directory / CONFIG)
     if (directory / GENERATION_CONFIG).is_file():

@@ -87,7 +87,7 @@ def _reopened(path: Path, end: int) -> TextIO:
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
         kept = [line for line in lines if _step_of(line) < end]
     write_text(path, "".join(line + "\n" for line in kept))
-    return path.open("a")
+    return path.open("a", encoding="utf-8")
 
 
 def _step_of(line: str) -> float:

@@ -8,6 +8,7 @@ from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import pytest
+from checkpoints import GOLDEN
 
 from elastic_jax.cli import entry as cli
 from elastic_jax.errors import DataError
@@ -128,6 +129,24 @@ def test_what_the_system_refuses_is_one_line_and_exit_code_2(verb, capsys, funct
     verb(function)
     assert cli.main(["tell", "it"]) == 2
     assert capsys.readouterr().err == f"elastic-jax tell it: {says}\n"
+
+
+@pytest.mark.parametrize("platform", ["rocm", "nonsense"])
+def test_a_platform_that_is_not_there_is_one_line(platform, tmp_path):
+    command = [
+        sys.executable,
+        "-m",
+        "elastic_jax.cli",
+        "convert",
+        "--model",
+        GOLDEN / "llama3",
+        "--out",
+        tmp_path / "x",
+    ]
+    environment = os.environ | {"JAX_PLATFORMS": platform}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert f"JAX has no device with JAX_PLATFORMS='{platform}'" in done.stderr.splitlines()[-1]
 
 
 def test_output_that_nobody_reads_ends_the_verb_quietly():

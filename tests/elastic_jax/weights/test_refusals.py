@@ -132,6 +132,14 @@ def test_pickles_are_never_loaded(name: str, tmp_path: Path) -> None:
     refuse(source / name, "is a pickle, which can run code")
 
 
+def test_an_adapter_is_refused_alone_and_beside_its_base_model(tmp_path: Path) -> None:
+    source = copy_golden("llama3", tmp_path)
+    (source / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    refuse(source, "holds an adapter .*merge_and_unload")
+    (source / "config.json").unlink()
+    refuse(source, "holds an adapter .*merge_and_unload")
+
+
 def test_what_is_no_checkpoint(tmp_path: Path) -> None:
     refuse(tmp_path / "nowhere", "does not exist; want a Hugging Face directory")
     refuse(tmp_path, "config.json does not exist")

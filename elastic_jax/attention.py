@@ -1,19 +1,21 @@
-"""Grouped-query attention whose KV heads are routed to full or sparse attention, sequence by sequence."""
+"""A decoder layer, and its grouped-query attention whose KV heads are routed to full or sparse attention."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from elastic_jax.config import ModelConfig, RouterConfig
+from elastic_jax.config import ModelConfig
 from elastic_jax.errors import ConfigError
-from elastic_jax.layers import Linear, RMSNorm
+from elastic_jax.layers import MLP, Linear, RMSNorm
 from elastic_jax.layout import Layout, per_token, squeeze_sequences
-from elastic_jax.rope import apply_rope
+from elastic_jax.rope import RopeTables
 from elastic_jax.router import AttentionRouter, SampledGates, argmax_gates, pool_keys, sample_gates
 from elastic_jax.routing import skipped_share, to_modes
 from elastic_jax.sharding.attention import on_mesh
@@ -28,8 +30,7 @@ class LayerContext:
 
     layout: Layout
     pool_weights_BT: jax.Array
-    cos_BTh: jax.Array
-    sin_BTh: jax.Array
+    rope: RopeTables
     router_bias: jax.Array
     sampled: SampledGates | None
     mixed: bool = field(metadata={"static": True})
@@ -58,8 +59,10 @@ class Attention(nnx.Module):
         self.k_proj = Linear((D,), (K, H), bias=config.qkv_bias, std=std, dtype=dtype, rngs=rngs)
         self.v_proj = Linear((D,), (K, H), bias=config.qkv_bias, std=std, dtype=dtype, rngs=rngs)
         self.o_proj = Linear((N, H), (D,), bias=config.o_bias, std=std, dtype=dtype, rngs=rngs)
-        self.q_norm = RMSNorm(H, eps=config.rms_norm_eps, dtype=dtype) if config.qk_norm else None
-        self.k_norm = RMSNorm(H, eps=config.rms_norm_eps, dtype=dtype) if config.qk_norm else None
+        norm = partial(RMSNorm, eps=config.rms_norm_eps, dtype=dtype)
+        whole = config.qk_norm == "projection"
+        self.q_norm = (norm(N, H) if whole else norm(H)) if config.qk_norm else None
+        self.k_norm = (norm(K, H) if whole else norm(H)) if config.qk_norm else None
         self.config = config
 
     def project(self, x_BTD: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -68,6 +71,44 @@ class Attention(nnx.Module):
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         return q, k, v
+
+
+class DecoderLayer(nnx.Module):
+    """Attention and MLP with residual connections, norms before or after each, and the layer's router."""
+
+    def __init__(self, config: ModelConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+        norm = partial(RMSNorm, config.hidden_size, eps=config.rms_norm_eps, dtype=dtype)
+        before = config.norms == "before"
+        self.input_norm = norm() if before else None
+        self.attn = Attention(config, dtype=dtype, rngs=rngs)
+        self.attn_out_norm = None if before else norm()
+        self.post_attn_norm = norm() if before else None
+        self.mlp = MLP(config, dtype=dtype, rngs=rngs)
+        self.mlp_out_norm = None if before else norm()
+        self.residual_multiplier = config.residual_multiplier
+        self.router = AttentionRouter(config.head_dim, config.router, std=config.initializer_range, rngs=rngs)
+
+    def __call__[R](
+        self, x_BTD: jax.Array, attend: Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, R]]
+    ) -> tuple[jax.Array, R]:
+        """The layer's output `[B, T, D]`, and what `attend` gave beside its own.
+
+        `attend` takes queries, keys and values before RoPE, `[B, T, N or K, H]`, and returns attention `[B, T, N, H]`
+        with anything else: prompts, decoding and shared prompts differ in it alone.
+        """
+        out, beside = attend(*self.project(x_BTD))
+        x_BTD = x_BTD + self._share(self.attn.o_proj(out), self.attn_out_norm)
+        inner_BTD = x_BTD if self.post_attn_norm is None else self.post_attn_norm(x_BTD)
+        return x_BTD + self._share(self.mlp(inner_BTD), self.mlp_out_norm), beside
+
+    def project(self, x_BTD: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Queries, keys and values of the layer's input, before RoPE; see `Attention.project`."""
+        return self.attn.project(x_BTD if self.input_norm is None else self.input_norm(x_BTD))
+
+    def _share(self, out_BTD: jax.Array, norm: RMSNorm | None) -> jax.Array:
+        """What attention or MLP add to the residual stream."""
+        out_BTD = out_BTD if norm is None else norm(out_BTD)
+        return out_BTD if self.residual_multiplier == 1.0 else out_BTD * self.residual_multiplier
 
 
 def attend_prompt(
@@ -84,20 +125,20 @@ def attend_prompt(
 
     Args:
         gates: `[B, M, K]` imposes full (1.0) and sparse heads; None lets the router decide (or sample).
-        layer: index of the layer, part of the random key of sampled gates.
+        layer: index of the layer: its rope, and part of the random key of sampled gates.
         q, k, v: as `Attention.project` returns them, before RoPE.
     """
     config, layout = attention.config, context.layout
     pooled = pool_keys(k, context.pool_weights_BT, layout)
     logits = router(pooled)
-    q, k = (apply_rope(x, context.cos_BTh, context.sin_BTh) for x in (q, k))
+    q, k = context.rope.rotate(layer, q, k)
     sampled = context.sampled if gates is None else None
     if sampled is not None:
         gates = sample_gates(logits, jax.random.fold_in(sampled.key, layer), sampled.temperature)
     elif gates is None:
         gates = argmax_gates(logits, context.router_bias)
     both_run = sampled is not None or context.mixed
-    mask = choose_blocks(config.router, q, k, None if both_run else gates, layout)
+    mask = choose_blocks(config, q, k, None if both_run else gates, layout)
     full_mask, sparse_mask = (mask, None) if config.router.full_heads_choose else (None, mask)
     options = dict(
         block_mask=sparse_mask,
@@ -120,12 +161,13 @@ def attend_prompt(
 
 
 def choose_blocks(
-    router: RouterConfig, q_BTNH: jax.Array, k_BTKH: jax.Array, gates_BMK: jax.Array | None, layout: Layout
+    config: ModelConfig, q_BTNH: jax.Array, k_BTKH: jax.Array, gates_BMK: jax.Array | None, layout: Layout
 ) -> jax.Array | None:
     """Mask of the blocks that XA heads keep, `[B, N, T / block, T / block]`; None under fa-ssa.
 
     Heads that are not XA under `gates_BMK` are not scored; None scores all, for training, which runs both branches.
     """
+    router = config.router
     if router.pattern == "fa-ssa":
         return None
     if context_size() > 1:
@@ -133,6 +175,8 @@ def choose_blocks(
             f"pattern {router.pattern} under a mesh with context {context_size()}: XA heads choose their blocks "
             "from whole rows. Use pattern fa-ssa, or a mesh with context 1."
         )
+    if config.attention_scale is not None:  # the choice scales scores by 1 / sqrt(head_dim)
+        q_BTNH = q_BTNH * (config.attention_scale * config.head_dim**0.5)
     return on_mesh(select_blocks)(
         q_BTNH,
         k_BTKH,

@@ -24,7 +24,7 @@ from elastic_jax.kv_cache.size import check_limit, quantized_bytes
 from elastic_jax.layout import check_prompts, pad_rows, token_ids, whole_number
 from elastic_jax.model import ElasticForCausalLM
 from elastic_jax.program import model_program
-from elastic_jax.rope import apply_rope, rope_table
+from elastic_jax.rope import rope_tables
 from elastic_jax.routing import Gates, Imposed, Routing, check_router_bias, to_modes
 from elastic_jax.sampling import RowSampling, Sampling, next_token
 from elastic_jax.settings import check_seed
@@ -213,7 +213,7 @@ def read_tokens(
     """
     config = model.config
     position = state.lengths[:, None] + jnp.arange(tokens_BT.shape[1])[None]
-    cos, sin = rope_table(config.rope, config.head_dim, position, position + 1, config.max_position_embeddings)
+    rope = rope_tables(config, position, position + 1)
     graph, stacked = nnx.split(model.layers)
 
     def step(carry: tuple[jax.Array, Cache], xs: tuple) -> tuple[tuple[jax.Array, Cache], None]:
@@ -221,8 +221,9 @@ def read_tokens(
         weights, index = xs
 
         def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, Cache]:
-            written = state.write(index, apply_rope(k, cos, sin), v, counts_B)
-            return written.attend(index, apply_rope(q, cos, sin), counts_B), written
+            q, k = rope.rotate(index, q, k)
+            written = state.write(index, k, v, counts_B)
+            return written.attend(index, q, counts_B), written
 
         return nnx.merge(graph, weights)(x_BTD, attend), None
 

@@ -63,9 +63,14 @@ def int8_maps(params: Mapping[str, Any]) -> list[str]:
 
 
 def int8_shapes(shapes: Mapping[str, Any], maps: Iterable[str] = INPUT_RANKS) -> dict[str, Any]:
-    """Shapes of parameters by dotted path once the kernels of some maps are int8, their scales with them."""
+    """Shapes of parameters by dotted path once the kernels of some maps are int8, their scales with them.
+
+    Maps that the model does not have are passed over.
+    """
     changed = dict(shapes)
     for name in maps:
+        if _paths(name)[0] not in changed:
+            continue
         kernel, scale = _paths(name)
         rounded = jax.eval_shape(partial(int8_kernel, input_rank=INPUT_RANKS[name]), changed[kernel])
         changed |= dict(zip((kernel, scale), rounded, strict=True))
@@ -86,7 +91,7 @@ def quantize_layers(model: nnx.Module) -> None:
     for name, input_rank in INPUT_RANKS.items():
         parent, child = _parts(model, name)
         linear = getattr(parent, child)
-        if isinstance(linear, Int8Linear):
+        if linear is None or isinstance(linear, Int8Linear):
             continue
         kernel, places = linear.kernel[...], None
         if kernel.dtype == jnp.float16:

@@ -1,9 +1,9 @@
-"""The decoder: one NNX model for the Llama, Mistral and Qwen families, with a router in every layer."""
+"""The decoder: one NNX model for all families of `elastic_jax.config.families`, with a router in every layer."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
@@ -13,15 +13,15 @@ import numpy as np
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
-from elastic_jax.attention import Attention, LayerContext, attend_prompt
+from elastic_jax.attention import DecoderLayer, LayerContext, attend_prompt
 from elastic_jax.config import ModelConfig
 from elastic_jax.errors import CheckpointError, ConfigError, ShapeError
 from elastic_jax.heads import Heads
 from elastic_jax.int8_linear import int8_maps, int8_shapes, join_int8
-from elastic_jax.layers import Embedding, GatedMLP, Linear, RMSNorm
+from elastic_jax.layers import Embedding, Linear, RMSNorm
 from elastic_jax.layout import Layout, check_call, make_layout, squeeze_sequences
-from elastic_jax.rope import rope_table
-from elastic_jax.router import AttentionRouter, SampledGates, pooling_weights
+from elastic_jax.rope import rope_tables
+from elastic_jax.router import SampledGates, pooling_weights
 from elastic_jax.routing import Gates, Imposed, Routing, gates_from, same_for_rows, static_gates, to_modes
 from elastic_jax.sharding.rules import divide_tokens
 
@@ -86,30 +86,6 @@ class Hidden(NamedTuple):
         return Routing(to_modes(self.z), self.logits, self.skipped)
 
 
-class DecoderLayer(nnx.Module):
-    """Pre-norm attention and MLP with residual connections, and the layer's router."""
-
-    def __init__(self, config: ModelConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
-        width, eps = config.hidden_size, config.rms_norm_eps
-        self.input_norm = RMSNorm(width, eps=eps, dtype=dtype)
-        self.attn = Attention(config, dtype=dtype, rngs=rngs)
-        self.post_attn_norm = RMSNorm(width, eps=eps, dtype=dtype)
-        self.mlp = GatedMLP(width, config.intermediate_size, std=config.initializer_range, dtype=dtype, rngs=rngs)
-        self.router = AttentionRouter(config.head_dim, config.router, std=config.initializer_range, rngs=rngs)
-
-    def __call__[R](
-        self, x_BTD: jax.Array, attend: Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, R]]
-    ) -> tuple[jax.Array, R]:
-        """The layer's output `[B, T, D]`, and what `attend` gave beside its own.
-
-        `attend` takes queries, keys and values before RoPE, `[B, T, N or K, H]`, and returns attention `[B, T, N, H]`
-        with anything else: prompts, decoding and shared prompts differ in it alone.
-        """
-        out, beside = attend(*self.attn.project(self.input_norm(x_BTD)))
-        x_BTD = x_BTD + self.attn.o_proj(out)
-        return x_BTD + self.mlp(self.post_attn_norm(x_BTD)), beside
-
-
 class ElasticForCausalLM(nnx.Module):
     """Causal language model with routed attention (Elastic Attention, arXiv 2601.17367).
 
@@ -128,7 +104,14 @@ class ElasticForCausalLM(nnx.Module):
         def stack(rngs: nnx.Rngs) -> DecoderLayer:
             return DecoderLayer(config, dtype=dtype, rngs=rngs)
 
-        self.embed = Embedding(config.vocab_size, config.hidden_size, std=std, dtype=dtype, rngs=rngs)
+        self.embed = Embedding(
+            config.vocab_size,
+            config.hidden_size,
+            multiplier=config.embedding_multiplier,
+            std=std,
+            dtype=dtype,
+            rngs=rngs,
+        )
         self.layers = stack(rngs)
         self.norm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps, dtype=dtype)
         self.lm_head = (
@@ -213,9 +196,6 @@ class ElasticForCausalLM(nnx.Module):
         prompt_BM = layout.lengths_BM
         if prompt_lengths is not None:
             prompt_BM = jnp.minimum(prompt_BM, jnp.asarray(prompt_lengths, jnp.int32).reshape(prompt_BM.shape))
-        cos, sin = rope_table(
-            config.rope, config.head_dim, layout.positions_BT, layout.seq_len_BT, config.max_position_embeddings
-        )
         imposed = None
         if not isinstance(gates, SampledGates):
             rows = squeeze_sequences(layout.lengths_BM, layout).shape
@@ -227,8 +207,7 @@ class ElasticForCausalLM(nnx.Module):
         context = LayerContext(
             layout,
             pooling_weights(layout, prompt_BM, config.router),
-            cos,
-            sin,
+            rope_tables(config, layout.positions_BT, layout.seq_len_BT),
             jnp.asarray(router_bias, jnp.float32),
             sampled=gates if isinstance(gates, SampledGates) else None,
             mixed=imposed is not None and imposed.mixed,
@@ -296,10 +275,15 @@ class ElasticForCausalLM(nnx.Module):
 
     def head(self, hidden: jax.Array) -> jax.Array:
         """Vocabulary logits, float32 `[..., V]`, of normed hidden states `[..., D]`."""
-        return jnp.tensordot(hidden, self.head_kernel(), axes=1, preferred_element_type=jnp.float32)
+        logits = jnp.tensordot(hidden, self._vocabulary_matrix(), axes=1, preferred_element_type=jnp.float32)
+        return logits if self.config.logits_divisor == 1.0 else logits / self.config.logits_divisor
 
     def head_kernel(self) -> jax.Array:
-        """The vocabulary matrix `[D, V]`, tied or not."""
+        """The matrix `[D, V]` whose product with normed hidden states is the logits, tied or not."""
+        kernel, divisor = self._vocabulary_matrix(), self.config.logits_divisor
+        return kernel if divisor == 1.0 else kernel / divisor
+
+    def _vocabulary_matrix(self) -> jax.Array:
         return self.embed.embedding[...].T if self.lm_head is None else self.lm_head.kernel[...]
 
 

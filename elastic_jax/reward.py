@@ -14,7 +14,8 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from elastic_jax.config import ModelConfig, Pattern
-from elastic_jax.errors import CheckpointError
+from elastic_jax.config.families import FAMILIES
+from elastic_jax.errors import CheckpointError, ConfigError
 from elastic_jax.generation import bucket, end_ids, not_finite
 from elastic_jax.heads import Heads
 from elastic_jax.layout import Layout, check_call, check_prompts, squeeze_sequences
@@ -63,7 +64,7 @@ class ElasticRewardModel(nnx.Module):
         Raises:
             CheckpointError: no score head where one is wanted, one that is already there where a new one is asked
                 for, or one of more than one label.
-            ConfigError: as for `elastic_jax.from_pretrained`.
+            ConfigError: as for `elastic_jax.from_pretrained`, and a family that has no sequence classifier.
         """
         from elastic_jax.weights.heads import give_heads
         from elastic_jax.weights.load import load_params
@@ -71,6 +72,11 @@ class ElasticRewardModel(nnx.Module):
         new_head = new_head_seed is not None
 
         def shapes(config: ModelConfig) -> dict[str, jax.ShapeDtypeStruct]:
+            if not FAMILIES[config.family].classifier:
+                raise ConfigError(
+                    f"{source} is of family {config.family}, of which transformers has no sequence classifier, so its "
+                    "reward model could not be exported. Take a model of another family."
+                )
             wanted = param_shapes(_headless(config))
             head = {SCORE: jax.ShapeDtypeStruct((config.hidden_size, 1), jnp.bfloat16)}
             return wanted if new_head else wanted | head

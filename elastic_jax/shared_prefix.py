@@ -23,7 +23,7 @@ from elastic_jax.config import ModelConfig
 from elastic_jax.errors import ConfigError
 from elastic_jax.layout import make_layout
 from elastic_jax.model import ElasticForCausalLM
-from elastic_jax.rope import apply_rope, rope_table
+from elastic_jax.rope import rope_tables
 from elastic_jax.router import argmax_gates, pool_keys, pooling_weights
 from elastic_jax.routing import Gates, Imposed, Routing, to_modes
 from elastic_jax.sharding.attention import on_mesh
@@ -73,8 +73,10 @@ def shared_prefix_hidden(
     (B, V), P = response_lengths_BV.shape, prompts_BP.shape[1]
     rows = _response_rows(prompts_BP, prompt_lengths_B, responses_BVR, response_lengths_BV, config.router.block_size)
     layout = make_layout((B, P), lengths=prompt_lengths_B, block_size=config.router.block_size)
-    prompt_rope = _rope(config, layout.positions_BT)
-    response_rope = _rope(config, rows.positions_WT)
+    prompt_rope, response_rope = (
+        rope_tables(config, positions, jnp.zeros_like(positions))
+        for positions in (layout.positions_BT, rows.positions_WT)
+    )
     weights_BP = pooling_weights(layout, layout.lengths_BM, config.router)
     _, imposed = model.resolved(routing, B)
     spec = asdict(config.attention_spec)
@@ -83,21 +85,21 @@ def shared_prefix_hidden(
 
     def step(x: tuple[jax.Array, jax.Array], xs: tuple) -> tuple[tuple[jax.Array, jax.Array], tuple]:
         x_BPD, x_WTD = x
-        state, imposed_BK = xs
+        state, imposed_BK, index = xs
         layer = nnx.merge(graph, state)
 
         def attend_in_prompt(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, tuple]:
             logits = layer.router(pool_keys(k, weights_BP, layout))
             gates_BK = argmax_gates(logits, router_bias)[:, 0] if imposed_BK is None else imposed_BK
             mode_BK = to_modes(gates_BK).astype(jnp.int32)
-            q, k = (apply_rope(part, *prompt_rope) for part in (q, k))
+            q, k = prompt_rope.rotate(index, q, k)
             out = attend(q, k, v, mode_BK, lengths=prompt_lengths_B, **spec)
             return out, (k, v, mode_BK, logits)
 
         x_BPD, (k, v, mode_BK, logits) = layer(x_BPD, attend_in_prompt)
 
         def attend_in_response(q: jax.Array, k_own: jax.Array, v_own: jax.Array) -> tuple[jax.Array, None]:
-            q, k_own = (apply_rope(part, *response_rope) for part in (q, k_own))
+            q, k_own = response_rope.rotate(index, q, k_own)
             out = attend(
                 q,
                 _behind_prompt(k, rows.first_B, k_own, V),
@@ -113,7 +115,8 @@ def shared_prefix_hidden(
 
     x = (model.embed(prompts_BP), model.embed(rows.input_ids_WT))
     z_LBK = None if imposed is None else imposed.z
-    (_, x_WTD), (mode, logits) = jax.lax.scan(jax.checkpoint(step) if remat else step, x, (stacked, z_LBK))
+    layers = (stacked, z_LBK, jnp.arange(config.num_layers))
+    (_, x_WTD), (mode, logits) = jax.lax.scan(jax.checkpoint(step) if remat else step, x, layers)
     R = responses_BVR.shape[2]
     wanted_WR = jnp.repeat(rows.tail_B - 1, V)[:, None] + jnp.arange(R + 1)[None]
     hidden_WRD = model.norm(jnp.take_along_axis(x_WTD, wanted_WR[..., None], axis=1))
@@ -198,11 +201,6 @@ def _behind_prompt(prompt_BPKH: jax.Array, first_B: jax.Array, own_WTKH: jax.Arr
     """Keys (or values) of the rows: the first `first_B` tokens of the prompt at the end of P places, then the own."""
     moved = jax.vmap(lambda x, first: jnp.roll(x, -first, axis=0))(prompt_BPKH, first_B)
     return jnp.concatenate([jnp.repeat(moved, responses, axis=0), own_WTKH], axis=1)
-
-
-def _rope(config: ModelConfig, positions_BT: jax.Array) -> tuple[jax.Array, jax.Array]:
-    longest = jnp.zeros_like(positions_BT)
-    return rope_table(config.rope, config.head_dim, positions_BT, longest, config.max_position_embeddings)
 
 
 def _check(config: ModelConfig, prompt_tokens: int) -> None:

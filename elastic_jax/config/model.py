@@ -9,11 +9,21 @@ field is either read, known to be harmless, neutral (null, false, empty), or ref
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, Literal
 
 from elastic_jax.config.checks import LARGEST, MOST_LAYERS, check_count, check_fields, check_positive
+from elastic_jax.config.families import (
+    FAMILIES,
+    HARMLESS,
+    MUST_BE,
+    NOT_WRITTEN_BACK,
+    SIZES,
+    Family,
+    FamilyTraits,
+)
 from elastic_jax.config.rope import RopeConfig, rope_from_hf, rope_to_hf
 from elastic_jax.config.router import HARMLESS as HARMLESS_ROUTER_FIELDS
 from elastic_jax.config.router import RouterConfig, is_elastic, router_from_hf, router_to_hf
@@ -21,8 +31,6 @@ from elastic_jax.errors import ConfigError, shown
 
 if TYPE_CHECKING:
     from pallas_kernels.schedule import AttentionSpec
-
-Family = Literal["llama", "mistral", "qwen2", "qwen3"]
 
 
 @dataclass(frozen=True)
@@ -43,8 +51,24 @@ class ModelConfig:
     tie_word_embeddings: bool = False
     qkv_bias: bool = False
     o_bias: bool = False
-    qk_norm: bool = False
-    """Per-head RMSNorm on queries and keys before RoPE (Qwen3)."""
+    qk_norm: Literal["head", "projection"] | None = None
+    """RMSNorm on queries and keys before RoPE: over each head (Qwen3) or over all heads together (OLMo 2)."""
+    norms: Literal["before", "after"] = "before"
+    """Whether attention and MLP have their norm before them or after them (OLMo 2)."""
+    gated_mlp: bool = True
+    """`down(activation(gate(x)) * up(x))`; otherwise `down(activation(up(x)))`."""
+    activation: Literal["silu", "relu2"] = "silu"
+    mlp_bias: bool = False
+    embedding_multiplier: float = 1.0
+    """Scale of the token embeddings."""
+    residual_multiplier: float = 1.0
+    """Scale of what attention and MLP add to the residual stream."""
+    attention_scale: float | None = None
+    """Scale of the attention scores; None for 1 / sqrt(head_dim)."""
+    logits_divisor: float = 1.0
+    """The vocabulary logits are divided by it."""
+    rope_layers: tuple[bool, ...] | None = None
+    """Whether each layer rotates queries and keys; None where all do. The others know no positions (SmolLM3)."""
     sliding_window: int | None = None
     """Every head of every layer sees only the last `sliding_window` tokens; None for no limit."""
     initializer_range: float = 0.02
@@ -65,7 +89,16 @@ class ModelConfig:
             head_dim=self.head_dim,
             max_position_embeddings=self.max_position_embeddings,
             rms_norm_eps=self.rms_norm_eps,
+            embedding_multiplier=self.embedding_multiplier,
+            residual_multiplier=self.residual_multiplier,
+            logits_divisor=self.logits_divisor,
         )
+        if self.attention_scale is not None:
+            check_positive("model", attention_scale=self.attention_scale)
+        if self.rope_layers is not None and len(self.rope_layers) != self.num_layers:
+            raise ConfigError(
+                f"rope_layers has {len(self.rope_layers)} values; want one for each of {self.num_layers} layers."
+            )
         if self.sliding_window is not None:
             check_positive("model", sliding_window=self.sliding_window)
         if self.num_heads % self.num_kv_heads:
@@ -76,12 +109,29 @@ class ModelConfig:
         for name in ("rms_norm_eps", "initializer_range"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"model {name} is {shown(getattr(self, name))}; want a number from 0 to 1.")
-        if self.head_dim % 2:
-            raise ConfigError(f"head_dim is {self.head_dim}; rotary embedding needs an even number.")
+        if self.head_dim % 2 or self.rotary_dim % 2 or not self.rotary_dim:
+            raise ConfigError(
+                f"head_dim is {self.head_dim}, of which {self.rotary_dim} channels rotate; rotary embedding needs even "
+                "numbers above 0."
+            )
         for name in ("short_factor", "long_factor"):
             factors = getattr(self.rope, name)
-            if factors is not None and len(factors) != self.head_dim // 2:
-                raise ConfigError(f"rope {name} has {len(factors)} numbers; want head_dim / 2 = {self.head_dim // 2}.")
+            if factors is not None and len(factors) != self.rotary_dim // 2:
+                raise ConfigError(
+                    f"rope {name} has {len(factors)} numbers; want half of the channels that rotate: "
+                    f"{self.rotary_dim // 2}."
+                )
+
+    @property
+    def rotary_dim(self) -> int:
+        """Channels of a head that rotate, the first ones."""
+        return int(self.head_dim * self.rope.fraction)
+
+    @property
+    def map_weights(self) -> int:
+        """Weights of the linear maps of all layers, without biases."""
+        attention = 2 * self.hidden_size * self.head_dim * (self.num_heads + self.num_kv_heads)
+        return self.num_layers * (attention + (3 if self.gated_mlp else 2) * self.hidden_size * self.intermediate_size)
 
     @property
     def positions(self) -> int | None:
@@ -103,9 +153,8 @@ class ModelConfig:
         from pallas_kernels.schedule import AttentionSpec
 
         router = self.router
-        return AttentionSpec(
-            router.sink_blocks, router.local_blocks, router.block_size, self.sliding_window, self.head_dim**-0.5
-        )
+        scale = self.head_dim**-0.5 if self.attention_scale is None else self.attention_scale
+        return AttentionSpec(router.sink_blocks, router.local_blocks, router.block_size, self.sliding_window, scale)
 
     @classmethod
     def from_hf(cls, raw: Mapping[str, Any]) -> ModelConfig:
@@ -121,84 +170,31 @@ class ModelConfig:
         return config_to_hf(self)
 
 
-ARCHITECTURES: dict[Family, str] = {
-    "llama": "LlamaForCausalLM",
-    "mistral": "MistralForCausalLM",
-    "qwen2": "Qwen2ForCausalLM",
-    "qwen3": "Qwen3ForCausalLM",
-}
-
-_REQUIRED = {
-    "vocab_size": "vocab_size",
-    "hidden_size": "hidden_size",
-    "intermediate_size": "intermediate_size",
-    "num_hidden_layers": "num_layers",
-    "num_attention_heads": "num_heads",
-    "max_position_embeddings": "max_position_embeddings",
-    "rms_norm_eps": "rms_norm_eps",
-}
-
-# What transformers assumes where a field is absent (an explicit null means "derive it").
-_ABSENT: dict[Family, dict[str, Any]] = {
-    "llama": {},
-    "mistral": {"num_key_value_heads": 8, "sliding_window": 4096},
-    "qwen2": {"num_key_value_heads": 32, "sliding_window": 4096},
-    "qwen3": {"num_key_value_heads": 32, "sliding_window": 4096, "head_dim": 128},
-}
-
-_MUST_BE: dict[str, Any] = {
-    "hidden_act": "silu",
-    "mlp_bias": False,
-    "attn_logit_softcapping": None,
-    "final_logit_softcapping": None,
-    "quantization_config": None,
-    "is_encoder_decoder": False,
-    "add_cross_attention": False,
-}
-
-_HARMLESS = HARMLESS_ROUTER_FIELDS | frozenset(
-    """_attn_implementation _attn_implementation_autoset _commit_hash _name_or_path architectures attention_dropout
-    attn_implementation auto_map bad_words_ids begin_suppress_tokens bos_token_id chunk_size_feed_forward
-    cls_token_id decoder_start_token_id diversity_penalty do_sample dtype early_stopping embd_pdrop
-    encoder_no_repeat_ngram_size eos_token_id exponential_decay_length_penalty finetuning_task
-    forced_bos_token_id forced_eos_token_id hidden_dropout id2label is_decoder is_llama_config label2id
-    length_penalty mask_token_id max_length max_sequence_length min_length model_max_length no_repeat_ngram_size
-    num_beam_groups num_beams num_labels num_return_sequences output_attentions output_hidden_states
-    output_scores pad_token_id prefix pretraining_tp problem_type remove_invalid_values repetition_penalty
-    resid_pdrop return_dict return_dict_in_generate sep_token_id suppress_tokens task_specific_params
-    temperature tf_legacy_loss tie_encoder_decoder tokenizer_class top_k top_p torch_dtype torchscript
-    transformers.js_config transformers_version typical_p unk_token_id unsloth_fixed unsloth_version
-    use_bfloat16 use_cache use_return_dict""".split()
-)
-_NOT_WRITTEN_BACK = HARMLESS_ROUTER_FIELDS | {
-    "architectures",
-    "auto_map",
-    "dtype",
-    "torch_dtype",
-    "transformers_version",
-}
-
-
 def config_from_hf(raw: Mapping[str, Any]) -> ModelConfig:
     """See `ModelConfig.from_hf`."""
     fields = dict(raw)
     family = fields.pop("model_type", None)
-    if not isinstance(family, str) or family not in ARCHITECTURES:
-        raise ConfigError(f"config.json has model_type {family!r}; supported: {', '.join(ARCHITECTURES)}.")
-    missing = [name for name in _REQUIRED if fields.get(name) is None]
+    if not isinstance(family, str) or family not in FAMILIES:
+        raise ConfigError(
+            f"config.json has model_type {family!r}; supported: {', '.join(FAMILIES)}{_nearest(family, FAMILIES)}."
+        )
+    traits = FAMILIES[family]
+    missing = [name for name in SIZES if fields.get(name) is None]
     if missing:
         raise ConfigError(f"config.json of this {family} model lacks {', '.join(missing)}.")
-    for theirs, ours in _REQUIRED.items():
+    for theirs, ours in SIZES.items():
         if ours != "rms_norm_eps":
             check_count(f"config.json {theirs}", fields[theirs], MOST_LAYERS if ours == "num_layers" else LARGEST)
-    for name, want in _MUST_BE.items():
+    for name, want in {**MUST_BE, "hidden_act": traits.activation}.items():
         got = fields.pop(name, want)
         if got != want and not (want is False and got is None):
             raise ConfigError(f"config.json has {name}={got!r}; this library computes {name}={want!r} only.")
-    for name, value in _ABSENT[family].items():
-        fields.setdefault(name, value)
+    for name, value in traits.absent.items():
+        stated = "rope" in name and any(fields.get(other) for other in ("rope_parameters", "rope_scaling"))
+        if not stated:
+            fields.setdefault(name, value)
 
-    sizes = {ours: fields.pop(theirs) for theirs, ours in _REQUIRED.items()}
+    sizes = {ours: fields.pop(theirs) for theirs, ours in SIZES.items()}
     num_kv_heads = fields.pop("num_key_value_heads", None)
     head_dim = fields.pop("head_dim", None)
     if head_dim is None and sizes["hidden_size"] % sizes["num_heads"]:
@@ -206,19 +202,32 @@ def config_from_hf(raw: Mapping[str, Any]) -> ModelConfig:
             f"config.json has no head_dim, and hidden_size {sizes['hidden_size']} does not divide into "
             f"{sizes['num_heads']} heads."
         )
-    bias = bool(fields.pop("attention_bias", False)) if family != "mistral" else False
-    window = _sliding_window(family, fields, sizes["num_layers"])
+    differences = {**traits.fixed, **_own_fields(traits, fields)}
+    kept = {name: fields.pop(name) for name in traits.ignored if name in fields}
+    rope_layers = None
+    if traits.rope_by_layer:
+        rope_layers = _rope_layers(fields.pop("no_rope_layers", None), kept, sizes["num_layers"])
+    window = _sliding_window(traits, fields, sizes["num_layers"], rope_layers)
     rope = rope_from_hf(fields, sizes["max_position_embeddings"])
+    if rope.fraction != 1.0 and "partial_rotary_factor" not in traits.rope_fields:
+        raise ConfigError(f"partial_rotary_factor is {rope.fraction}; the whole head rotates in {family} models.")
+    if rope.query_scaling is not None and "llama_4_scaling_beta" not in traits.rope_fields:
+        raise ConfigError(f"llama_4_scaling_beta is {rope.query_scaling}; {family} models do not scale their queries.")
+    if rope.type not in traits.rope_types:
+        raise ConfigError(
+            f"config.json of this {family} model has rope type {rope.type}; want one of {traits.rope_types}."
+        )
     router = router_from_hf(fields) if is_elastic(fields) else RouterConfig()
     tied = bool(fields.pop("tie_word_embeddings", False))
     initializer_range = fields.pop("initializer_range", 0.02)
     refused = {
         name: value
         for name, value in fields.items()
-        if name not in _HARMLESS and not (value is None or value is False or value in ({}, []))
+        if name not in HARMLESS and not (value is None or value is False or value in ({}, []))
     }
     if refused:
-        listed = ", ".join(f"{name}={value!r}" for name, value in sorted(refused.items()))
+        known = [*SIZES, *traits.fields, *traits.window, "num_key_value_heads", "head_dim", "rope_parameters"]
+        listed = ", ".join(f"{name}={value!r}{_nearest(name, known)}" for name, value in sorted(refused.items()))
         raise ConfigError(
             f"config.json of this {family} model has fields that are not understood and may change the result: "
             f"{listed}. Remove a field only if you know that it has no effect."
@@ -233,14 +242,48 @@ def config_from_hf(raw: Mapping[str, Any]) -> ModelConfig:
         head_dim=sizes["hidden_size"] // sizes["num_heads"] if head_dim is None else head_dim,
         rope=rope,
         tie_word_embeddings=tied,
-        qkv_bias=bias or family == "qwen2",
-        o_bias=bias and family != "qwen2",
-        qk_norm=family == "qwen3",
         sliding_window=window,
+        rope_layers=rope_layers,
         initializer_range=initializer_range,
         router=router,
-        hf_extra={name: value for name, value in fields.items() if name in _HARMLESS},
+        hf_extra=kept | {name: value for name, value in fields.items() if name in HARMLESS},
+        **differences,
     )
+
+
+def _nearest(name: object, known: Iterable[str]) -> str:
+    close = get_close_matches(str(name), list(known), n=1)
+    return f" (nearest known: {close[0]})" if close else ""
+
+
+def _own_fields(traits: FamilyTraits, fields: dict[str, Any]) -> dict[str, Any]:
+    """Takes the fields that the family has beside the common ones out of `fields`: fields of `ModelConfig`."""
+    found: dict[str, Any] = {}
+    for name, ours in traits.fields.items():
+        value = fields.pop(name, None)
+        if value is None:
+            continue
+        for one in ours:
+            if found.setdefault(one, value) != value:
+                raise ConfigError(
+                    f"config.json states {one} twice and differently: {found[one]!r}, and {name}={value!r}."
+                )
+    return found
+
+
+def _rope_layers(listed: Any, kept: Mapping[str, Any], num_layers: int) -> tuple[bool, ...] | None:
+    """Whether each layer rotates, None where all do; `no_rope_layers` has 1 for a layer that does."""
+    if listed is None:
+        interval = kept.get("no_rope_layer_interval", 4)
+        check_count("config.json no_rope_layer_interval", interval)
+        listed = [int((layer + 1) % interval != 0) for layer in range(num_layers)]
+    if not isinstance(listed, list) or len(listed) < num_layers or not all(value in (0, 1) for value in listed):
+        raise ConfigError(
+            f"config.json no_rope_layers is {shown(listed)}; want a list with 1 (rope) or 0 (none) for each of "
+            f"{num_layers} layers."
+        )
+    rotates = tuple(bool(value) for value in listed[:num_layers])
+    return None if all(rotates) else rotates
 
 
 def _token_id(name: str, given: Any) -> Any:
@@ -257,32 +300,33 @@ def _token_id(name: str, given: Any) -> Any:
 
 def config_to_hf(config: ModelConfig) -> dict[str, Any]:
     """See `ModelConfig.to_hf`."""
-    layers = config.num_layers
-    out: dict[str, Any] = {name: v for name, v in config.hf_extra.items() if name not in _NOT_WRITTEN_BACK}
-    out |= {"architectures": [ARCHITECTURES[config.family]], "model_type": config.family}
-    out |= {theirs: getattr(config, ours) for theirs, ours in _REQUIRED.items()}
+    traits, layers, window = FAMILIES[config.family], config.num_layers, config.sliding_window
+    out: dict[str, Any] = {name: v for name, v in config.hf_extra.items() if name not in NOT_WRITTEN_BACK}
+    out |= {"architectures": [traits.architecture], "model_type": config.family}
+    out |= {theirs: getattr(config, ours) for theirs, ours in SIZES.items()}
     out |= {
         "num_key_value_heads": config.num_kv_heads,
         "head_dim": config.head_dim,
-        "hidden_act": "silu",
+        "hidden_act": config.activation,
         "initializer_range": config.initializer_range,
         "tie_word_embeddings": config.tie_word_embeddings,
         **rope_to_hf(config.rope),
     }
-    if config.family == "llama":
-        out |= {"attention_bias": config.qkv_bias, "mlp_bias": False}
-    if config.family == "qwen3":
-        out |= {"attention_bias": config.qkv_bias}
-    if config.family == "mistral":
-        out |= {"sliding_window": config.sliding_window}
-    if config.family in ("qwen2", "qwen3"):
-        sliding = config.sliding_window is not None
-        out |= {
-            "use_sliding_window": sliding,
-            "sliding_window": config.sliding_window,
-            "max_window_layers": 0 if sliding else layers,
-            "layer_types": ["sliding_attention" if sliding else "full_attention"] * layers,
-        }
+    if assumed := traits.absent.get("original_max_position_embeddings"):
+        out["original_max_position_embeddings"] = config.rope.original_max_position or assumed
+    out |= {name: getattr(config, ours[0]) for name, ours in traits.fields.items()}
+    if traits.rope_by_layer:
+        out["no_rope_layers"] = [int(rotates) for rotates in config.rope_layers or [True] * layers]
+    stated = window
+    if window is None and traits.window == ("sliding_window", "layer_types"):
+        stated = config.max_position_embeddings  # transformers wants a window there, though no layer has it
+    sliding = {
+        "use_sliding_window": window is not None,
+        "sliding_window": stated,
+        "max_window_layers": layers if window is None else 0,
+        "layer_types": ["full_attention" if window is None else "sliding_attention"] * layers,
+    }
+    out |= {name: sliding[name] for name in traits.window}
     _check_expressible(config, out)
     return out
 
@@ -290,21 +334,23 @@ def config_to_hf(config: ModelConfig) -> dict[str, Any]:
 def config_to_elastic(config: ModelConfig) -> dict[str, Any]:
     """`config.json` of an Elastic Attention checkpoint: the backbone's fields and the official router fields."""
     kept = {name: value for name, value in config.hf_extra.items() if name in HARMLESS_ROUTER_FIELDS}
-    architecture = f"Paw{ARCHITECTURES[config.family]}"
+    architecture = f"Paw{FAMILIES[config.family].architecture}"
     return config_to_hf(config) | router_to_hf(config.router) | kept | {"architectures": [architecture]}
 
 
-def _sliding_window(family: Family, fields: dict[str, Any], num_layers: int) -> int | None:
+def _sliding_window(
+    traits: FamilyTraits, fields: dict[str, Any], num_layers: int, rope_layers: tuple[bool, ...] | None
+) -> int | None:
     """Window of every layer, or None; a window over only some layers is refused."""
-    window, first = None, 0
-    if family != "llama":
-        window = fields.pop("sliding_window")
-    if family in ("qwen2", "qwen3"):
-        first = fields.pop("max_window_layers", 28)
-        window = window if fields.pop("use_sliding_window", False) else None
+    window = fields.pop("sliding_window", None) if "sliding_window" in traits.window else None
+    if "use_sliding_window" in traits.window and not fields.pop("use_sliding_window", False):
+        window = None
+    first = fields.pop("max_window_layers", 28) if "max_window_layers" in traits.window else 0
     if isinstance(first, bool) or not isinstance(first, int):
         raise ConfigError(f"config.json max_window_layers is {shown(first)}; want a whole number.")
-    kinds = ["sliding_attention" if window and i >= first else "full_attention" for i in range(num_layers)]
+    rotates = rope_layers or (traits.rope_by_layer,) * num_layers  # such a family has windows where it has no rope
+    slides = [layer >= first and not rotates[layer] for layer in range(num_layers)]
+    kinds = ["sliding_attention" if window and sliding else "full_attention" for sliding in slides]
     kinds = fields.pop("layer_types", None) or kinds
     if not isinstance(kinds, list) or not all(isinstance(kind, str) for kind in kinds):
         raise ConfigError(f"config.json layer_types is {shown(kinds)}; want a list of names.")

@@ -37,11 +37,22 @@ class RopeConfig:
     truncate: bool = True
     short_factor: tuple[float, ...] | None = None
     long_factor: tuple[float, ...] | None = None
+    fraction: float = 1.0
+    """Share of the channels of a head that rotate, the first ones."""
+    query_scaling: float | None = None
+    """b of the factor 1 + b log(1 + floor(position / original_max_position)) on queries (Ministral 3); None for 1."""
 
     def __post_init__(self) -> None:
         check_fields("rope", self)
         given = {"factor": self.factor, "original_max_position": self.original_max_position}
         check_positive("rope", theta=self.theta, **{name: value for name, value in given.items() if value is not None})
+        if not 0 < self.fraction <= 1:
+            raise ConfigError(f"rope fraction (partial_rotary_factor) is {self.fraction}; want above 0, at most 1.")
+        if self.query_scaling is not None and self.original_max_position is None:
+            raise ConfigError(
+                "rope query_scaling (llama_4_scaling_beta) needs original_max_position_embeddings, in a rope type that "
+                "has it: llama3, yarn or longrope."
+            )
         if self.type == "llama3" and not 0 < self.low_freq_factor < self.high_freq_factor:
             raise ConfigError(
                 f"rope type llama3 has low_freq_factor {self.low_freq_factor} and high_freq_factor "
@@ -60,12 +71,19 @@ class RopeConfig:
 
 
 _UNSET = RopeConfig()
-_NAMES = {"rope_theta": "theta", "original_max_position_embeddings": "original_max_position"} | {
+_NAMES = {
+    "rope_theta": "theta",
+    "original_max_position_embeddings": "original_max_position",
+    "partial_rotary_factor": "fraction",
+    "llama_4_scaling_beta": "query_scaling",
+} | {
     field.name: field.name
     for field in dataclasses.fields(RopeConfig)
-    if field.name not in ("type", "theta", "original_max_position")
+    if field.name not in ("type", "theta", "original_max_position", "fraction", "query_scaling")
 }
 """Our field of each field of a `config.json`."""
+_ALL_TYPES = ("partial_rotary_factor", "llama_4_scaling_beta")
+"""Fields that apply whatever the type is."""
 _REQUIRED: dict[RopeType, tuple[str, ...]] = {
     "default": (),
     "linear": ("factor",),
@@ -116,11 +134,12 @@ def rope_from_hf(fields: dict[str, Any], max_position_embeddings: int) -> RopeCo
 def rope_to_hf(rope: RopeConfig) -> dict[str, Any]:
     """Both layouts at once, so that transformers 4 and 5 read the same numbers."""
     scaling: dict[str, Any] = {"rope_type": rope.type}
-    for key in _USED[rope.type]:
+    for key in (*_USED[rope.type], *_ALL_TYPES):
         value = getattr(rope, _NAMES[key])
         if key in _REQUIRED[rope.type] or value != getattr(_UNSET, _NAMES[key]):
             scaling[key] = list(value) if isinstance(value, tuple) else value
-    return {
+    partial = {} if rope.fraction == 1.0 else {"partial_rotary_factor": rope.fraction}
+    return partial | {
         "rope_theta": rope.theta,
         "rope_scaling": None if rope.type == "default" else scaling,
         "rope_parameters": {"rope_theta": rope.theta, **scaling},
@@ -135,15 +154,14 @@ def _parse(inner: Any, outer: dict[str, Any], max_position_embeddings: int) -> R
     kind = values.pop("rope_type", None)
     legacy_kind = values.pop("type", None)
     kind = kind or legacy_kind or "default"
+    kind = "longrope" if kind == "su" else kind  # its name in the first Phi-3 checkpoints
     if kind not in get_args(RopeType):
         raise ConfigError(
             f"config.json has rope type {kind!r}; this library knows {', '.join(get_args(RopeType))}. "
             "Another type would give wrong positions, so the checkpoint is refused."
         )
-    partial = values.pop("partial_rotary_factor", 1.0)
-    if partial != 1.0:
-        raise ConfigError(f"partial_rotary_factor is {partial!r}; only 1.0 (the whole head rotates) is supported.")
-    values.pop("finetuned", None)
+    for name in ("finetuned", "max_position_embeddings"):  # of no effect
+        values.pop(name, None)
     unknown = {key: value for key, value in values.items() if key not in _NAMES}
     if unknown:
         raise ConfigError(f"unknown rope settings in config.json: {unknown}. Known: {', '.join(_NAMES)}.")
@@ -155,7 +173,7 @@ def _parse(inner: Any, outer: dict[str, Any], max_position_embeddings: int) -> R
         original = outer.get("original_max_position_embeddings")  # first, as in transformers
         original = original or values.get("original_max_position_embeddings")
         values["original_max_position_embeddings"] = original or max_position_embeddings
-    relevant = {_NAMES[key]: values[key] for key in (*_USED[kind], "rope_theta") if key in values}
+    relevant = {_NAMES[key]: values[key] for key in (*_USED[kind], *_ALL_TYPES, "rope_theta") if key in values}
     for name in ("short_factor", "long_factor"):
         if name in relevant:
             relevant[name] = tuple(relevant[name]) if isinstance(relevant[name], list) else relevant[name]

@@ -42,6 +42,8 @@ _RULES = {
     "layers.mlp.up_proj.kernel": "LDF",
     "layers.mlp.gate_proj.scale": "LF",
     "layers.mlp.up_proj.scale": "LF",
+    "layers.mlp.gate_proj.bias": "LF",
+    "layers.mlp.up_proj.bias": "LF",
     "layers.mlp.down_proj.kernel": "LFD",
 }
 """Letters of the dimensions of every parameter that is divided (scales are those of int8 kernels); all others (norms,

@@ -9,6 +9,7 @@ from typing import Any
 from elastic_jax.config import ModelConfig
 from elastic_jax.errors import CheckpointError, ConfigError, shown
 from elastic_jax.files import read_json
+from elastic_jax.weights.fused import SplitTensors
 from elastic_jax.weights.names import ROUTER_PROBE
 from elastic_jax.weights.router_only import ROUTER_CONFIG
 from elastic_jax.weights.safetensors_dir import open_weights
@@ -47,7 +48,7 @@ def open_directory(directory: Path) -> Checkpoint:
     if probe is not None and probe.shape[0] % config.head_dim == 0:
         router = dataclasses.replace(config.router, width=probe.shape[0] // config.head_dim)
         config = dataclasses.replace(config, router=router)
-    return Checkpoint(str(directory), config, source)
+    return Checkpoint(str(directory), config, SplitTensors(source, config))
 
 
 def _with_end_tokens(raw: dict[str, Any], file: Path) -> dict[str, Any]:

@@ -23,6 +23,8 @@ _TOP = {
     "score.kernel": "score.weight",
 }
 _MODULES = {
+    "layers.attn_out_norm": _LAYER + "post_attention_layernorm",
+    "layers.mlp_out_norm": _LAYER + "post_feedforward_layernorm",
     "layers.input_norm": _LAYER + "input_layernorm",
     "layers.post_attn_norm": _LAYER + "post_attention_layernorm",
     **{f"layers.attn.{name}": f"{_LAYER}self_attn.{name}" for name in ("q_proj", "k_proj", "v_proj", "o_proj")},

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +24,7 @@ from elastic_jax.heads.record import HEADS_ARRAYS, HEADS_CONFIG
 from elastic_jax.int8_linear import int8_maps
 from elastic_jax.model import ElasticForCausalLM, require_routers, to_params
 from elastic_jax.text.padding import padding_token
+from elastic_jax.weights.fused import fused_place
 from elastic_jax.weights.heads import heads_to_save
 from elastic_jax.weights.hf import CONFIG
 from elastic_jax.weights.names import ROUTER_PREFIX, SCORE, Entry, entries
@@ -143,9 +144,9 @@ def save_pretrained(
         with _new_checkpoint(directory, overwrite) as partial:
             name = Path(model.source).name if model.source else None
             write_json(partial / ROUTER_CONFIG, router_json(config, name))
-            _write_file(partial / ROUTER_WEIGHTS, _pieces(params, routers=True, backbone=False))
+            _write_file(partial / ROUTER_WEIGHTS, _pieces(config, params, routers=True, backbone=False))
         return
-    pieces = list(_pieces(params, routers=format == "elastic", backbone=True))
+    pieces = list(_pieces(config, params, routers=format == "elastic", backbone=True))
     raw = config.to_hf() if format == "hf" else config_to_elastic(config)
     if format == "elastic":
         kept = {**(model.extras or default_extras(config)), **log_temperatures(config)}
@@ -186,7 +187,7 @@ def save_reward_model(
     heads = heads_to_save(decoder)
     with _new_checkpoint(directory, overwrite) as partial:
         write_json(partial / CONFIG, raw)  # the reader of the tokenizer looks there for its class
-        _write_shards(partial, list(_pieces(params, routers=False, backbone=True)), max_shard_bytes)
+        _write_shards(partial, list(_pieces(config, params, routers=False, backbone=True)), max_shard_bytes)
         write_side_files(decoder.source, config, partial)
         write_json(partial / CONFIG, raw | {"pad_token_id": _write_padding(config, partial)})
         if heads is not None:
@@ -238,18 +239,43 @@ class _Piece:
         return self.entry.to_hf(np.asarray(self.array if self.layer is None else self.array[self.layer]))
 
 
-def _pieces(params: dict[str, Any], *, routers: bool, backbone: bool) -> Iterator[_Piece]:
+@dataclass(frozen=True)
+class _FusedPiece:
+    """One tensor to write that holds several matrices, rows after rows."""
+
+    name: str
+    parts: Sequence[_Piece]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(part.nbytes for part in self.parts)
+
+    def fetch(self) -> np.ndarray:
+        return np.concatenate([part.fetch() for part in self.parts])
+
+
+def _pieces(
+    config: ModelConfig, params: dict[str, Any], *, routers: bool, backbone: bool
+) -> Iterator[_Piece | _FusedPiece]:
     if backbone and int8_maps(params):
         raise ConfigError("the layers of this model are int8; only its routers can be written. Load the model anew.")
+    fused: dict[str, dict[int, _Piece]] = {}
     for entry in entries({path: array.shape for path, array in params.items()}):
         if not (routers if entry.path.startswith(ROUTER_PREFIX) else backbone):
             continue
         for i, name in enumerate(entry.hf_names()):
-            yield _Piece(name, params[entry.path], entry, i if entry.stacked else None)
+            piece = _Piece(name, params[entry.path], entry, i if entry.stacked else None)
+            whole, place = fused_place(name, config)
+            if whole == name:
+                yield piece
+            else:
+                fused.setdefault(whole, {})[place] = piece
+    for whole, parts in fused.items():
+        yield _FusedPiece(whole, [parts[place] for place in sorted(parts)])
 
 
-def _write_shards(directory: Path, pieces: list[_Piece], max_shard_bytes: int) -> None:
-    shards: list[list[_Piece]] = [[]]
+def _write_shards(directory: Path, pieces: list[_Piece | _FusedPiece], max_shard_bytes: int) -> None:
+    shards: list[list[_Piece | _FusedPiece]] = [[]]
     room = max_shard_bytes
     for piece in sorted(pieces, key=lambda piece: piece.name):
         if shards[-1] and piece.nbytes > room:
@@ -269,7 +295,7 @@ def _write_shards(directory: Path, pieces: list[_Piece], max_shard_bytes: int) -
     write_json(directory / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
 
 
-def _write_file(file: Path, pieces: Iterable[_Piece]) -> None:
+def _write_file(file: Path, pieces: Iterable[_Piece | _FusedPiece]) -> None:
     from safetensors import SafetensorError
     from safetensors.numpy import save_file
 

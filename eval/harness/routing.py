@@ -23,7 +23,7 @@ from elastic_jax.heads.record import HEADS_ARRAYS, HEADS_CONFIG
 from elastic_jax.layout import pad_rows
 from elastic_jax.model import ElasticForCausalLM
 from elastic_jax.program import model_program
-from elastic_jax.rope import apply_rope, rope_table
+from elastic_jax.rope import rope_tables
 from elastic_jax.routing import Gates, Routing
 from eval.harness.scoring import arm_gates
 from eval.samples import Arm, Prompt
@@ -105,7 +105,7 @@ def _attend(
     where_BA = jnp.minimum(starts_B[:, None] - 1 + jnp.arange(width)[None], ids_BT.shape[1] - 1)
     counted_BA = jnp.arange(width)[None] < answers_B[:, None]
     seq_len_BA = jnp.broadcast_to(lengths_B[:, None], where_BA.shape)
-    cos, sin = rope_table(config.rope, config.head_dim, where_BA, seq_len_BA, config.max_position_embeddings)
+    rope = rope_tables(config, where_BA, seq_len_BA)
     place_1T = jnp.arange(ids_BT.shape[1])[None]
     seen_BAT = place_1T[None] <= where_BA[..., None]
     if config.sliding_window is not None:
@@ -114,18 +114,21 @@ def _attend(
     graph, stacked = nnx.split(model.layers)
 
     def layer_mass(_: None, xs: tuple) -> tuple[None, jax.Array]:
-        state, x_BTD, k_BTKH = xs
+        state, x_BTD, k_BTKH, index = xs
         layer = nnx.merge(graph, state)
         x_BAD = jnp.take_along_axis(x_BTD, where_BA[..., None], axis=1)
-        q_BANH = apply_rope(layer.attn.project(layer.input_norm(x_BAD))[0], cos, sin)
+        q, k, _v = layer.project(x_BAD)
+        q_BANH = rope.rotate(index, q, k)[0]
         B, A, N, H = q_BANH.shape
         q_BAKGH = q_BANH.reshape(B, A, config.num_kv_heads, -1, H)
-        scores = jnp.einsum("bakgh,btkh->bkgat", q_BAKGH, k_BTKH, preferred_element_type=jnp.float32) * H**-0.5
+        scores = jnp.einsum("bakgh,btkh->bkgat", q_BAKGH, k_BTKH, preferred_element_type=jnp.float32)
+        scores = scores * config.attention_spec.scale
         share = jax.nn.softmax(jnp.where(seen_BAT[:, None, None], scores, -jnp.inf), axis=-1)
         mass_BKGA = share.sum(-1, where=needle_BT[:, None, None, None]) * counted_BA[:, None, None].astype(share.dtype)
         return None, (mass_BKGA.sum(-1) / answers_B[:, None, None].astype(jnp.float32)).max(-1)
 
-    return jax.lax.scan(layer_mass, None, (stacked, out.layers[:-1], out.kv[0]))[1]
+    layers = (stacked, out.layers[:-1], out.kv[0], jnp.arange(config.num_layers))
+    return jax.lax.scan(layer_mass, None, layers)[1]
 
 
 def forced_modes(scores_LK: Sequence[Sequence[float]], share: float) -> tuple[tuple[int, ...], ...]:

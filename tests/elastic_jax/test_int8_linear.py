@@ -131,6 +131,14 @@ def test_layers_are_made_int8_once(int8):
     assert nnx.state(model.layers.attn.q_proj)["bias"].get_value().shape == (2, 4, 8)
 
 
+def test_maps_that_a_model_does_not_have_are_passed_over():
+    model = tiny_model(gated_mlp=False, activation="relu2", mlp_bias=True)
+    shapes = int8_shapes(param_shapes(model.config))
+    quantize_layers(model)
+    assert int8_maps(to_params(model)) == [name for name in INPUT_RANKS if name != "mlp.gate_proj"]
+    assert set(shapes) == set(to_params(model))
+
+
 def test_only_routers_of_an_int8_model_are_written(int8, tmp_path):
     model = from_params(tiny_model(qkv_bias=True).config, int8)
     save_pretrained(model, tmp_path / "router", format="router")

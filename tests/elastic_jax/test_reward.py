@@ -7,13 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from chat_tokenizers import CHATML, LLAMA, chat_tokenizer
-from checkpoints import WEIGHTS, copy_golden, edit_json, edit_weights, same_bits
+from checkpoints import GOLDEN, WEIGHTS, copy_golden, edit_json, edit_weights, same_bits
 from flax import nnx
 from safetensors.numpy import load_file
 from tiny import CONFIG, random_ids, tiny_reward_model
 
 from elastic_jax.config import ModelConfig
-from elastic_jax.errors import CheckpointError, ShapeError
+from elastic_jax.errors import CheckpointError, ConfigError, ShapeError
 from elastic_jax.files import read_json
 from elastic_jax.layout import make_layout
 from elastic_jax.model import to_params
@@ -162,3 +162,9 @@ def test_an_export_without_a_token_for_padding_says_so(tmp_path: Path, caplog) -
     ElasticRewardModel.from_pretrained(source).save_pretrained(tmp_path / "out")
     assert "For batches, add a padding token" in caplog.text
     assert read_json(tmp_path / "out" / "config.json")["pad_token_id"] is None
+
+
+@pytest.mark.parametrize("seed", [None, 0])
+def test_a_family_without_a_sequence_classifier_is_refused(seed: int | None) -> None:
+    with pytest.raises(ConfigError, match="family granite, of which transformers has no sequence classifier"):
+        ElasticRewardModel.from_pretrained(GOLDEN / "granite", new_head_seed=seed)

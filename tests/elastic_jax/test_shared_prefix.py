@@ -90,3 +90,12 @@ def test_what_cannot_be_shared_is_refused() -> None:
         run(router=dataclasses.replace(CONFIG.router, pattern="fa-xa"))
     with pytest.raises(ConfigError, match="dynamic"):
         run(rope=RopeConfig(type="dynamic", factor=2.0))
+
+
+def test_layers_without_rope_and_queries_scaled_by_position() -> None:
+    rope = RopeConfig(type="yarn", factor=2.0, original_max_position=16, query_scaling=0.5)
+    model = from_params(dataclasses.replace(CONFIG, rope_layers=(True, False), rope=rope), PARAMS)
+    batch = [jnp.asarray(x) for x in (PROMPTS, PROMPT_LENGTHS, RESPONSES, RESPONSE_LENGTHS)]
+    got, want = (run(model, *batch, routing="full").hidden for run in (shared_prefix_hidden, separate_rows_hidden))
+    there = (np.arange(10) <= RESPONSE_LENGTHS[..., None])[..., None]
+    np.testing.assert_allclose(np.where(there, got, 0.0), np.where(there, want, 0.0), atol=2e-5)

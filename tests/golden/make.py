@@ -66,6 +66,39 @@ MODELS = {
     "qwen3_untied": ("qwen3", rope("default", 1e6)),
 }  # fmt: skip
 
+LONG = 700
+"""Tokens of the prompts of `FAMILIES`, beyond their windows and original positions."""
+GREEDY = 24
+BIASES = dict(attention_bias=True, mlp_bias=True)
+FAMILIES = {
+    "arcee": ("arcee", BIASES | dict(hidden_size=64, num_attention_heads=4)),
+    "granite": ("granite", BIASES | dict(
+        embedding_multiplier=3.0, residual_multiplier=0.4, attention_multiplier=0.11, logits_scaling=1.7,
+        tie_word_embeddings=True,
+    )),
+    "internlm3": ("internlm3", BIASES | rope("dynamic", factor=2.0) | dict(
+        max_position_embeddings=256, architectures=["InternLM3ForCausalLM"],
+    )),
+    "llama_mlp_bias": ("llama", BIASES),
+    "ministral": ("ministral", rope("default", 1e6) | dict(sliding_window=1024, layer_types=["full_attention"] * 2)),
+    "ministral_window": ("ministral", dict(sliding_window=100)),
+    "ministral3": ("ministral3", rope(
+        "yarn", 1e6, factor=16.0, original_max_position_embeddings=128, mscale=1.0, mscale_all_dim=1.0,
+        llama_4_scaling_beta=0.3,
+    )),
+    "olmo2": ("olmo2", rope("default", 5e5)),
+    "olmo2_bias": ("olmo2", dict(attention_bias=True, num_key_value_heads=4)),
+    "phi3": ("phi3", dict(hidden_size=64, original_max_position_embeddings=4096, sliding_window=150, pad_token_id=0)),
+    "phi3_longrope": ("phi3", rope(
+        "longrope", short_factor=[1.0, 1.1, 1.2, 1.3, 1.4, 1.5], long_factor=[1.0, 1.3, 1.7, 2.2, 3.0, 4.0],
+        partial_rotary_factor=0.75, original_max_position_embeddings=128,
+    ) | dict(hidden_size=64, original_max_position_embeddings=128, sliding_window=None, pad_token_id=0)),
+    "seed_oss": ("seed_oss", rope("default", 1e7) | dict(attention_bias=True, attention_out_bias=True, mlp_bias=True)),
+    "seed_oss_plain": ("seed_oss", dict(attention_bias=True, attention_out_bias=False)),
+    "smollm3": ("smollm3", rope("default", 5e6) | dict(num_hidden_layers=4, no_rope_layers=[1, 0, 1, 0])),
+    "smollm3_default": ("smollm3", BIASES | dict(num_hidden_layers=4, tie_word_embeddings=False)),
+}  # fmt: skip
+
 BLOCK, SINK_BLOCKS, LOCAL_BLOCKS, POOL = 128, 1, 2, 100
 OFFICIAL = {
     "architectures": ["PawQwen3ForCausalLM"],
@@ -129,6 +162,34 @@ def make_plain(name: str, family: str, config: dict, seed: int) -> None:
     write(name, model, dict(model.state_dict()), architecture, torch.bfloat16, golden)
 
 
+@torch.no_grad()
+def make_family(name: str, family: str, config: dict, seed: int) -> None:
+    """Some positions of a long prompt, greedy tokens after it, and logits under random modes of the heads."""
+    config = dict(max_position_embeddings=1024, pad_token_id=0) | config
+    model = random_model(family, config, torch.bfloat16, seed)
+    ids = torch.randint(3, SMALL["vocab_size"], (1, LONG))
+    out = model(ids, output_hidden_states=True)
+    at = np.unique(np.r_[0:LONG:25, LONG - 1])
+    golden = {
+        "input_ids": ids[0].numpy().astype(np.int32),
+        "positions": at.astype(np.int32),
+        "logits": out.logits[0, at].numpy(),
+        "layers": np.stack([layer[0, at[::4]].numpy() for layer in out.hidden_states]),
+    }
+    AttentionInterface.register("elastic", elastic_attention)
+    plain, model.config._attn_implementation = model.config._attn_implementation, "elastic"
+    full_LK = torch.rand(model.config.num_hidden_layers, model.config.num_key_value_heads) < 0.5
+    for layer, full_K in zip(model.model.layers, full_LK, strict=True):
+        layer.self_attn.full_BK = full_K[None]
+    golden["full"] = full_LK.numpy()
+    golden["logits_mixed"] = model(ids).logits[0, at].numpy()
+    model.config._attn_implementation = plain  # last, as dynamic rope keeps the frequencies of the longest text
+    greedy = model.generate(ids, max_new_tokens=GREEDY, do_sample=False, eos_token_id=-1)
+    golden["greedy"] = greedy[0, LONG:].numpy().astype(np.int32)
+    architecture = {"architectures": config.get("architectures", [type(model).__name__])}
+    write(name, model, dict(model.state_dict()), architecture, torch.bfloat16, golden)
+
+
 class Router(nn.Module):
     """The router of released checkpoints, under its parameter names."""
 
@@ -152,6 +213,9 @@ def elastic_attention(module, query, key, value, attention_mask, scaling, **kwar
     blocks = tokens // BLOCK
     near = blocks[None] > blocks[:, None] - LOCAL_BLOCKS
     streaming = causal & (near | (blocks[None] < SINK_BLOCKS))
+    if kwargs.get("sliding_window"):
+        causal = causal & (tokens[:, None] - tokens[None] < kwargs["sliding_window"])
+        streaming = causal & streaming
     mask = torch.where(module.full_BK[:, :, None, None], causal, streaming)
     groups = query.shape[1] // key.shape[1]
     key, value, mask = (x.repeat_interleave(groups, 1) for x in (key, value, mask))
@@ -268,5 +332,7 @@ if __name__ == "__main__":
     else:
         for number, (name, (family, config)) in enumerate(MODELS.items()):
             make_plain(name, family, config, seed=number)
+        for number, (name, (family, config)) in enumerate(FAMILIES.items()):
+            make_family(name, family, config, seed=100 + number)
         make_official(seed=4)
         make_sentencepiece()

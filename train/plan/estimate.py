@@ -167,7 +167,7 @@ def step_work(
     T, axes = config.data.row_length, mesh.shape
     passes = config.optim.accumulate * config.gates.draws
     rows = config.optim.rows * passes
-    weights = L * (2 * D * H * (N + K) + 3 * D * model.intermediate_size)
+    weights = model.map_weights
     products = 3 if config.remat else 2
     matrix = rows * T * (2 * products * weights + 4 * D * model.vocab_size)
 

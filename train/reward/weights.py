@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from elastic_jax.config import ModelConfig
+from elastic_jax.errors import ConfigError
 from elastic_jax.layers import INPUT_RANKS, Linear
 from elastic_jax.model import ElasticForCausalLM, from_params, to_params
 from elastic_jax.reward import ElasticRewardModel
@@ -51,8 +52,13 @@ def fresh_lora(
     Args:
         shapes: shape of every parameter of the model by dotted path.
         targets: keys of `INPUT_RANKS`.
+
+    Raises:
+        ConfigError: a map that the model does not have.
     """
     adapters = {}
+    if missing := [target for target in targets if f"layers.{target}.kernel" not in shapes]:
+        raise ConfigError(f"lora.targets names {', '.join(missing)}, which this model does not have. Leave it out.")
     for number, target in enumerate(targets):
         layers, *kernel = shapes[f"layers.{target}.kernel"]
         inputs, outputs = kernel[: INPUT_RANKS[target]], kernel[INPUT_RANKS[target] :]

@@ -45,8 +45,7 @@ def router_step_flops(model: ModelConfig, config: RouterTrainConfig, rows: Rows,
     samples of a task. Recomputation (remat) and the other branch of the two-branch attention do not count; padding
     neither.
     """
-    D, H, N, K = model.hidden_size, model.head_dim, model.num_heads, model.num_kv_heads
-    weights = model.num_layers * (D * H * (2 * N + 2 * K) + 3 * D * model.intermediate_size)
+    D, H, N = model.hidden_size, model.head_dim, model.num_heads
     segment_ids = np.asarray(rows.segment_ids).reshape(-1, rows.segment_ids.shape[-1])
     task_ids = np.asarray(rows.task_ids).reshape(len(segment_ids), -1)
     lengths = (segment_ids[:, None] == np.arange(1, task_ids.shape[1] + 1)[:, None]).sum(-1)
@@ -54,7 +53,7 @@ def router_step_flops(model: ModelConfig, config: RouterTrainConfig, rows: Rows,
     skipped = sparse * np.asarray(streaming_skip_ratio(lengths, model))
     pairs = lengths * (lengths + 1.0) / 2 * (1 - skipped)
     learnt = int((np.asarray(rows.weights) > 0).sum())
-    flops = 4 * weights * lengths.sum() + 12 * H * N * model.num_layers * pairs.sum()
+    flops = 4 * model.map_weights * lengths.sum() + 12 * H * N * model.num_layers * pairs.sum()
     return config.gates.draws * float(flops + 4 * D * model.vocab_size * learnt)
 
 

@@ -113,8 +113,11 @@ def test_rope_defaults() -> None:
         ({"rope_type": "spiral", "factor": 2.0}, "'spiral'.*default, linear"),
         ({"rope_type": "llama3", "factor": 8.0}, "low_freq_factor, high_freq_factor"),
         ({"rope_type": "linear", "factor": 2.0, "mrope_section": [1, 2]}, "mrope_section"),
-        ({"rope_type": "default", "partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5"),
-        ({"rope_type": "longrope", "short_factor": [1.0], "long_factor": [1.0]}, "head_dim / 2 = 8"),
+        (
+            {"rope_type": "default", "partial_rotary_factor": 0.5},
+            "partial_rotary_factor is 0.5; the whole head rotates in llama models",
+        ),
+        ({"rope_type": "longrope", "short_factor": [1.0], "long_factor": [1.0]}, "half of the channels that rotate: 8"),
         ({"rope_type": "linear", "factor": -1.0}, "factor is -1.0"),
     ],
 )
@@ -127,7 +130,6 @@ def test_rope_that_is_not_understood_is_refused(scaling: dict, words: str) -> No
     ("name", "value"),
     [
         ("hidden_act", "gelu"),
-        ("mlp_bias", True),
         ("attn_logit_softcapping", 50.0),
         ("final_logit_softcapping", 30.0),
         ("partial_rotary_factor", 0.25),
@@ -166,15 +168,18 @@ def test_derived_sizes() -> None:
 
 
 def test_families_differ_in_biases_and_norms() -> None:
-    def traits(family: str, **fields: object) -> tuple[bool, bool, bool]:
+    def traits(family: str, **fields: object) -> tuple[bool, bool, str | None]:
         config = ModelConfig.from_hf(LLAMA | {"model_type": family} | fields)
         return config.qkv_bias, config.o_bias, config.qk_norm
 
-    assert traits("llama") == (False, False, False)
-    assert traits("llama", attention_bias=True) == (True, True, False)
-    assert traits("mistral") == (False, False, False)
-    assert traits("qwen2") == (True, False, False)
-    assert traits("qwen3") == (False, False, True)
+    assert traits("llama") == (False, False, None)
+    assert traits("llama", attention_bias=True) == (True, True, None)
+    assert traits("mistral") == (False, False, None)
+    assert traits("qwen2") == (True, False, None)
+    assert traits("qwen3") == (False, False, "head")
+    assert traits("seed_oss") == (True, False, None)
+    assert traits("internlm3", bias=True) == (False, True, None)
+    assert traits("olmo2") == (False, False, "projection")
 
 
 def test_sliding_window() -> None:

@@ -31,7 +31,7 @@ def on_eight() -> dict:
 
 
 def test_every_dimension_is_divided_as_the_rules_say():
-    shapes = param_shapes(dataclasses.replace(CONFIG, qkv_bias=True, qk_norm=True))
+    shapes = param_shapes(dataclasses.replace(CONFIG, qkv_bias=True, qk_norm="head", mlp_bias=True))
     specs = param_specs(shapes, mesh_of(data=2, fsdp=2, tensor=2, context=2))
     assert specs["embed.embedding"] == PartitionSpec("tensor", BOTH)
     assert specs["lm_head.kernel"] == PartitionSpec(BOTH, "tensor")
@@ -39,6 +39,7 @@ def test_every_dimension_is_divided_as_the_rules_say():
     assert specs["layers.attn.k_proj.kernel"] == PartitionSpec(None, BOTH, "tensor")
     assert specs["layers.attn.o_proj.kernel"] == PartitionSpec(None, "tensor", None, BOTH)
     assert specs["layers.attn.v_proj.bias"] == PartitionSpec(None, "tensor")
+    assert specs["layers.mlp.gate_proj.bias"] == specs["layers.mlp.up_proj.bias"] == PartitionSpec(None, "tensor")
     assert specs["layers.mlp.up_proj.kernel"] == PartitionSpec(None, BOTH, "tensor")
     assert specs["layers.mlp.down_proj.kernel"] == PartitionSpec(None, "tensor", BOTH)
     whole = [path for path in shapes if "norm" in path or "router" in path]

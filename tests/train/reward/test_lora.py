@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from tiny import CONFIG, random_ids, tiny_model
 
+from elastic_jax.errors import ConfigError
 from elastic_jax.model import from_params, to_params
 from elastic_jax.shared_prefix import shared_prefix_hidden
 from train.reward.weights import INPUT_RANKS, fresh_lora, join_lora, merge_lora
@@ -55,3 +56,9 @@ def test_adapters_work_in_shared_prompts_and_each_gets_a_gradient(moved) -> None
     assert set(slopes) == set(moved)
     for path, slope in slopes.items():
         assert np.isfinite(slope).all() and np.abs(slope).max() > 0, path
+
+
+def test_a_map_that_the_model_does_not_have_is_named() -> None:
+    shapes = {path: x.shape for path, x in PARAMS.items() if "gate_proj" not in path}
+    with pytest.raises(ConfigError, match="lora.targets names mlp.gate_proj, which this model does not have"):
+        fresh_lora(shapes, ("mlp.up_proj", "mlp.gate_proj"), rank=3, seed=0)

@@ -49,7 +49,7 @@ def test_needle_attention_is_that_of_the_plain_softmax(model):
     """Against the first layer's attention worked out from its weights, one answer token at a time."""
     from flax import nnx
 
-    from elastic_jax.rope import apply_rope, rope_table
+    from elastic_jax.rope import rope_tables
 
     first, end = 20, 31
     got = needle_attention(model, prompts(needle=(first, end)), tokens=160, rows=3)
@@ -58,9 +58,8 @@ def test_needle_attention_is_that_of_the_plain_softmax(model):
     for prompt, mass_LK in zip(prompts(), got, strict=True):
         ids = jnp.asarray([[*prompt.prompt_ids, *prompt.continuation_ids]])
         place = jnp.arange(ids.shape[1])[None]
-        cos, sin = rope_table(CONFIG.rope, CONFIG.head_dim, place, place + 1, CONFIG.max_position_embeddings)
-        q, k, _ = layer.attn.project(layer.input_norm(model.embed(ids)))
-        q, k = np.asarray(apply_rope(q, cos, sin)[0]), np.asarray(apply_rope(k, cos, sin)[0])
+        rope = rope_tables(CONFIG, place, place + 1)
+        q, k = (np.asarray(x[0]) for x in rope.rotate(0, *layer.project(model.embed(ids))[:2]))
         shares = np.zeros((3, CONFIG.num_heads))
         for answer in range(3):
             at = len(prompt.prompt_ids) - 1 + answer

@@ -178,9 +178,11 @@ def test_a_full_server_says_when_to_come_again_and_forgets_clients_that_leave(se
         pass
     status, reply, headers = server.ask("/v1/completions", TEXT)
     assert status == 429 and "server is full" in reply["error"]["message"] and 1 <= int(headers["retry-after"]) <= 60
+    waiting = asyncio.run(server.service.worker.ask(lambda engine: engine.requests[3:]))
     for client in clients:
         client.close()
     server.wait_until_idle()
+    assert {request.finish for request in waiting} == {"cancelled"} and len(waiting) >= 3
     replies = dict(re.findall(r'replies_total{status="(\d+)"} (\d+)', server.ask("/metrics")[1]))
     assert int(replies["429"]) >= 1 and int(replies["499"]) >= 4
 

@@ -99,6 +99,11 @@ def claim(directory: Path, config: Any) -> Iterator[None]:
 @contextmanager
 def _hold(directory: Path, config: Any) -> Iterator[None]:
     """Locks a run directory and writes the settings there."""
+    if {"[", "\\"} & {*str(directory.resolve())}:
+        raise ConfigError(
+            f"run.directory {directory} has a '[' or a backslash in its path, where Orbax writes checkpoints that it "
+            "cannot read again. Choose another path."
+        )
     foreign = CheckpointError(f"{directory} is not empty and holds no run. Choose a new --run.directory.")
     if directory.is_file():
         raise foreign

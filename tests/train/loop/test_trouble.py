@@ -338,3 +338,10 @@ def test_two_processes_stop_together_and_one_goes_on(tmp_path):
     for directory in ("run", "alone"):
         fit(toy_job.toy_job(config), tmp_path / directory)
     np.testing.assert_allclose(losses(tmp_path / "run"), losses(tmp_path / "alone"), rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["run [1]", "run\\1"])
+def test_paths_in_which_checkpoints_cannot_be_read_are_refused(name: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot read again"), claim(tmp_path / name, ToyConfig()):
+        pass
+    assert not any(tmp_path.iterdir())
